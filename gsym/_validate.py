@@ -1,0 +1,168 @@
+"""The one place that words an input error: what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IntegerArray = Tensor | np.ndarray | Sequence[int]
+
+
+class PartitionError(ValueError):
+    """Labels or clusters that do not describe a partition."""
+
+
+class GroupError(ValueError):
+    """Permutations that do not describe a group, or a group of the wrong degree."""
+
+
+class GraphError(ValueError):
+    """An ``edge_index`` or ``edge_weight`` that does not describe a graph on the given nodes."""
+
+
+class SignalError(ValueError):
+    """A signal whose shape or type does not fit the layer or the group."""
+
+
+_INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def integer_tensor(values: object, what: str, error: type[ValueError]) -> Tensor:
+    """Copy ``values`` to a new int64 tensor on the CPU, or say why that cannot be done."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (ValueError, TypeError, RuntimeError) as cause:
+        raise error(
+            f"{what} must be a rectangular array of integers; got {values!r:.80}"
+        ) from cause
+    if tensor.numel() == 0:
+        return torch.empty(tensor.shape, dtype=torch.int64)
+    if tensor.dtype not in _INTEGER_DTYPES:
+        hint = ""
+        if tensor.is_floating_point():
+            bad = (~torch.isfinite(tensor)) | (tensor != tensor.round())
+            if bad.any():
+                first = int(bad.flatten().nonzero()[0])
+                hint = f" (entry {first} is {float(tensor.flatten()[first])})"
+        raise error(
+            f"{what} must be integers; got dtype {tensor.dtype}{hint}; convert with .long()"
+        )
+    return tensor.detach().to(device="cpu", dtype=torch.int64, copy=True)
+
+
+def check_labels(labels: object, num_nodes: int | None = None) -> Tensor:
+    """Return ``labels`` as int64 ``[n]``, every label from 0 to the largest being used."""
+    tensor = integer_tensor(labels, "labels", PartitionError)
+    if tensor.dim() != 1:
+        raise PartitionError(
+            f"labels must be one-dimensional, one per node; got shape {list(tensor.shape)}"
+        )
+    if tensor.numel() == 0:
+        raise PartitionError("a partition needs at least one node; got no labels")
+    if num_nodes is not None and tensor.numel() != num_nodes:
+        raise PartitionError(
+            f"expected one label for each of {num_nodes} nodes; got {tensor.numel()}"
+        )
+    if tensor.min() < 0:
+        first = int((tensor < 0).nonzero()[0])
+        raise PartitionError(
+            f"labels must not be negative; node {first} has label {int(tensor[first])}; "
+            "renumber with Partition.from_labels(labels, relabel=True)"
+        )
+    highest = int(tensor.max())
+    used = torch.zeros(min(highest, tensor.numel()) + 1, dtype=torch.bool)
+    used[tensor[tensor < used.numel()]] = True
+    if highest >= tensor.numel() or not bool(used.all()):
+        gap = int((~used).nonzero()[0])
+        raise PartitionError(
+            f"labels must be 0 to k-1 without a gap; no node has label {gap} although the largest "
+            f"is {highest}; renumber with Partition.from_labels(labels, relabel=True)"
+        )
+    return tensor
+
+
+def check_permutation(perm: object, num_nodes: int, what: str = "perm") -> Tensor:
+    """Return ``perm`` as int64 ``[n]``, ``perm[i]`` being the image of ``i``."""
+    tensor = integer_tensor(perm, what, GroupError)
+    if tensor.dim() != 1 or tensor.numel() != num_nodes:
+        raise GroupError(
+            f"{what} must list the images of {num_nodes} nodes; got shape {list(tensor.shape)}"
+        )
+    inside = (tensor >= 0) & (tensor < num_nodes)
+    if not bool(inside.all()):
+        first = int((~inside).nonzero()[0])
+        raise GroupError(
+            f"{what} sends node {first} to {int(tensor[first])}, outside 0..{num_nodes - 1}"
+        )
+    counts = torch.bincount(tensor, minlength=num_nodes)
+    if not bool((counts == 1).all()):
+        repeated = int((counts > 1).nonzero()[0])
+        raise GroupError(
+            f"{what} is not a permutation: {int(counts[repeated])} nodes have the image {repeated}"
+        )
+    return tensor
+
+
+def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
+    """Return ``edge_index`` as it came, once it is known to be int64 ``[2, e]`` within range.
+
+    Reads the values, so it belongs where a graph is prepared and never into every forward pass.
+    """
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(f"edge_index must be a tensor [2, e]; got {type(edge_index).__name__}")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        hint = "; transpose it" if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
+        raise GraphError(f"edge_index must have shape [2, e]; got {list(edge_index.shape)}{hint}")
+    if edge_index.dtype != torch.int64:
+        raise GraphError(
+            f"edge_index must have dtype torch.int64; got {edge_index.dtype}; "
+            "convert with edge_index.long()"
+        )
+    if edge_index.numel():
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            bad = low if low < 0 else high
+            edge = int((edge_index == bad).any(dim=0).nonzero()[0])
+            raise GraphError(
+                f"edge_index must lie in 0..{num_nodes - 1}; edge {edge} names node {bad}"
+            )
+    return edge_index
+
+
+def check_edge_weight(edge_weight: object, edge_index: Tensor) -> Tensor | None:
+    """Return ``edge_weight`` as it came, once it is known to be one finite number per edge."""
+    if edge_weight is None:
+        return None
+    if not isinstance(edge_weight, Tensor) or not edge_weight.is_floating_point():
+        raise TypeError("edge_weight must be a floating-point tensor [e]")
+    if edge_weight.shape != edge_index.shape[1:]:
+        raise GraphError(
+            f"edge_weight must hold one number for each of {edge_index.size(1)} edges; "
+            f"got shape {list(edge_weight.shape)}"
+        )
+    return edge_weight
+
+
+def check_signal(x: Tensor, num_nodes: int | None, channels: int) -> None:
+    """Check type and shape of a signal ``[..., n, c]`` without reading its values."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor [..., n, c]; got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise SignalError(f"x must be floating point; got {x.dtype}; convert with x.float()")
+    if x.dim() < 2:
+        raise SignalError(f"x must have shape [..., n, {channels}]; got {list(x.shape)}")
+    if num_nodes is not None and x.size(-2) != num_nodes:
+        hint = ""
+        if x.size(-2) % num_nodes == 0:
+            hint = (
+                "; for PyG's stacked batch pass batch_size= to a Conv layer, or reshape with "
+                f"x.view(-1, {num_nodes}, x.size(-1))"
+            )
+        raise SignalError(
+            f"the group acts on {num_nodes} nodes but x has {x.size(-2)} on axis -2{hint}"
+        )
+    if x.size(-1) != channels:
+        raise SignalError(f"the layer takes {channels} channels but x has {x.size(-1)} on axis -1")
