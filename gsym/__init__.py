@@ -1,0 +1,14 @@
+"""gsym: partial permutation symmetry for signals on a fixed graph."""
+
+from gsym import check, kernels, nn
+from gsym.groups import ClusterGroup, Orbits, Partition, PermutationGroup
+
+__all__ = [
+    "ClusterGroup",
+    "Orbits",
+    "Partition",
+    "PermutationGroup",
+    "check",
+    "kernels",
+    "nn",
+]

@@ -1,0 +1,432 @@
+"""Is it really equivariant? One function measures, one judges, one runs the whole conformance kit.
+
+A map that commutes with the generators commutes with the group, so generators are what is tried.
+Where a group has more than :data:`MAX_GENERATORS` of them, as many uniformly random elements are
+tried instead: those that commute form a subgroup, and a random element falls outside a proper
+subgroup with probability one half or more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
+
+from gsym.groups import ClusterGroup, PermutationGroup
+
+MAX_GENERATORS = 64
+
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
+}
+
+Layer = Callable[..., Any]
+
+
+def equivariance_error(layer: Layer, group: PermutationGroup, x: Tensor, *args: Any) -> float:
+    """Largest relative failure of ``layer(g x) = g layer(x)`` over generators g of the group.
+
+    Args:
+        layer: Maps a signal ``[..., n, c]`` to one or several signals ``[..., n, c']``. A module
+            is evaluated in ``eval`` mode and left as it was.
+        group: The permutations to try, acting by ``(g x)[g(i)] = x[i]``.
+        x: A signal ``[..., n, c]``; random values, so that nothing agrees by accident.
+        *args: Passed on unchanged: the graph is fixed while the signal moves.
+
+    Returns:
+        ``max |f(gx) - g f(x)| / (|f(gx)| + |g f(x)|)``, Frobenius norms in float64; 0 is perfect,
+        1 the worst, infinity if an output is not finite.
+
+    Cost:
+        One evaluation per generator, at most ``MAX_GENERATORS + 1``.
+
+    Example:
+        >>> group = PermutationGroup.from_cycles(3, [(0, 1, 2)])
+        >>> equivariance_error(lambda x: x.cumsum(-2), group, torch.ones(3, 1)) > 0.1
+        True
+
+    Reference:
+        The metric of Kim et al. 2023, projection-based equivariance regularisers.
+    """
+    return max((error for error, _ in _errors(layer, group, x, *args)), default=0.0)
+
+
+def assert_equivariant(
+    layer: Layer, group: PermutationGroup, x: Tensor, *args: Any, tolerance: float | None = None
+) -> None:
+    """Raise unless ``layer`` commutes with every generator of the group.
+
+    Args:
+        layer: As in :func:`equivariance_error`.
+        group: As in :func:`equivariance_error`.
+        x: As in :func:`equivariance_error`.
+        *args: As in :func:`equivariance_error`.
+        tolerance: Largest relative error allowed; by default :data:`TOLERANCE` of ``x.dtype``.
+
+    Raises:
+        AssertionError: Names the permutation that fails worst, and by how much.
+    """
+    __tracebackhide__ = True
+    allowed = TOLERANCE[x.dtype] if tolerance is None else tolerance
+    worst = max(_errors(layer, group, x, *args), key=lambda found: found[0], default=None)
+    if worst is not None and not worst[0] <= allowed:
+        raise AssertionError(
+            f"not equivariant: relative error {worst[0]:.2e} (allowed {allowed:.0e}, {x.dtype}) "
+            f"under the permutation {_cycles(worst[1])} of {group!r}"
+        )
+
+
+@dataclass
+class CheckReport:
+    """What :func:`check_layer` tried.
+
+    Attributes:
+        passed: Names of the checks that held.
+        skipped: Reason by name of the checks that do not apply.
+        failed: Reason by name of the checks that did not hold.
+    """
+
+    passed: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"passed   {name}" for name in self.passed]
+        lines += [f"skipped  {name}: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"FAILED   {name}: {reason}" for name, reason in self.failed.items()]
+        return "\n".join(lines)
+
+
+class _Skip(Exception):  # noqa: N818  # a message to the runner, not an error
+    pass
+
+
+def check_layer(
+    make_layer: Callable[[PermutationGroup], nn.Module],
+    group: PermutationGroup,
+    *args: Any,
+    dimension: int | None = -1,
+    backend: str = "aot_eager",
+) -> CheckReport:
+    """Run the conformance kit that any layer tied along a group must pass.
+
+    - ``equivariant``: commutes with the generators, at random weights;
+    - ``equivariant after training``: still, after five steps of Adam;
+    - ``moves outside``: changes under permutations outside the group (over-tied weights do not);
+    - ``dimension``: the linear maps at random weights span exactly the theoretical space;
+    - ``live parameters``: what the output depends on is what ``parameters()`` lists, every
+      parameter gets a gradient, and every one moves;
+    - ``gradcheck`` and ``gradgradcheck`` in float64;
+    - ``compile``: ``torch.compile(fullgraph=True)`` gives the same values;
+    - ``state_dict``: a round trip gives the same layer;
+    - ``dtype``: float32 and float64 agree after ``.to``;
+    - ``layouts``: non-contiguous and zero-batch inputs are handled.
+
+    Args:
+        make_layer: Builds a fresh layer for a group. The layer has ``in_channels`` and
+            ``out_channels`` (few, to keep this quick) and maps ``[b, n, in]`` to ``[b, n, out]``.
+        group: A group on a small number of nodes, not the full symmetric group if possible.
+        *args: Further arguments of ``forward``, such as ``edge_index``.
+        dimension: Dimension of the space of linear maps for one pair of channels; by default
+            ``group.commutant_dim()``; ``None`` if the layer is not linear in the signal.
+        backend: Compiler back-end of the ``compile`` check.
+
+    Returns:
+        The report, if nothing failed.
+
+    Raises:
+        AssertionError: One line for each check that failed, and why.
+
+    Cost:
+        Seconds for ten nodes and three channels; the dimension check grows like ``n^4``.
+    """
+    __tracebackhide__ = True
+    kit = _Kit(make_layer, group, args, dimension, backend)
+    report = CheckReport()
+    for name, check in kit.checks():
+        try:
+            check()
+        except _Skip as skip:
+            report.skipped[name] = str(skip)
+        except Exception as error:  # a check may fail in any way; all are reported together
+            report.failed[name] = f"{error}".strip().split("\n")[0] or type(error).__name__
+        else:
+            report.passed.append(name)
+    if report.failed:
+        raise AssertionError(f"the layer fails {len(report.failed)} checks for {group!r}\n{report}")
+    return report
+
+
+class _Kit:
+    """The checks of :func:`check_layer` on one layer."""
+
+    def __init__(
+        self,
+        make_layer: Callable[[PermutationGroup], nn.Module],
+        group: PermutationGroup,
+        args: tuple[Any, ...],
+        dimension: int | None,
+        backend: str,
+    ) -> None:
+        self.make_layer, self.group, self.backend = make_layer, group, backend
+        self.args = tuple(_cast(a, torch.float64) for a in args)
+        self.dimension = group.commutant_dim() if dimension == -1 else dimension
+        self.random = torch.Generator().manual_seed(0)
+
+    def checks(self) -> list[tuple[str, Callable[[], None]]]:
+        return [
+            ("equivariant", self.equivariant),
+            ("equivariant after training", self.equivariant_after_training),
+            ("moves outside", self.moves_outside),
+            ("dimension", self.spans_the_commutant),
+            ("live parameters", self.live_parameters),
+            ("gradcheck", self.gradients),
+            ("gradgradcheck", self.second_gradients),
+            ("compile", self.compiles),
+            ("state_dict", self.state_round_trip),
+            ("dtype", self.dtypes),
+            ("layouts", self.layouts),
+        ]
+
+    def layer(self) -> nn.Module:
+        """A fresh layer in float64 with random parameters, biases included."""
+        layer = self.make_layer(self.group).double()
+        self.randomise(layer)
+        return layer
+
+    def randomise(self, layer: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=self.random))
+
+    def signal(self, layer: nn.Module, *batch: int) -> Tensor:
+        shape = (*batch, self.group.num_nodes, int(layer.in_channels))  # type: ignore[arg-type]
+        return torch.randn(shape, generator=self.random, dtype=torch.float64)
+
+    def equivariant(self) -> None:
+        layer = self.layer()
+        assert_equivariant(layer, self.group, self.signal(layer, 2), *self.args)
+
+    def equivariant_after_training(self) -> None:
+        layer = self.layer()
+        self.train(layer)
+        assert_equivariant(layer, self.group, self.signal(layer, 2), *self.args)
+
+    def train(self, layer: nn.Module) -> None:
+        optimiser = torch.optim.Adam(layer.parameters(), lr=0.1)
+        x = self.signal(layer, 8)
+        target = torch.randn(layer(x, *self.args).shape, generator=self.random).double()
+        for _ in range(5):
+            optimiser.zero_grad()
+            (layer(x, *self.args) - target).square().mean().backward()
+            optimiser.step()
+
+    def moves_outside(self) -> None:
+        outsiders = list(_outsiders(self.group, self.random))
+        if not outsiders:
+            raise _Skip("no permutation outside the group moves its pair orbits")
+        layer = self.layer()
+        x = self.signal(layer, 2)
+        errors = [_error(layer, perm, x, *self.args) for perm in outsiders]
+        median = float(torch.tensor(errors).median())
+        assert median > 1e-2, (
+            f"median error {median:.1e} under permutations outside the group: weights are tied "
+            "that the group leaves free"
+        )
+
+    def spans_the_commutant(self) -> None:
+        if self.dimension is None:
+            raise _Skip("the layer is not linear in the signal")
+        layer = self.layer()
+        n = self.group.num_nodes
+        channels = int(layer.in_channels) * int(layer.out_channels)  # type: ignore[arg-type]
+        expected = self.dimension * channels
+        basis = torch.eye(n * int(layer.in_channels), dtype=torch.float64)  # type: ignore[arg-type]
+        basis = basis.view(-1, n, int(layer.in_channels))  # type: ignore[arg-type]
+        maps = []
+        with torch.no_grad():
+            for _ in range(expected + 2):
+                self.randomise(layer)
+                offset = layer(torch.zeros_like(basis[:1]), *self.args)
+                maps.append((layer(basis, *self.args) - offset).flatten())
+        rank = int(torch.linalg.matrix_rank(torch.stack(maps), rtol=1e-9))
+        assert rank == expected, f"the maps span {rank} dimensions; the theory says {expected}"
+
+    def live_parameters(self) -> None:
+        layer = self.layer()
+        listed = {id(p): name for name, p in layer.named_parameters()}
+        output = layer(self.signal(layer, 4), *self.args)
+        hidden = [leaf for leaf in _leaves(output) if id(leaf) not in listed]
+        assert not hidden, (
+            f"the output depends on a trainable tensor of shape {list(hidden[0].shape)} that "
+            "parameters() does not list, so no optimiser moves it"
+        )
+        before = copy.deepcopy(layer.state_dict())
+        output.square().mean().backward()
+        for name, parameter in layer.named_parameters():
+            seen = parameter.grad is not None and bool((parameter.grad != 0).any())
+            assert seen, f"parameter {name} receives no gradient"
+        self.train(layer)
+        for name, parameter in layer.named_parameters():
+            moved = not torch.equal(parameter, before[name])
+            assert moved, f"parameter {name} does not move in five optimiser steps"
+
+    def _function(self, layer: nn.Module) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        names = [name for name, _ in layer.named_parameters()]
+
+        def function(x: Tensor, *values: Tensor) -> Tensor:
+            parameters = dict(zip(names, values, strict=True))
+            return functional_call(layer, parameters, (x, *self.args))
+
+        x = self.signal(layer, 1).requires_grad_()
+        return function, (x, *(p.detach().requires_grad_() for p in layer.parameters()))
+
+    def gradients(self) -> None:
+        assert gradcheck(*self._function(self.layer()))
+
+    def second_gradients(self) -> None:
+        assert gradgradcheck(*self._function(self.layer()))
+
+    def compiles(self) -> None:
+        layer = self.layer()
+        x = self.signal(layer, 2)
+        expected = layer(x, *self.args)
+        torch.compiler.reset()
+        compiled = torch.compile(layer, fullgraph=True, backend=self.backend)
+        torch.testing.assert_close(compiled(x, *self.args), expected)
+
+    def state_round_trip(self) -> None:
+        layer, other = self.layer(), self.layer()
+        other.load_state_dict(copy.deepcopy(layer.state_dict()))
+        x = self.signal(layer, 2)
+        assert torch.equal(layer(x, *self.args), other(x, *self.args)), "the loaded layer differs"
+
+    def dtypes(self) -> None:
+        layer = self.layer()
+        x = self.signal(layer, 2)
+        wide = layer(x, *self.args)
+        narrow = layer.float()(x.float(), *(_cast(a, torch.float32) for a in self.args))
+        assert narrow.dtype == torch.float32, f"float32 input gives {narrow.dtype}"
+        torch.testing.assert_close(narrow.double(), wide, rtol=1e-3, atol=1e-3)
+
+    def layouts(self) -> None:
+        layer = self.layer()
+        x = self.signal(layer, 3)
+        strided = x.transpose(0, 2).contiguous().transpose(0, 2)
+        torch.testing.assert_close(layer(strided, *self.args), layer(x, *self.args))
+        expanded = x[:1].expand(3, -1, -1)
+        torch.testing.assert_close(
+            layer(expanded, *self.args), layer(expanded.contiguous(), *self.args)
+        )
+        empty = layer(self.signal(layer, 0), *self.args)
+        shape = (0, self.group.num_nodes, layer.out_channels)
+        assert tuple(empty.shape) == shape, f"a zero batch gives shape {list(empty.shape)}"
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value
+
+
+def _permutations(group: PermutationGroup) -> Iterator[Tensor]:
+    many = isinstance(group, ClusterGroup) and group.num_generators > MAX_GENERATORS
+    if not many and group.generators.size(0) <= MAX_GENERATORS:
+        yield from group.generators
+        return
+    random = torch.Generator().manual_seed(0)
+    for _ in range(MAX_GENERATORS):
+        yield group.sample(generator=random)
+
+
+def _errors(
+    layer: Layer, group: PermutationGroup, x: Tensor, *args: Any
+) -> Iterator[tuple[float, Tensor]]:
+    if x.dim() < 2 or x.size(-2) != group.num_nodes:
+        raise ValueError(
+            f"x must be [..., {group.num_nodes}, c] for {group!r}; got {list(x.shape)}"
+        )
+    for perm in _permutations(group):
+        yield _error(layer, perm, x, *args), perm
+
+
+@torch.no_grad()
+def _error(layer: Layer, perm: Tensor, x: Tensor, *args: Any) -> float:
+    training = isinstance(layer, nn.Module) and layer.training
+    if isinstance(layer, nn.Module):
+        layer.eval()
+    try:
+        moved, still = _outputs(layer(_act(perm, x), *args)), _outputs(layer(x, *args))
+    finally:
+        if isinstance(layer, nn.Module):
+            layer.train(training)
+    worst = 0.0
+    for after, before in zip(moved, still, strict=True):
+        expected = _act(perm, before.double())
+        difference = float((after.double() - expected).norm())
+        size = float(after.double().norm() + expected.norm())
+        if not torch.isfinite(torch.tensor([difference, size])).all():
+            return float("inf")
+        worst = max(worst, difference / size if size else 0.0)
+    return worst
+
+
+def _act(perm: Tensor, x: Tensor) -> Tensor:
+    """``(g x)[g(i)] = x[i]`` on the node axis."""
+    moved = torch.empty_like(x)
+    moved[..., perm.to(x.device), :] = x
+    return moved
+
+
+def _outputs(value: Any) -> tuple[Tensor, ...]:
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def _outsiders(group: PermutationGroup, random: torch.Generator) -> Iterator[Tensor]:
+    """Random permutations that move the pair orbits, so that an equivariant map must change.
+
+    A permutation outside the group that moves no pair orbit cannot be told from an element by
+    any linear map (the alternating group and the symmetric group have equal orbits).
+    """
+    pairs = group.pair_orbits().index
+    for _ in range(32):
+        perm = torch.randperm(group.num_nodes, generator=random)
+        if not torch.equal(pairs[perm][:, perm], pairs):
+            yield perm
+
+
+def _leaves(output: Tensor) -> list[Tensor]:
+    """Tensors at which the autograd graph of ``output`` accumulates gradients."""
+    found, seen, stack = [], set(), [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        stack.extend(next_node for next_node, _ in node.next_functions)
+    return found
+
+
+def _cycles(perm: Tensor) -> str:
+    """Cycle notation, shortened."""
+    images, seen, text = perm.tolist(), set(), ""
+    for start in range(len(images)):
+        cycle = []
+        while start not in seen:
+            seen.add(start)
+            cycle.append(start)
+            start = images[start]
+        if len(cycle) > 1:
+            text += "(" + " ".join(map(str, cycle)) + ")"
+    return text if len(text) <= 80 else text[:77] + "..."

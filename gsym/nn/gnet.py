@@ -1,0 +1,439 @@
+"""GNetConv and GNet: orbit-tied layers on a graph (Approximately Equivariant Graph Networks)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from gsym import kernels
+from gsym._validate import GraphError, SignalError, check_edge_index, check_signal
+from gsym.groups import PermutationGroup
+from gsym.nn.linear import (
+    OrbitLinear,
+    as_clusters,
+    check_fingerprint,
+    check_mixing_memory,
+    fingerprint,
+)
+
+PROPAGATIONS = ("none", "adjacency", "weighted", "pointwise")
+
+
+@dataclass
+class _Graph:
+    """What a layer derives from one graph: its edges, self-loops included, sorted by target."""
+
+    edge_index: Tensor  # [2, e], the caller's, by which the graph is recognised
+    num_edges: int  # edges of one copy
+    order: Tensor  # [f] position of every edge among the given ones followed by n loops
+    has_loop: Tensor  # [n]
+    source: kernels.Segments
+    target: kernels.Segments
+    tie: kernels.Segments  # pair orbit of every edge
+    tiles: kernels.Tiles | None
+
+
+class GNetConv(nn.Module):
+    r"""Orbit-tied linear map that meets the graph in one of four ways.
+
+    With h the map of :class:`OrbitLinear`, K its matrices per pair orbit and b one bias per node
+    orbit:
+
+    - ``"none"``: :math:`y_i = h_i(x) + b`; the graph is not used.
+    - ``"adjacency"``: :math:`y_i = \sum_j \hat A_{ij} h_j(x) + b`, with :math:`\hat A =
+      D^{-1}(A + I)`, the mean over a node and the nodes that send to it.
+    - ``"weighted"``: the same with learned weights in place of A, a softmax over each node's
+      neighbourhood of one logit per pair orbit, so that edges in one orbit share their weight.
+    - ``"pointwise"``: :math:`y_i = \sum_j \hat A_{ij} K_{orb(i, j)} x_j + b`, the map restricted
+      to edges.
+
+    Messages go from ``edge_index[0]`` to ``edge_index[1]``. A node without a self-loop gets one
+    of weight 1.
+
+    Args:
+        in_channels: Channels per node of the input.
+        out_channels: Channels per node of the output.
+        group: Group to tie along; ``None`` is the full symmetric group on any number of nodes.
+        propagate: One of the four ways.
+        bias: Add one learned vector per node orbit.
+        mixing: As in :class:`OrbitLinear`; not used by ``"pointwise"``.
+        rank: As in :class:`OrbitLinear`.
+        cluster_edge_index: As in :class:`OrbitLinear`.
+
+    Shapes:
+        - input: ``x [..., n, in_channels]``, ``edge_index [2, e]``, ``edge_weight [e]``; or PyG's
+          stacked batch of one graph with ``batch_size=b``: ``x [b*n, in_channels]`` and
+          ``edge_index`` of one copy or of all
+        - output: ``[..., n, out_channels]``, or ``[b*n, out_channels]``
+
+    Symmetry:
+        Nodes: ``"none"`` is exact for ``group``. The others are exact when
+        ``group.preserves(edge_index, edge_weight)``, otherwise approximate, because a fixed
+        graph distinguishes nodes that the group exchanges; ``gsym.check.equivariance_error``
+        says by how much. Relabelling graph and signal together commutes with ``group=None``
+        always.
+
+    Raises:
+        GraphError: An ``edge_index`` that is out of range, not int64 or not ``[2, e]``.
+        SignalError: A signal of other channels, of another number of nodes, or not floating point.
+        GroupError: Loading a checkpoint of another group.
+
+    Cost:
+        That of :class:`OrbitLinear` and ``O(e d')`` per signal (``"pointwise"``: ``O(e d d')``).
+        What depends on the graph alone is prepared at its first use and kept for the last graph
+        seen. Under ``torch.compile(fullgraph=True)`` call the layer once on the graph before.
+
+    Example:
+        >>> group = ClusterGroup(Partition.from_labels([0, 0, 1, 1]))
+        >>> conv = GNetConv(2, 3, group, propagate="weighted")
+        >>> edge_index = torch.tensor([[0, 1, 2, 3], [2, 2, 0, 1]])
+        >>> conv(torch.randn(8, 4, 2), edge_index).shape
+        torch.Size([8, 4, 3])
+
+    Reference:
+        Huang, Levie, Villar, arXiv 2308.10436, G-Net, G-Net(gc), G-Net(gc+ew) and G-Net(pt), from
+        the formulas: the published ``gc+ew`` uses only the diagonal of its learned adjacency and
+        does not tie it. The softmax over non-edges of the published ``pt`` is left out.
+    """
+
+    _node_orbit: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        group: PermutationGroup | None = None,
+        *,
+        propagate: str = "adjacency",
+        bias: bool = True,
+        mixing: str = "full",
+        rank: int | None = None,
+        cluster_edge_index: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if propagate not in PROPAGATIONS:
+            raise ValueError(
+                f"propagate must be one of {', '.join(PROPAGATIONS)}; got {propagate!r}"
+            )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.group, self.propagate = group, propagate
+        clusters = as_clusters(group)
+        self.num_nodes = None if group is None else clusters.num_nodes
+        self._ties = _PairTable(group) if propagate in ("weighted", "pointwise") else None
+        self.linear: OrbitLinear | None = None
+        self.register_parameter("weight", None)
+        self.register_parameter("edge_logit", None)
+        if self._ties is not None and propagate == "pointwise":
+            num_orbits = self._ties.num_orbits
+            check_mixing_memory(num_orbits, in_channels, out_channels, clusters)
+            self.weight = nn.Parameter(torch.empty(num_orbits, in_channels, out_channels))
+        else:
+            self.linear = OrbitLinear(
+                in_channels,
+                out_channels,
+                group,
+                bias=bias and propagate == "none",
+                mixing=mixing,
+                rank=rank,
+                cluster_edge_index=cluster_edge_index,
+            )
+        if self._ties is not None and propagate == "weighted":
+            check_mixing_memory(self._ties.num_orbits, 1, 1, clusters)
+            self.edge_logit = nn.Parameter(torch.empty(self._ties.num_orbits))
+        orbits = clusters.node_orbits()
+        self.register_buffer("_node_orbit", orbits.index, persistent=False)
+        if bias and propagate != "none":
+            self.bias = nn.Parameter(torch.empty(orbits.num_orbits, out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self._graph: _Graph | None = None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, gain: float = math.sqrt(2)) -> None:
+        """Draw the linear map as :class:`OrbitLinear` does; all edges start with equal weight."""
+        if self.linear is not None:
+            self.linear.reset_parameters(gain)
+        if self.weight is not None:
+            self.weight.normal_(std=gain / math.sqrt(self.in_channels))
+        if self.edge_logit is not None:
+            self.edge_logit.zero_()
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Map signals on one graph; see the class for shapes.
+
+        Args:
+            x: Signals ``[..., n, in_channels]``.
+            edge_index: The graph; may be left out with ``propagate="none"``.
+            edge_weight: Non-negative weight of every edge; 1 where ``None``. ``"weighted"``
+                multiplies its learned weights by them before it normalises.
+            batch_size: Number of graphs in a stacked batch ``[b*n, in_channels]``.
+        """
+        if batch_size is not None:
+            x = _unstack(x, batch_size, self.num_nodes)
+        check_signal(x, self.num_nodes, self.in_channels)
+        if self.propagate == "none":
+            assert self.linear is not None
+            y = self.linear(x)
+        else:
+            graph = self._prepare(edge_index, x.size(-2), batch_size)
+            y = self._propagate(x, graph, self._edge_weights(graph, edge_weight, x))
+            if self.bias is not None:
+                y = y + self.bias.index_select(0, self._node_orbit)
+        return y if batch_size is None else y.flatten(0, 1)
+
+    def _propagate(self, x: Tensor, graph: _Graph, weight: Tensor) -> Tensor:
+        if self.linear is not None:
+            messages = kernels.segment_gather(self.linear(x), graph.source) * weight
+        else:
+            assert self.weight is not None and graph.tiles is not None
+            sent = kernels.segment_gather(x, graph.source) * weight
+            messages = kernels.indexed_linear(sent, self.weight, graph.tiles)
+        return kernels.segment_sum(messages, graph.target)
+
+    def _edge_weights(self, graph: _Graph, edge_weight: Tensor | None, x: Tensor) -> Tensor:
+        """Weights ``[f, 1]`` of the sorted edges that sum to 1 over each neighbourhood."""
+        n = graph.has_loop.numel()
+        if edge_weight is None:
+            given = x.new_ones(graph.num_edges)
+        elif edge_weight.numel() % max(graph.num_edges, 1) or edge_weight.dim() != 1:
+            raise GraphError(
+                f"edge_weight must hold one number for each of {graph.num_edges} edges; "
+                f"got shape {list(edge_weight.shape)}"
+            )
+        else:
+            given = edge_weight[: graph.num_edges].to(x.dtype)
+        weight = torch.cat([given, (~graph.has_loop).to(x.dtype)]).index_select(0, graph.order)
+        weight = weight[:, None]
+        if self.edge_logit is not None:
+            logit = kernels.segment_gather(self.edge_logit[:, None], graph.tie)
+            index = graph.target.index[:, None]
+            highest = logit.detach().new_full((n, 1), -math.inf)
+            highest = highest.scatter_reduce(0, index, logit.detach(), "amax")
+            weight = weight * (logit - kernels.segment_gather(highest, graph.target)).exp()
+        total = kernels.segment_sum(weight, graph.target)
+        return weight / kernels.segment_gather(total, graph.target)
+
+    def _prepare(self, edge_index: Tensor | None, n: int, batch_size: int | None) -> _Graph:
+        if edge_index is None:
+            raise TypeError(f'propagate="{self.propagate}" needs edge_index')
+        graph = self._graph
+        if graph is not None and graph.has_loop.numel() == n:
+            if edge_index is graph.edge_index:
+                return graph
+            if not torch.compiler.is_compiling() and _same(edge_index, graph.edge_index):
+                return graph
+        self._graph = self._build(edge_index, n, batch_size)
+        return self._graph
+
+    def _build(self, edge_index: Tensor, n: int, batch_size: int | None) -> _Graph:
+        one = _first_copy(edge_index, n, batch_size)
+        source, target = check_edge_index(one, n)
+        has_loop = torch.zeros(n, dtype=torch.bool, device=one.device)
+        has_loop[source[source == target]] = True
+        nodes = torch.arange(n, device=one.device)
+        missing = nodes[~has_loop]
+        source, target = torch.cat([source, missing]), torch.cat([target, missing])
+        kept = torch.cat([torch.arange(one.size(1), device=one.device), one.size(1) + missing])
+        order = torch.argsort(target, stable=True)
+        source, target = source[order], target[order]
+        tie = torch.zeros_like(source) if self._ties is None else self._ties(target, source)
+        ties = kernels.Segments(tie, 1 if self._ties is None else self._ties.num_orbits)
+        tiles = None
+        if self.propagate == "pointwise":
+            tiles = kernels.Tiles(ties, self.in_channels, self.out_channels)
+        return _Graph(
+            edge_index=edge_index,
+            num_edges=one.size(1),
+            order=kept[order],
+            has_loop=has_loop,
+            source=kernels.Segments(source, n),
+            target=kernels.Segments(target, n),
+            tie=ties,
+            tiles=tiles,
+        )
+
+    def get_extra_state(self) -> Tensor:
+        """The fingerprint of the group, uint8 ``[32]``, which travels in the ``state_dict``."""
+        return fingerprint(self.group)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse the parameters of another group.
+
+        Raises:
+            GroupError: The fingerprint differs.
+        """
+        check_fingerprint(state, self.group)
+
+    def extra_repr(self) -> str:
+        """Channels, group and propagation, for ``repr``."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, group={self.group or 'S_n'}, "
+            f"propagate={self.propagate!r}"
+        )
+
+
+class GNet(nn.Module):
+    """A stack of :class:`GNetConv` with ReLU between.
+
+    Args:
+        channels: Channels before, between and after the layers, two or more.
+        group: Group of every layer; ``None`` is the full symmetric group on any number of nodes.
+        propagate: How every layer meets the graph; ``"none"`` gives the paper's inpainting net.
+        mixing: As in :class:`OrbitLinear`.
+        rank: As in :class:`OrbitLinear`.
+        cluster_edge_index: As in :class:`OrbitLinear`.
+
+    Shapes:
+        - input: as :class:`GNetConv`, with ``channels[0]`` channels
+        - output: as :class:`GNetConv`, with ``channels[-1]`` channels
+
+    Symmetry:
+        Nodes: that of its layers; ReLU acts on every entry alone and keeps it.
+
+    Example:
+        >>> net = GNet([1, 28, 1], ClusterGroup(Partition.grid(28, 28, 7)))
+        >>> sum(p.numel() for p in net.parameters())
+        15696
+        >>> net(torch.randn(2, 784, 1)).shape
+        torch.Size([2, 784, 1])
+
+    Reference:
+        Huang, Levie, Villar, arXiv 2308.10436. Their 2-layer net has one bias per channel; ours
+        has one per node orbit, the complete equivariant bias.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        group: PermutationGroup | None = None,
+        *,
+        propagate: str = "none",
+        mixing: str = "full",
+        rank: int | None = None,
+        cluster_edge_index: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if len(channels) < 2:
+            raise ValueError(f"channels must list two widths or more; got {list(channels)}")
+        self.in_channels, self.out_channels = channels[0], channels[-1]
+        self.group = group
+        self.convs = nn.ModuleList(
+            GNetConv(
+                here,
+                there,
+                group,
+                propagate=propagate,
+                mixing=mixing,
+                rank=rank,
+                cluster_edge_index=cluster_edge_index,
+            )
+            for here, there in pairwise(channels)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all layers; the last has no ReLU behind it and hence gain 1."""
+        for i, conv in enumerate(self.convs, start=1):
+            assert isinstance(conv, GNetConv)
+            conv.reset_parameters(gain=1.0 if i == len(self.convs) else math.sqrt(2))
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Apply the layers in turn; arguments as for :class:`GNetConv`."""
+        for i, conv in enumerate(self.convs):
+            x = conv(x if i == 0 else x.relu(), edge_index, edge_weight, batch_size=batch_size)
+        return x
+
+
+class _PairTable(nn.Module):
+    """Pair orbit of given node pairs, without a table over all of them."""
+
+    labels: Tensor
+    table: Tensor
+    own: Tensor
+
+    def __init__(self, group: PermutationGroup | None) -> None:
+        super().__init__()
+        clusters = as_clusters(group)
+        self.any_size = group is None
+        self.num_clusters = clusters.partition.num_clusters
+        self.register_buffer("labels", clusters.partition.labels, persistent=False)
+        self.swapped = clusters.swaps is not None
+        if self.swapped:
+            pairs = clusters.cluster_pair_orbits()
+            self.register_buffer("table", pairs.index, persistent=False)
+            num_pairs = pairs.num_orbits
+        else:
+            num_pairs = self.num_clusters**2
+        orbit = clusters.cluster_orbits().index
+        large = torch.tensor(clusters.partition.sizes) > 1
+        if self.any_size:
+            large = torch.ones_like(large)
+        own = torch.full_like(orbit, -1)
+        used, inverse = torch.unique(orbit[large], return_inverse=True)
+        own[large] = num_pairs + inverse
+        self.register_buffer("own", own, persistent=False)
+        self.num_orbits = num_pairs + used.numel()
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Orbit of each pair: clusters first, then the diagonals of the larger ones."""
+        if self.any_size:
+            return (first == second).long()
+        a, b = self.labels.to(first.device)[first], self.labels.to(first.device)[second]
+        if self.swapped:
+            orbit = self.table.to(first.device)[a, b]
+        else:
+            orbit = a * self.num_clusters + b
+        own = self.own.to(first.device)[a]
+        return torch.where((first == second) & (own >= 0), own, orbit)
+
+
+def _same(edge_index: Tensor, seen: Tensor) -> bool:
+    return edge_index.device == seen.device and torch.equal(edge_index, seen)
+
+
+def _unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:
+    if x.dim() != 2:
+        raise SignalError(f"with batch_size, x must be [b*n, c]; got {list(x.shape)}")
+    if batch_size == 0 and x.size(0) == 0:
+        return x.view(0, num_nodes or 0, x.size(1))
+    if batch_size < 1 or x.size(0) % batch_size:
+        raise SignalError(f"x has {x.size(0)} rows, not a multiple of batch_size={batch_size}")
+    return x.reshape(batch_size, -1, x.size(1))
+
+
+def _first_copy(edge_index: Tensor, n: int, batch_size: int | None) -> Tensor:
+    """The graph itself, or its first copy in a stacked batch of equal graphs."""
+    if batch_size is None or edge_index.numel() == 0 or int(edge_index.max()) < n:
+        return edge_index
+    copies, rest = divmod(edge_index.size(1), batch_size)
+    one = edge_index[:, :copies]
+    offset = torch.arange(batch_size, device=edge_index.device)[:, None, None] * n
+    stacked = (one + offset).transpose(0, 1).reshape(2, -1)
+    if rest or not torch.equal(stacked, edge_index):
+        raise GraphError(
+            f"with batch_size={batch_size}, edge_index must hold one graph on {n} nodes or "
+            f"{batch_size} equal copies of it, as PyG's DataLoader stacks them"
+        )
+    return one
