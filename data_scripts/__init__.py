@@ -1,0 +1,1 @@
+"""Scripts that download and convert the data of the benchmarks."""

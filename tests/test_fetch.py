@@ -1,0 +1,773 @@
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pooch")
+pytest.importorskip("requests")
+pytest.importorskip("rich")
+pytest.importorskip("tyro")
+
+from benchmarks.data import DataError, write_npz
+from data_scripts import asf_amc, fetch
+
+CONTENT = np.random.default_rng(0).bytes(3000)
+ROOT = Path(fetch.__file__).parents[1]
+
+
+def sha256(content):
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+class Host:
+    """A server on this machine; tests state what it holds and how it misbehaves."""
+
+    def __init__(self):
+        self.files = {}
+        self.ranges = True
+        self.cuts = []  # bodies end early, after so many bytes, one per request
+        self.asked = []  # (path, Range header)
+        host = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                host.asked.append((self.path, asked))
+                body = host.files.get(self.path)
+                if body is None:
+                    self.send_error(404)
+                    return
+                size, start = len(body), 0
+                if asked and host.ranges:
+                    start = int(asked.removeprefix("bytes=").removesuffix("-"))
+                    self.send_response(206 if start < size else 416)
+                    span = f"{start}-{size - 1}" if start < size else "*"
+                    self.send_header("Content-Range", f"bytes {span}/{size}")
+                else:
+                    self.send_response(200)
+                body = body[start:]
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: host.cuts.pop(0)] if host.cuts else body)
+                self.close_connection = True
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def host(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(fetch, "CHUNK", 100)
+    host = Host()
+    yield host
+    host.stop()
+
+
+@pytest.fixture
+def source(host, monkeypatch):
+    """One file, ``a.gz`` of the data set ``mnist``, on one host."""
+    host.files["/a.gz"] = CONTENT
+    return serve(monkeypatch, f"{host.url}/a.gz")
+
+
+def serve(monkeypatch, *urls, content=CONTENT):
+    source = fetch.Source(urls, sha256(content))
+    monkeypatch.setitem(fetch.SOURCES, "mnist", {"a.gz": source})
+    return source
+
+
+def left(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+# Downloads
+
+
+def test_downloads_once(source, host, tmp_path):
+    fetch.fetch("mnist", tmp_path)
+    assert (tmp_path / "mnist" / "a.gz").read_bytes() == CONTENT
+    fetch.fetch("mnist", tmp_path)
+    assert host.asked == [("/a.gz", None)]
+    assert left(tmp_path) == ["a.gz"]
+
+
+def test_goes_on_after_a_cut_connection(source, host, tmp_path):
+    host.cuts = [1250]
+    fetch.fetch("mnist", tmp_path)
+    assert (tmp_path / "mnist" / "a.gz").read_bytes() == CONTENT
+    assert [asked for _, asked in host.asked] == [None, "bytes=1200-"]
+
+
+def test_goes_on_in_the_next_call(source, host, tmp_path):
+    host.cuts = [500, 500]
+    with pytest.raises(DataError, match="goes on where it stopped"):
+        fetch.fetch("mnist", tmp_path)
+    assert left(tmp_path) == ["a.gz.part"]
+    fetch.fetch("mnist", tmp_path)
+    assert (tmp_path / "mnist" / "a.gz").read_bytes() == CONTENT
+    assert [asked for _, asked in host.asked] == [None, "bytes=500-", "bytes=1000-"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize(
+    "part", [b"", CONTENT[:1], CONTENT[:2999], CONTENT, CONTENT + b"more"], ids=len
+)
+def test_goes_on_from_any_part(source, host, tmp_path, ranges, part):
+    host.ranges = ranges
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "a.gz.part").write_bytes(part)
+    fetch.fetch("mnist", tmp_path)
+    assert (tmp_path / "mnist" / "a.gz").read_bytes() == CONTENT
+    assert left(tmp_path) == ["a.gz"]
+
+
+def test_a_foreign_part_is_deleted_and_downloaded_anew(source, host, tmp_path):
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "a.gz.part").write_bytes(b"something else")
+    fetch.fetch("mnist", tmp_path)
+    assert (tmp_path / "mnist" / "a.gz").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [CONTENT[:700] + bytes([CONTENT[700] ^ 1]) + CONTENT[701:], CONTENT[:-1], b""],
+    ids=["flipped", "truncated", "empty"],
+)
+def test_a_wrong_file_is_deleted_and_named(source, host, tmp_path, wrong):
+    host.files["/a.gz"] = wrong
+    with pytest.raises(DataError) as caught:
+        fetch.fetch("mnist", tmp_path)
+    assert f"{source.checksum.split(':')[1]}, got {sha256(wrong).split(':')[1]}" in str(
+        caught.value
+    )
+    assert "the file was deleted" in str(caught.value)
+    assert left(tmp_path) == []
+
+
+def test_a_damaged_file_on_disk_is_downloaded_anew(source, host, tmp_path, capsys):
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "a.gz").write_bytes(CONTENT[:-1])
+    fetch.fetch("mnist", tmp_path)
+    assert (tmp_path / "mnist" / "a.gz").read_bytes() == CONTENT
+    assert "getting it again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", ["absent", "damaged"])
+def test_the_next_mirror_is_tried(host, monkeypatch, tmp_path, bad):
+    host.files["/good"] = CONTENT
+    host.files["/damaged"] = CONTENT[::-1]
+    serve(monkeypatch, f"{host.url}/{bad}", f"{host.url}/good")
+    fetch.fetch("mnist", tmp_path)
+    assert (tmp_path / "mnist" / "a.gz").read_bytes() == CONTENT
+    assert [path for path, _ in host.asked] == [f"/{bad}", "/good"]
+
+
+def test_all_hosts_down_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    closed = Host()
+    closed.stop()
+    serve(monkeypatch, f"{closed.url}/one", f"{closed.url}/two")
+    with pytest.raises(DataError) as caught:
+        fetch.fetch("mnist", tmp_path)
+    message = str(caught.value)
+    by_hand = tmp_path / "by-hand"
+    assert f"{closed.url}/one" in message
+    assert f"{closed.url}/two" in message
+    assert "the files of mnist (a.gz) by other means" in message
+    assert f"into the folder {by_hand}" in message
+    assert f"python data_scripts/fetch.py mnist --out {tmp_path} --from {by_hand}" in message
+    by_hand.mkdir()
+    (by_hand / "a.gz").write_bytes(CONTENT)
+    fetch.fetch("mnist", tmp_path, by_hand)
+    assert (tmp_path / "mnist" / "a.gz").read_bytes() == CONTENT
+
+
+def test_certificates_are_verified(monkeypatch, tmp_path):
+    serve(monkeypatch, "https://127.0.0.1/a.gz")
+    seen = []
+
+    def send(session, request, **options):
+        seen.append(options["verify"])
+        raise fetch.requests.exceptions.SSLError("self-signed")
+
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setattr(fetch.requests.Session, "send", send)
+    with pytest.raises(DataError, match="self-signed"):
+        fetch.fetch("mnist", tmp_path)
+    assert seen == [True] * fetch.ROUNDS
+
+
+def test_the_real_table_has_addresses_and_whole_checksums():
+    assert set(fetch.SOURCES) == {"fashion-mnist", "mnist", "metr-la", "cmu"}
+    for files in fetch.SOURCES.values():
+        for source in files.values():
+            algorithm, checksum = source.checksum.split(":")
+            assert len(bytes.fromhex(checksum)) == {"sha256": 32, "md5": 16}[algorithm]
+            assert source.urls
+            assert all(url.startswith(("https://", "http://")) for url in source.urls)
+    assert not fetch.SOURCES["cmu"]["allasfamc.zip"].confirmed
+
+
+# Files that are there already
+
+
+def test_from_finds_the_file_whose_checksum_fits(monkeypatch, tmp_path):
+    serve(monkeypatch)
+    for folder, content in (("fashion-mnist", b"same name"), ("mnist", CONTENT)):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "a.gz").write_bytes(content)
+    fetch.fetch("mnist", tmp_path / "out", tmp_path / "in")
+    assert (tmp_path / "out" / "mnist" / "a.gz").read_bytes() == CONTENT
+    assert (tmp_path / "in" / "fashion-mnist" / "a.gz").read_bytes() == b"same name"
+
+
+def test_from_says_what_is_missing_and_keeps_what_is_wrong(monkeypatch, tmp_path):
+    serve(monkeypatch)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError, match=r"a\.gz: not in .*in\n.*fetch\.py mnist"):
+        fetch.fetch("mnist", tmp_path / "out", tmp_path / "in")
+    (tmp_path / "in" / "a.gz").write_bytes(b"wrong")
+    with pytest.raises(DataError, match=r"in/a\.gz: expected sha256"):
+        fetch.fetch("mnist", tmp_path / "out", tmp_path / "in")
+    assert (tmp_path / "in" / "a.gz").read_bytes() == b"wrong"
+    assert left(tmp_path / "out") == []
+
+
+def test_main_reports_every_failure(monkeypatch, tmp_path):
+    for name in fetch.SOURCES:
+        monkeypatch.setitem(fetch.SOURCES, name, {f"{name}.raw": fetch.Source((), "md5:0")})
+    with pytest.raises(SystemExit) as caught:
+        fetch.main("all", tmp_path / "out", tmp_path)
+    assert all(f"{name}.raw: not in" in str(caught.value) for name in fetch.SOURCES)
+    with pytest.raises(SystemExit, match="expects a folder"):
+        fetch.main("mnist", tmp_path, tmp_path / "nowhere")
+
+
+def test_runs_as_a_script_from_anywhere(tmp_path):
+    script = ROOT / "data_scripts" / "fetch.py"
+    command = [sys.executable, str(script), "mnist", "--out", "out", "--from", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "train-images-idx3-ubyte.gz: not in" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# METR-LA
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes with the opcodes of Python 2, which the original file has."""
+
+    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
+
+    def save_str2(self, value):
+        raw = value if isinstance(value, bytes) else value.encode()
+        if self.proto == 0:
+            self.write(pickle.STRING + repr(raw)[1:].encode() + b"\n")
+        else:
+            self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)
+        self.memoize(value)
+
+    dispatch[bytes] = dispatch[str] = save_str2
+
+
+def python2_pickle(path, value, protocol):
+    with path.open("wb") as file:
+        Python2Pickler(file, protocol).dump(value)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+
+
+IDS = ["773869", "767541", "767542"]
+ADJ = np.array([[1, 0.5, 0], [0.25, 1, 0], [0, 0, 1]], np.float32)
+
+
+@pytest.fixture
+def metr_la(tmp_path, monkeypatch):
+    """A folder with three sensors, two time steps, and the checksums to match."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "METR-LA.csv").write_text(
+        f",{','.join(IDS)}\n"
+        "2012-03-01 00:00:00,64.375,0.0,67.125\n"
+        "2012-03-01 00:05:00,62.666666666666664,1.5,0.0\n"
+    )
+    (folder / "graph_sensor_locations.csv").write_text(
+        "index,sensor_id,latitude,longitude\n"
+        + "".join(f"{i},{name},34.{i},-118.{i}\n" for i, name in enumerate(IDS))
+    )
+    ids_to_rows = {name: i for i, name in enumerate(IDS)}
+    python2_pickle(folder / "adj_mx.pkl", [IDS, ids_to_rows, ADJ], 2)
+    register(monkeypatch, folder)
+    return folder
+
+
+def register(monkeypatch, folder):
+    sources = {
+        name: fetch.Source((), sha256((folder / name).read_bytes()))
+        for name in fetch.SOURCES["metr-la"]
+    }
+    monkeypatch.setitem(fetch.SOURCES, "metr-la", sources)
+
+
+def test_metr_la_is_converted(metr_la, tmp_path):
+    fetch.fetch("metr-la", tmp_path / "out", metr_la)
+    with np.load(tmp_path / "out" / "traffic" / "metr_la.npz", allow_pickle=False) as z:
+        assert z["speed"].dtype == np.float32
+        np.testing.assert_array_equal(
+            z["speed"], np.array([[64.375, 0, 67.125], [188 / 3, 1.5, 0]], np.float32)
+        )
+        assert z["time_unix"].dtype == np.int64
+        assert z["time_unix"].tolist() == [1330560000, 1330560300]
+        assert z["sensor_ids"].dtype == np.int32
+        assert z["sensor_ids"].tolist() == [int(name) for name in IDS]
+        np.testing.assert_array_equal(z["adj"], ADJ)
+        np.testing.assert_array_equal(z["latlon"], [[34.0, -118.0], [34.1, -118.1], [34.2, -118.2]])
+    assert left(tmp_path / "out") == ["metr_la.npz"]
+
+
+def test_metr_la_is_downloaded_and_converted(metr_la, host, monkeypatch, tmp_path):
+    for name, source in fetch.SOURCES["metr-la"].items():
+        host.files[f"/{name}"] = (metr_la / name).read_bytes()
+        moved = fetch.Source((f"{host.url}/{name}",), source.checksum)
+        monkeypatch.setitem(fetch.SOURCES["metr-la"], name, moved)
+    fetch.fetch("metr-la", tmp_path / "out")
+    fetch.fetch("metr-la", tmp_path / "out")
+    assert len(host.asked) == 3
+    path = tmp_path / "out" / "traffic" / "metr_la.npz"
+    path.write_bytes(path.read_bytes()[:-10])
+    fetch.fetch("metr-la", tmp_path / "out")
+    assert len(host.asked) == 3, "the raw files were not kept"
+    fetch.validate(path, fetch.CONVERTED["metr-la"])
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reason"),
+    [
+        ("METR-LA.csv", "0.0,67.125", "0.0", "malformed"),
+        ("METR-LA.csv", "64.375", "fast", "malformed"),
+        ("METR-LA.csv", "2012-03-01 00:00", "yesterday", "malformed"),
+        ("METR-LA.csv", "773869", "1", "other sensors"),
+        ("graph_sensor_locations.csv", "767541", "2", "other sensors"),
+    ],
+)
+def test_metr_la_refuses_malformed_files(metr_la, monkeypatch, tmp_path, name, old, new, reason):
+    text = (metr_la / name).read_text()
+    assert old in text
+    (metr_la / name).write_text(text.replace(old, new, 1))
+    register(monkeypatch, metr_la)
+    with pytest.raises(DataError, match=reason):
+        fetch.fetch("metr-la", tmp_path / "out", metr_la)
+    assert left(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_reads_a_pickle_of_python_2(tmp_path, protocol):
+    path = tmp_path / "adj_mx.pkl"
+    python2_pickle(path, [IDS, {name: i for i, name in enumerate(IDS)}, ADJ], protocol)
+    raw = path.read_bytes()
+    assert b"numpy.core.multiarray" in raw
+    assert raw.startswith(b"(lp" if protocol == 0 else b"\x80\x02")
+    ids, adj = fetch.read_adjacency(path, hashlib.sha256(raw).hexdigest())
+    assert ids == [int(name) for name in IDS]
+    assert adj.dtype == np.float32
+    np.testing.assert_array_equal(adj, ADJ)
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+def test_a_malicious_pickle_does_not_run(tmp_path, protocol, known):
+    path, ran = tmp_path / "adj_mx.pkl", tmp_path / "ran"
+    raw = pickle.dumps([IDS, Touch(ran), ADJ], protocol)
+    path.write_bytes(raw)
+    checksum = hashlib.sha256(raw).hexdigest() if known else "0" * 64
+    reason = r"mkdir is not admitted" if known else "the pickle was not opened"
+    with pytest.raises(DataError, match=reason):
+        fetch.read_adjacency(path, checksum)
+    assert not ran.exists()
+    pickle.loads(raw)
+    assert ran.exists(), "the control did not run either"
+
+
+@pytest.mark.parametrize(
+    "value", [[IDS, {}], [IDS, {}, ADJ[:2]], [IDS, {}, "text"], [["a"], {}, ADJ], 3], ids=str
+)
+def test_refuses_a_pickle_of_something_else(tmp_path, value):
+    path = tmp_path / "adj_mx.pkl"
+    python2_pickle(path, value, 2)
+    with pytest.raises(DataError, match=r"adj_mx\.pkl"):
+        fetch.read_adjacency(path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def finished(folder, **changes):
+    arrays = {
+        "speed": np.zeros((4, 3), np.float32),
+        "time_unix": np.zeros(4, np.int64),
+        "sensor_ids": np.zeros(3, np.int32),
+        "adj": np.zeros((3, 3), np.float32),
+        "latlon": np.zeros((3, 2)),
+    }
+    folder.mkdir(exist_ok=True)
+    write_npz(folder / "metr_la.npz", **(arrays | changes))
+    return folder / "metr_la.npz"
+
+
+def test_from_copies_a_finished_file(tmp_path, capsys, monkeypatch):
+    path = finished(tmp_path / "in")
+    fetch.fetch("metr-la", tmp_path / "one", tmp_path / "in")
+    assert (tmp_path / "one" / "traffic" / "metr_la.npz").read_bytes() == path.read_bytes()
+    assert "is not the copy of the published results" in capsys.readouterr().out
+    known = fetch.CONVERTED["metr-la"]
+    digest = sha256(path.read_bytes()).removeprefix("sha256:")
+    target = fetch.Converted(known.path, known.shapes, digest, known.convert)
+    monkeypatch.setitem(fetch.CONVERTED, "metr-la", target)
+    fetch.fetch("metr-la", tmp_path / "two", tmp_path / "in")
+    assert "is not the copy" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "reason"),
+    [
+        ("speed", (4,), r"speed of shape \['t', 'n'\], got \[4\]"),
+        ("time_unix", (5,), r"time_unix of shape \[4\], got \[5\]"),
+        ("adj", (3, 2), r"adj of shape \[3, 3\], got \[3, 2\]"),
+        ("latlon", (3, 3), r"latlon of shape \[3, 2\], got \[3, 3\]"),
+    ],
+)
+def test_from_refuses_a_finished_file_of_other_shapes(tmp_path, key, shape, reason):
+    finished(tmp_path / "in", **{key: np.zeros(shape)})
+    with pytest.raises(DataError, match=reason):
+        fetch.fetch("metr-la", tmp_path / "out", tmp_path / "in")
+    assert left(tmp_path / "out") == []
+
+
+# ASF and AMC
+
+HEADER = """\
+# a comment
+:version 1.10
+:units
+  mass 1.0
+  length 0.45
+  angle deg
+:root
+   order TX TY TZ RX RY RZ
+   axis XYZ
+   position 0 0 0
+   orientation 0 0 0
+:bonedata
+"""
+UNIT = 1 / 0.45 * 2.54 / 100
+
+
+def bone(name, direction, length=1.0, axis="0 0 0", dof=""):
+    lines = [f"name {name}", f"direction {direction}", f"length {length}", f"axis {axis} XYZ"]
+    if dof:
+        limits = ["(-90.0 90.0)"] * len(dof.split())
+        lines += [f"dof {dof}", "limits " + "\n".join(limits)]
+    return "\n".join(["begin", "id 1", *lines, "end", ""])
+
+
+ARM = (
+    HEADER
+    + bone("upper", "1 0 0", 2.0, dof="rz")
+    + bone("lower", "1 0 0", axis="0 0 90", dof="rx")
+    + bone("hand", "0 0 1", dof="rx ry rz")
+    + bone("nail", "0 1 0", 0.5)
+    + ":hierarchy\nbegin\nroot upper\nupper lower nail\nlower hand\nend\n"
+)
+MOTION = """\
+:FULLY-SPECIFIED
+:DEGREES
+1
+root 1 2 3 0 0 0
+upper 0
+lower 0
+hand 0 0 0
+2
+root 1 2 3 0 0 0
+upper 90
+lower 90
+hand 0 0 0
+3
+root 0 0 0 0 90 0
+upper 90
+lower 90
+hand 0 0 0
+4
+root 0 0 0 90 0 90
+upper 0
+lower 0
+hand 90 90 0
+"""
+# Worked out by hand, in ASF units: frame by frame, then root, upper, lower, hand, nail.
+EXPECTED = [
+    [(1, 2, 3), (3, 2, 3), (4, 2, 3), (4, 2, 4), (3, 2.5, 3)],
+    [(1, 2, 3), (1, 4, 3), (1, 4, 2), (1, 5, 2), (0.5, 4, 3)],
+    [(0, 0, 0), (0, 2, 0), (-1, 2, 0), (-1, 3, 0), (0, 2, 0.5)],
+    [(0, 0, 0), (0, 2, 0), (0, 3, 0), (0, 3, -1), (0, 2, 0.5)],
+]
+
+
+def test_forward_kinematics_worked_by_hand():
+    skeleton = asf_amc.parse_asf(ARM)
+    assert skeleton.unit == pytest.approx(UNIT)
+    ends = asf_amc.bone_ends(skeleton, asf_amc.parse_amc(MOTION, skeleton))
+    got = np.stack([ends[name] for name in ("root", "upper", "lower", "hand", "nail")], axis=1)
+    np.testing.assert_allclose(got / UNIT, EXPECTED, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("angle deg", "angle rad", "expected angles in deg"),
+        ("axis XYZ", "axis ZYX", "the root's axis"),
+        ("TX TY TZ RX RY RZ", "RX RY RZ TX TY TZ", "the root's order"),
+        ("position 0 0 0", "position 0 1 0", "at rest in the origin"),
+        ("axis 0 0 90 XYZ", "axis 0 0 90 ZYX", "bone lower"),
+        ("dof rz", "dof l", "bone upper"),
+        ("lower hand\n", "", r"\['hand'\] have no parent"),
+        ("root upper\n", "", "bone upper has children before"),
+        ("upper lower nail", "upper lower nail nose", "nose"),
+        ("length 2.0", "", "length"),
+        (":hierarchy", ":other", "hierarchy"),
+        ("direction 1 0 0", "direction 1 0 zero", "zero"),
+    ],
+)
+def test_parse_asf_says_what_is_wrong(old, new, reason):
+    assert old in ARM
+    with pytest.raises(DataError, match=reason):
+        asf_amc.parse_asf(ARM.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (":DEGREES", ":RADIANS", "no line :DEGREES"),
+        ("upper 90", "upper 90 0", "expected 1 values for bone upper, got 2"),
+        ("upper 90", "wing 90", "expected no values for bone wing"),
+        ("upper 90", "nail 90", "expected no values for bone nail"),
+        ("upper 90", "upper x", "frame 2, bone upper"),
+        ("hand 90 90 0\n", "", r"4 frames.*\['hand'\]"),
+        (MOTION[MOTION.index("1\nroot") :], "", "0 frames"),
+    ],
+)
+def test_parse_amc_says_what_is_wrong(old, new, reason):
+    skeleton = asf_amc.parse_asf(ARM)
+    assert old in MOTION
+    with pytest.raises(DataError, match=reason):
+        asf_amc.parse_amc(MOTION.replace(old, new, 1), skeleton)
+
+
+SIDE = {"l": 1, "r": -1}
+BODY = (
+    HEADER
+    + "".join(
+        bone(f"{s}hipjoint", f"{x * 0.6} -0.8 0", 2.5)
+        + bone(f"{s}femur", f"{x * 0.28} -0.96 0", 7.5, f"0 0 {x * 20}", "rx ry rz")
+        + bone(f"{s}tibia", f"{x * 0.28} -0.96 0", 7.2, f"0 0 {x * 20}", "rx")
+        + bone(f"{s}foot", "0 -0.28 0.96", 2.2, "-90 0 0", "rx rz")
+        + bone(f"{s}toes", "0 0 1", 1.1, "-90 0 0", "rx")
+        + bone(f"{s}clavicle", f"{x * 0.96} 0.28 0", 3.5, dof="ry rz")
+        + bone(f"{s}humerus", f"{x} 0 0", 5, f"180 {x * 30} {x * 90}", "rx ry rz")
+        + bone(f"{s}radius", f"{x} 0 0", 3.4, f"0 {x * 90} {x * 90}", "rx")
+        + bone(f"{s}wrist", f"{x} 0 0", 1.7, f"0 {x * 90} {x * 90}", "ry")
+        + bone(f"{s}hand", f"{x} 0 0", 0.6, f"0 {x * 90} {x * 90}", "rx rz")
+        + bone(f"{s}fingers", f"{x} 0 0", 0.5, f"0 {x * 90} {x * 90}", "rx")
+        + bone(f"{s}thumb", f"{x * 0.6} 0 0.8", 0.7, f"-90 {x * 45} 0", "rx rz")
+        for s, x in SIDE.items()
+    )
+    + "".join(
+        bone(name, "0 1 0", 2, dof="rx ry rz")
+        for name in ("lowerback", "upperback", "thorax", "lowerneck", "upperneck", "head")
+    )
+    + ":hierarchy\nbegin\n"
+    + "root lhipjoint rhipjoint lowerback\nlowerback upperback\nupperback thorax\n"
+    + "thorax lowerneck lclavicle rclavicle\nlowerneck upperneck\nupperneck head\n"
+    + "".join(
+        f"{s}hipjoint {s}femur\n{s}femur {s}tibia\n{s}tibia {s}foot\n{s}foot {s}toes\n"
+        f"{s}clavicle {s}humerus\n{s}humerus {s}radius\n{s}radius {s}wrist\n"
+        f"{s}wrist {s}hand {s}thumb\n{s}hand {s}fingers\n"
+        for s in SIDE
+    )
+    + "end\n"
+)
+
+
+def random_amc(frames, seed=0):
+    rng = np.random.default_rng(seed)
+    skeleton = asf_amc.parse_asf(BODY)
+    lines = [":FULLY-SPECIFIED", ":DEGREES"]
+    for frame in range(frames):
+        lines.append(str(frame + 1))
+        for name, part in skeleton.bones.items():
+            if part.axes:
+                count = len(part.axes) + 3 * (name == "root")
+                lines.append(f"{name} {' '.join(map(str, rng.uniform(-40, 40, count)))}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_links_of_the_28_joints_are_rigid():
+    skeleton = asf_amc.parse_asf(BODY)
+    positions = asf_amc.joint_positions(skeleton, asf_amc.parse_amc(random_amc(20), skeleton))
+    assert positions.dtype == np.float32
+    parents = asf_amc.joint_tables()["parents"]
+    lengths = np.linalg.norm(positions[:, 1:] - positions[:, parents[1:]], axis=-1)
+    names = [name for name, _, _ in asf_amc.JOINTS][1:]
+    soft = [
+        name for name, spread in zip(names, np.ptp(lengths, axis=0), strict=True) if spread > 1e-5
+    ]
+    assert soft == ["chest"]
+    assert lengths[:, names.index("l_elbow")] == pytest.approx(5 * UNIT, rel=1e-5)
+    assert lengths[:, names.index("l_wrist")] == pytest.approx(5.1 * UNIT, rel=1e-5)
+
+
+def test_joint_positions_names_a_missing_bone():
+    skeleton = asf_amc.parse_asf(ARM)
+    with pytest.raises(DataError, match="no bone lfemur"):
+        asf_amc.joint_positions(skeleton, asf_amc.parse_amc(MOTION, skeleton))
+
+
+def test_the_joint_tables():
+    tables = asf_amc.joint_tables()
+    assert tables["parents"].tolist() == [
+        *(-1, 0, 1, 2, 3, 4, 0, 6, 7, 8, 9, 0, 11, 12, 13, 14),
+        *(12, 16, 17, 18, 19, 18, 12, 22, 23, 24, 25, 24),
+    ]
+    assert tables["sub17"].tolist() == [0, 6, 7, 8, 1, 2, 3, 11, 12, 13, 15, 16, 17, 18, 22, 23, 24]
+    assert tables["parents17"].tolist() == [-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15]
+    assert tables["mirror17"].tolist() == [0, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 11, 12, 13]
+    assert tables["sub16"].tolist() == [0, 6, 7, 8, 1, 2, 3, 11, 12, 15, 16, 17, 18, 22, 23, 24]
+    assert tables["parents16"].tolist() == [-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 8, 10, 11, 8, 13, 14]
+    for suffix in ("", "17", "16"):
+        parents, mirror = tables[f"parents{suffix}"], tables[f"mirror{suffix}"]
+        assert mirror[mirror].tolist() == list(range(len(mirror)))
+        assert mirror[parents[1:]].tolist() == parents[mirror[1:]].tolist()
+
+
+# CMU
+
+
+@pytest.fixture
+def cmu(tmp_path, monkeypatch):
+    """A folder with an archive of two actions of four trials."""
+    trials = {"walking": "07_01 07_02 08_01 08_02", "running": "09_01 09_02 09_03 09_04"}
+    monkeypatch.setattr(fetch, "TRIALS", trials)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "allasfamc.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, trial in enumerate(" ".join(trials.values()).split()):
+            subject = f"all_asfamc/subjects/{trial[:2]}/"
+            if f"{subject}{trial[:2]}.asf" not in archive.namelist():
+                archive.writestr(f"{subject}{trial[:2]}.asf", BODY)
+            archive.writestr(f"{subject}{trial}.amc", random_amc(5 + i, seed=i))
+    return folder
+
+
+def test_cmu_is_converted(cmu, tmp_path, capsys):
+    fetch.fetch("cmu", tmp_path / "out", cmu)
+    assert "unconfirmed" in capsys.readouterr().out
+    path = tmp_path / "out" / "skeleton" / "cmu_mocap_28j_60hz.npz"
+    with np.load(path, allow_pickle=False) as z:
+        assert z["seq_len"].tolist() == [3, 3, 4, 4, 5, 5, 6, 6]
+        assert z["seq_start"].tolist() == [0, 3, 6, 10, 14, 19, 24, 30]
+        assert z["positions"].shape == (36, 28, 3)
+        assert z["action"].tolist() == ["walking"] * 4 + ["running"] * 4
+        assert z["bench_split"].tolist() == ["train", "train", "val", "test"] * 2
+        assert z["split"].tolist() == ["train", "train", "train", "test"] * 2
+        assert len(set(z["seq_name"].tolist())) == 8
+        assert z["fps"] == 60
+        skeleton = asf_amc.parse_asf(BODY)
+        motion = asf_amc.parse_amc(random_amc(6, seed=1), skeleton)
+        every = asf_amc.joint_positions(skeleton, motion)
+        np.testing.assert_array_equal(z["positions"][3:6], every[::2])
+        assert z["bone_length"][0] == 0
+        assert z["bone_length"][2] == pytest.approx(7.5 * UNIT, rel=1e-5)
+
+
+def test_cmu_refuses_a_truncated_archive(cmu, tmp_path):
+    path = cmu / "allasfamc.zip"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="not a complete zip archive"):
+        fetch.fetch("cmu", tmp_path / "out", cmu)
+    assert left(tmp_path / "out") == []
+
+
+def test_cmu_refuses_a_corrupt_archive(cmu, tmp_path):
+    path = cmu / "allasfamc.zip"
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("all_asfamc/subjects/09/09_02.amc").header_offset
+    raw = bytearray(path.read_bytes())
+    raw[start + 500] ^= 0xFF
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"allasfamc\.zip: damaged"):
+        fetch.fetch("cmu", tmp_path / "out", cmu)
+    assert left(tmp_path / "out") == []
+
+
+def test_cmu_names_a_missing_trial(cmu, tmp_path, monkeypatch):
+    monkeypatch.setitem(fetch.TRIALS, "walking", "07_01 07_02 07_03")
+    with pytest.raises(DataError, match=r"trial 07_03: no file 07_03\.amc"):
+        fetch.fetch("cmu", tmp_path / "out", cmu)
+
+
+def test_no_trial_is_in_two_splits():
+    trials = " ".join(fetch.TRIALS.values()).split()
+    assert len(trials) == len(set(trials)) == 40
+    assert set(map(len, map(str.split, fetch.TRIALS.values()))) == {5}
+
+
+# The real files
+
+
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "mnist", "metr-la", "cmu"])
+def test_the_real_files_are_taken_over(dataset, tmp_path, capsys):
+    if "GSYM_DATA" not in os.environ:
+        pytest.skip("GSYM_DATA, the data directory, is not set")
+    fetch.fetch(dataset, tmp_path, Path(os.environ["GSYM_DATA"]))
+    assert "is not the copy" not in capsys.readouterr().out
+    expected = fetch.CONVERTED[dataset].path if dataset in fetch.CONVERTED else None
+    names = [Path(expected).name] if expected else sorted(fetch.SOURCES[dataset])
+    assert left(tmp_path) == names
+
+
+def test_the_real_tables_agree_with_ours():
+    if "GSYM_DATA" not in os.environ:
+        pytest.skip("GSYM_DATA, the data directory, is not set")
+    path = Path(os.environ["GSYM_DATA"]) / fetch.CONVERTED["cmu"].path
+    with np.load(path, allow_pickle=False) as z:
+        for name, table in asf_amc.joint_tables().items():
+            assert z[name].dtype.kind == table.dtype.kind
+            if name != "asf_names":
+                np.testing.assert_array_equal(z[name], table, err_msg=name)
+        assert set(z) == set(fetch.CONVERTED["cmu"].shapes)
