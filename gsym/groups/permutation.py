@@ -137,6 +137,8 @@ class PermutationGroup:
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """A uniformly random element, int64 ``[n]``."""
+        if not len(self.generators):
+            return torch.arange(self.num_nodes)
         rank = _randbelow(self.order(), generator)
         return torch.tensor(self._sympy.coset_unrank(rank, af=True), dtype=torch.int64)
 

@@ -1,5 +1,21 @@
 """The stateless primitives that every layer is built on; they see tensors only."""
 
-from gsym.kernels.ops import Segments, Tiles, indexed_linear, segment_gather, segment_sum
+from gsym.kernels.ops import (
+    Segments,
+    Tiles,
+    grouped_linear,
+    indexed_linear,
+    permute_rows,
+    segment_gather,
+    segment_sum,
+)
 
-__all__ = ["Segments", "Tiles", "indexed_linear", "segment_gather", "segment_sum"]
+__all__ = [
+    "Segments",
+    "Tiles",
+    "grouped_linear",
+    "indexed_linear",
+    "permute_rows",
+    "segment_gather",
+    "segment_sum",
+]

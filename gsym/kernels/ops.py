@@ -176,6 +176,56 @@ def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
     return tiles.join(product)
 
 
+def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> Tensor:
+    """Multiply each of ``k`` equal groups of rows by its weight matrix, and add a row to each.
+
+    Args:
+        x: Groups of rows ``[..., k, r, in]``.
+        weight: One matrix per group, ``[k, in, out]``, or one for all, ``[1, in, out]``.
+        shared: One row per group, ``[..., k, out]``.
+
+    Returns:
+        Groups of rows ``[..., k, r, out]``.
+    """
+    groups, rows, channels = x.shape[-3:]
+    if shared is not None:
+        shared = shared.unsqueeze(-2)
+    if weight.size(0) == 1:
+        y = x @ weight[0]
+        return y if shared is None else y + shared
+    in_channels, out_channels = weight.shape[1:]
+    if rows < 8 or rows * (in_channels + out_channels) < in_channels * out_channels:
+        # A product per group and sample would be too small, or its copies of the weights larger
+        # than the rows themselves: bring the samples of a group together instead.
+        y = torch.einsum("...kri,kio->...kro", x, weight)
+        return y if shared is None else y + shared
+    batch = x.shape[:-3]
+    flat = x.reshape(-1, rows, channels)
+    count = flat.size(0) // max(groups, 1)
+    weight = weight.expand(count, *weight.shape).reshape(-1, in_channels, out_channels)
+    if shared is None:
+        y = torch.bmm(flat, weight)
+    else:
+        shared = shared.expand(*batch, groups, 1, out_channels).reshape(-1, 1, out_channels)
+        y = torch.baddbmm(shared, flat, weight)
+    return y.view(*batch, groups, rows, out_channels)
+
+
+def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Row ``i`` of the result is row ``order[i]`` of ``x``.
+
+    Args:
+        x: Rows ``[..., r, c]``.
+        order: A permutation of the rows, int64 ``[r]``.
+        inverse: Its inverse, by which gradients are gathered instead of scattered.
+
+    Returns:
+        Rows ``[..., r, c]``.
+    """
+    nothing = order[:0]
+    return _gather_rows(x, order, nothing, inverse, nothing)
+
+
 @torch.library.custom_op("gsym::segment_sum", mutates_args=())
 def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
     rows, channels = x.shape[-2:]

@@ -331,7 +331,7 @@ class GNet(nn.Module):
         if len(channels) < 2:
             raise ValueError(f"channels must list two widths or more; got {list(channels)}")
         self.in_channels, self.out_channels = channels[0], channels[-1]
-        self.group = group
+        self.group, self.propagate = group, propagate
         self.convs = nn.ModuleList(
             GNetConv(
                 here,
@@ -361,9 +361,23 @@ class GNet(nn.Module):
         batch_size: int | None = None,
     ) -> Tensor:
         """Apply the layers in turn; arguments as for :class:`GNetConv`."""
+        if self.propagate == "none":
+            return self._sorted_stack(x, batch_size)
         for i, conv in enumerate(self.convs):
             x = conv(x if i == 0 else x.relu(), edge_index, edge_weight, batch_size=batch_size)
         return x
+
+    def _sorted_stack(self, x: Tensor, batch_size: int | None) -> Tensor:
+        """Without a graph the whole stack runs in cluster order: nodes are sorted once."""
+        maps = [conv.linear for conv in self.convs if isinstance(conv.linear, OrbitLinear)]
+        if batch_size is not None:
+            x = _unstack(x, batch_size, maps[0].num_nodes)
+        check_signal(x, maps[0].num_nodes, self.in_channels)
+        x = maps[0].to_cluster_order(x)
+        for i, linear in enumerate(maps):
+            x = linear.map_in_cluster_order(x if i == 0 else x.relu())
+        x = maps[0].from_cluster_order(x)
+        return x if batch_size is None else x.flatten(0, 1)
 
 
 class _PairTable(nn.Module):

@@ -77,6 +77,8 @@ class OrbitLinear(nn.Module):
     _sizes: Tensor
     _cluster_orbit: Tensor
     _own_index: Tensor
+    _order: Tensor
+    _rank: Tensor
 
     def __init__(
         self,
@@ -92,30 +94,34 @@ class OrbitLinear(nn.Module):
         super().__init__()
         _check_options(mixing, rank, cluster_edge_index)
         clusters = as_clusters(group)
-        labels, sizes = clusters.partition.labels, torch.tensor(clusters.partition.sizes)
-        k = sizes.numel()
+        sizes = torch.tensor(clusters.partition.sizes)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.group = group
         self.num_nodes = None if group is None else clusters.num_nodes
         self.register_buffer("_sizes", sizes, persistent=False)
-        # With one node per cluster, in node order, pooling and spreading change nothing.
-        pools = k > 1 and not torch.equal(labels, torch.arange(labels.numel()))
-        self.clusters = kernels.Segments(labels, k) if pools else None
+
+        # All work is done in cluster order, where a cluster is a contiguous run of nodes.
+        order = clusters.partition.order
+        self.sorted = torch.equal(order, torch.arange(order.numel()))
+        self.register_buffer("_order", order, persistent=False)
+        self.register_buffer("_rank", torch.argsort(order), persistent=False)
+        self._equal = bool((sizes == sizes[0]).all())
+        labels = clusters.partition.labels[order]
+        self.clusters = None if self._equal else kernels.Segments(labels, sizes.numel())
 
         orbits = clusters.cluster_orbits()
         self.register_buffer("_cluster_orbit", orbits.index, persistent=False)
         # W alone serves a cluster of one node; S_n on any number of nodes has D all the same.
         has_own = (sizes > 1) | (mixing in ("low_rank", "none")) | (group is None)
         used, own = torch.unique(orbits.index[has_own], return_inverse=True)
-        own_index = torch.full((k,), used.numel())
+        own_index = torch.full((sizes.numel(),), used.numel())
         own_index[has_own] = own
         self.register_buffer("_own_index", own_index, persistent=False)
         self.tiles: kernels.Tiles | None = None
         if used.numel():
             self.weight_self = nn.Parameter(torch.empty(used.numel(), in_channels, out_channels))
-            kinds = int(own_index.max()) + 1
-            if kinds > 1:
-                rows = kernels.Segments(own_index[labels], kinds)
+            if not self._equal:
+                rows = kernels.Segments(own_index[labels], int(own_index.max()) + 1)
                 self.tiles = kernels.Tiles(rows, in_channels, out_channels)
         else:
             self.register_parameter("weight_self", None)
@@ -159,27 +165,54 @@ class OrbitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map signals ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
         check_signal(x, self.num_nodes, self.in_channels)
-        shared = None if self.mixing is None else self.mixing(self._pool(x))
-        if self.bias is not None:
-            bias = self.bias.index_select(0, self._cluster_orbit)
-            shared = bias if shared is None else shared + bias
-        if shared is not None and self.clusters is not None:
-            shared = kernels.segment_gather(shared, self.clusters)
-        if self.weight_self is None:
-            return shared  # type: ignore[return-value]  # then mixing is full
-        if self.tiles is None:
-            own = x @ self.weight_self[0]
+        return self.from_cluster_order(self.map_in_cluster_order(self.to_cluster_order(x)))
+
+    def to_cluster_order(self, x: Tensor) -> Tensor:
+        """Sort the node axis by cluster."""
+        return x if self.sorted else kernels.permute_rows(x, self._order, self._rank)
+
+    def from_cluster_order(self, x: Tensor) -> Tensor:
+        """Undo :meth:`to_cluster_order`."""
+        return x if self.sorted else kernels.permute_rows(x, self._rank, self._order)
+
+    def map_in_cluster_order(self, x: Tensor) -> Tensor:
+        """The map itself, for signals whose nodes are sorted by cluster.
+
+        A stack of layers on one group sorts once: see :class:`gsym.nn.GNet`.
+        """
+        if self.clusters is None:
+            k = self._sizes.numel()
+            x = x.unflatten(-2, (k, x.size(-2) // k))
+            means = x.sum(dim=-2) / x.size(-2) if self.mixing is not None else None
         else:
-            own = kernels.indexed_linear(x, self._padded_self(), self.tiles)
+            total = kernels.segment_sum(x, self.clusters)
+            means = total / self._sizes.to(x.dtype)[:, None]
+        shared = None if self.mixing is None or means is None else self.mixing(means)
+        if self.bias is not None:
+            bias = self._untie(self.bias, self._cluster_orbit)
+            shared = bias if shared is None else shared + bias
+        if self.clusters is None:
+            return self._equal_clusters(x, shared)
+        if shared is not None:
+            shared = kernels.segment_gather(shared, self.clusters)
+        if self.tiles is None:
+            return shared  # type: ignore[return-value]  # without D, mixing is full
+        own = kernels.indexed_linear(x, self._padded_self(), self.tiles)
         return own if shared is None else own + shared
 
-    def _pool(self, x: Tensor) -> Tensor:
-        """Cluster means ``[..., k, c]``."""
-        if self._sizes.numel() == 1:
-            return x.mean(dim=-2, keepdim=True)
-        if self.clusters is None:
-            return x
-        return kernels.segment_sum(x, self.clusters) / self._sizes.to(x.dtype)[:, None]
+    def _equal_clusters(self, x: Tensor, shared: Tensor | None) -> Tensor:
+        """``[..., k, c, in]`` and ``[..., k, out]`` to ``[..., k c, out]``."""
+        if self.weight_self is None:
+            assert shared is not None and x.size(-2) <= 1
+            return shared
+        # One matrix for all clusters is passed on as it is.
+        one = self.weight_self.size(0) == 1
+        weight = self.weight_self if one else self._untie(self.weight_self, self._own_index)
+        return kernels.grouped_linear(x, weight, shared).flatten(-3, -2)
+
+    def _untie(self, weight: Tensor, orbit: Tensor) -> Tensor:
+        """One copy per cluster of the weights of its orbit."""
+        return weight if weight.size(0) == orbit.numel() else weight.index_select(0, orbit)
 
     def _padded_self(self) -> Tensor:
         """D of every orbit of clusters, and a zero matrix for the clusters without one."""

@@ -1,0 +1,64 @@
+"""Random groups for the tests, and where the golden values lie."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from gsym import ClusterGroup, Partition, PermutationGroup
+
+
+def random_cluster_group(seed: int, max_nodes: int = 40) -> ClusterGroup:
+    """A random partition of up to ``max_nodes`` nodes, in half of the cases with random swaps.
+
+    The first seeds are the corner cases: one node, one cluster, all singletons, with swaps.
+    """
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (1,), generator=rng))
+
+    if seed == 0:
+        return ClusterGroup(Partition.single(1))
+    if seed == 1:
+        return ClusterGroup(Partition.single(7))
+    if seed == 2:
+        return ClusterGroup(Partition.singletons(9))
+    if seed == 3:
+        return ClusterGroup(
+            Partition.singletons(7), swaps=PermutationGroup.from_cycles(7, [(0, 2, 5)])
+        )
+    num_sizes = 1 + draw(3)
+    sizes: list[int] = []
+    for _ in range(num_sizes):
+        size, copies = 1 + draw(5), 1 + draw(4)
+        sizes += [size] * copies
+    while sum(sizes) > max_nodes:
+        sizes.pop()
+    order = torch.randperm(len(sizes), generator=rng).tolist()
+    sizes = [sizes[i] for i in order]
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    labels = labels[torch.randperm(labels.numel(), generator=rng)]
+    partition = Partition(labels)
+    if seed % 2:
+        return ClusterGroup(partition)
+    generators = []
+    for _ in range(1 + draw(2)):
+        perm = torch.arange(len(sizes))
+        for size in set(sizes):
+            same = torch.tensor([i for i, s in enumerate(sizes) if s == size])
+            perm[same] = same[torch.randperm(same.numel(), generator=rng)]
+        generators.append(perm)
+    return ClusterGroup(partition, swaps=PermutationGroup(len(sizes), generators))
+
+
+def oracle(group: PermutationGroup) -> PermutationGroup:
+    """The same group, known by its generators alone."""
+    return PermutationGroup(group.num_nodes, group.generators)
+
+
+def golden_file() -> Path | None:
+    """The golden values, if ``GSYM_GOLDEN`` or the folder beside the checkout has them."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "golden" / "gnet_golden.npz"
+    path = Path(os.environ.get("GSYM_GOLDEN", beside))
+    return path if path.is_file() else None

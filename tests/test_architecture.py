@@ -1,0 +1,107 @@
+"""The house: which room may import which, and what the package may depend on."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import gsym
+
+ROOT = Path(gsym.__file__).parent
+
+# Each room may import the rooms listed; nothing points back.
+ROOMS = {
+    "_validate": set(),
+    "groups": {"_validate"},
+    "kernels": {"_validate"},
+    "coarsening": {"_validate", "groups"},
+    "nn": {"_validate", "groups", "kernels"},
+    "check": {"groups"},
+    "transforms": {"groups", "coarsening", "nn", "check"},
+    "__init__": {"groups", "coarsening", "kernels", "nn", "check", "transforms"},
+}
+DEPENDENCIES = {
+    "torch",
+    "torch_geometric",
+    "numpy",
+    "scipy",
+    "networkx",
+    "sklearn",
+    "sympy",  # a dependency of torch
+}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(tree):
+    """Names of the modules that a syntax tree imports, and how deep each import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.col_offset) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "gsym":
+                yield from ((f"gsym.{alias.name}", node.col_offset) for alias in node.names)
+            else:
+                yield node.module, node.col_offset
+
+
+def violations(path, source):
+    found = []
+    for name, depth in imports(ast.parse(source)):
+        top, _, rest = name.partition(".")
+        if depth:
+            found.append(f"{name} is imported inside a function")
+        if top == "gsym":
+            target = rest.split(".")[0]
+            if target != room(path) and target not in ROOMS[room(path)]:
+                found.append(f"{room(path)} imports {target}")
+        elif top not in DEPENDENCIES and top not in STANDARD:
+            found.append(f"{name} is not a dependency")
+    return found
+
+
+STANDARD = set(__import__("sys").stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_plan(path):
+    assert violations(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("room_name", "source"),
+    [
+        ("groups", "from gsym.nn import OrbitLinear"),
+        ("kernels", "import gsym.groups"),
+        ("check", "from gsym import nn"),
+        ("nn", "import rich"),
+        ("nn", "def f():\n    import numpy"),
+    ],
+)
+def test_the_rule_can_fail(room_name, source):
+    assert violations(ROOT / room_name / "x.py", source)
+
+
+def test_the_plan_has_no_cycle():
+    order = list(ROOMS)
+    for name, allowed in ROOMS.items():
+        assert all(order.index(other) < order.index(name) for other in allowed)
+
+
+def test_public_names_exist():
+    for name in gsym.__all__:
+        assert hasattr(gsym, name)
+    for name in ("Partition", "ClusterGroup", "PermutationGroup", "Orbits"):
+        assert name in gsym.__all__
+    assert {"OrbitLinear", "GNetConv", "GNet"} <= set(gsym.nn.__all__)
+
+
+def test_layers_state_their_symmetry():
+    for name in gsym.nn.__all__:
+        doc = getattr(gsym.nn, name).__doc__
+        for section in ("Args:", "Shapes:", "Symmetry:", "Example:", "Reference:"):
+            assert section in doc, f"{name} has no {section}"
