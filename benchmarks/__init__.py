@@ -1,0 +1,1 @@
+"""The benchmark suite: what each choice of group costs and gains on three kinds of signals."""

@@ -1,0 +1,145 @@
+"""Command line of the benchmark suite; ``python -m benchmarks --help`` teaches it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from benchmarks.data import DataError
+from benchmarks.results import BenchmarkError
+
+OUT = Path("results")
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def run(
+    tasks: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    profile: str = "quick",
+    data: Path | None = None,
+    groups: tuple[str, ...] = (),
+    seeds: int | None = None,
+    device: str = "auto",
+    out: Path = OUT,
+) -> None:
+    """Train every group and baseline of the tasks, then write the report.
+
+    Finished cells are kept, and an interrupted run goes on where it stopped, so the same command
+    may be given again at any time. On a machine busy with other work, OMP_NUM_THREADS=1 before the
+    command makes small models much faster. Examples:
+
+      python -m benchmarks run
+
+      python -m benchmarks run inpainting --data DIR --profile standard
+
+      python -m benchmarks run skeleton --groups trivial --seeds 1 --device cpu
+
+    Args:
+        tasks: Names of tasks, see `list`; all that can run if none is given.
+        profile: quick (minutes) or standard (the published settings where there are any).
+        data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
+        groups: Names of groups, see `list`; all if none is given.
+        seeds: Number of seeds; by default 3 for quick and 5 for standard.
+        device: auto, cpu or cuda.
+        out: Folder of results.
+    """
+    from benchmarks import report as reporting
+    from benchmarks import run as running
+    from benchmarks.tasks import TASKS, get_tasks
+
+    data = data or _environment_data()
+    if data is not None and not data.is_dir():
+        raise BenchmarkError(f"--data {data} is not a folder; name one that exists")
+    names = tasks or [t.name for t in TASKS.values() if data is not None or not t.needs_data]
+    console = Console()
+    rows = running.run(
+        get_tasks(names),
+        out=out,
+        profile=profile,
+        data=data,
+        groups=groups,
+        seeds=seeds,
+        device=device,
+        console=console,
+    )
+    page = reporting.report(out)
+    for table in reporting.rich_tables(rows):
+        console.print(table)
+    console.print(f"The whole report is in {page}", soft_wrap=True)
+
+
+@app.command
+def report(*, out: Path = OUT, embed: Path | None = None) -> None:
+    """Write the page and its pictures anew from the results file.
+
+    For example:
+
+      python -m benchmarks report --out results --embed README.md
+
+    Args:
+        out: Folder of results.
+        embed: Markdown file whose table between the results marks is replaced.
+    """
+    from benchmarks import report as reporting
+
+    print(f"The report is in {reporting.report(out, embed)}")
+
+
+@app.command(name="list")
+def list_tasks(*, data: Path | None = None, profile: str = "quick") -> None:
+    """Show tasks, data sets, units, groups and baselines.
+
+    Args:
+        data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
+        profile: Profile whose groups to show.
+    """
+    from benchmarks.run import PROFILES
+    from benchmarks.tasks import TASKS, check_names
+
+    check_names("profile", [profile], PROFILES)
+    data = data or _environment_data()
+    for task in TASKS.values():
+        print(f"{task.name}: {task.title}, {task.metric} ({task.unit}), model {task.model_name}")
+        if task.needs_data and data is None:
+            print("  needs files: --data DIR")
+            continue
+        problem = task.load(data, profile, 0)
+        print(f"  data set   {problem.dataset}")
+        print(f"  groups     {', '.join(map(repr, problem.groups))}")
+        print(f"  baselines  {', '.join(task.baselines())}")
+
+
+@app.command
+def kernels(*, out: Path = OUT) -> None:
+    """Measure speed and memory of the kernels.
+
+    Args:
+        out: Folder of results.
+    """
+    from benchmarks.kernels import main as measure
+
+    measure(out)
+
+
+def _environment_data() -> Path | None:
+    return Path(os.environ["GSYM_DATA"]) if os.environ.get("GSYM_DATA") else None
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; wrong input ends with one line and exit code 2."""
+    try:
+        app.cli(prog="python -m benchmarks", args=args, description=__doc__)
+    except (BenchmarkError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

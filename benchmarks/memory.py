@@ -1,0 +1,51 @@
+"""Peak memory of a stretch of work: what the device says, or the resident set of the process."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def peak_memory(device: torch.device) -> Callable[[], float]:
+    """Start to measure; the returned function gives the peak since then, in MiB above the start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        return lambda: (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        _return_freed_memory()
+        Path("/proc/self/clear_refs").write_text("5")
+        resident = _status_mib("VmRSS")
+        return lambda: _status_mib("VmHWM") - resident
+    except OSError:
+        if sys.platform == "win32":
+            return lambda: math.nan
+        # Elsewhere the high-water mark cannot be reset: work below an earlier peak reads 0.
+        mark = _max_resident_mib()
+        return lambda: _max_resident_mib() - mark
+
+
+def _return_freed_memory() -> None:
+    # Memory that the allocator keeps would be used again without raising the resident set.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _status_mib(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def _max_resident_mib() -> float:
+    import resource  # not on Windows
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

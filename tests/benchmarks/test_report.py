@@ -1,0 +1,177 @@
+"""The report: tables, selection, intervals, pictures, embedding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+from toy_task import ToyTask, make_row, make_rows
+
+from benchmarks.report import (
+    BEGIN,
+    END,
+    compare,
+    report,
+    rich_tables,
+    select,
+    tabulate,
+)
+from benchmarks.results import BenchmarkError, append_row
+from benchmarks.run import run
+
+FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2, 3.1], test=[4.0, 4.4, 4.1])
+MIDDLE = make_rows("(S_2)^2 x| S_2", 3, 2.079, val=[1.0, 1.1, 1.2], test=[2.0, 2.5, 2.3])
+TRIVIAL = make_rows("trivial", 16, 0.0, val=[2.0, 2.1, 2.2], test=[1.5, 1.4, 1.6])
+COPY = [
+    dataclasses.replace(
+        row, key=f"copy-{row.seed}", model="copy", group="", commutant_dim=None,
+        group_order_log=None, parameters=None, test=1.0, val=5.0,
+    )
+    for row in FULL
+]  # fmt: skip
+
+
+def write(out, rows):
+    for row in rows:
+        append_row(out, row)
+
+
+def test_lines_go_from_full_to_trivial_then_baselines():
+    (table,) = tabulate([*COPY, *TRIVIAL, *MIDDLE, *FULL])
+    assert [line.name for line in table.lines] == ["S_4", "(S_2)^2 x| S_2", "trivial", "copy"]
+    assert table.full.name == "S_4" and table.trivial.name == "trivial"
+    other = make_row(dataset="other")
+    assert len(tabulate([*FULL, other])) == 2
+
+
+def test_rows_of_earlier_settings_are_left_out(tmp_path):
+    old = [dataclasses.replace(row, key=f"old-{row.key}", schedule="b", test=9.0) for row in FULL]
+    again = dataclasses.replace(FULL[0], key="again", test=7.0)
+    rows = [*old, *FULL, again]
+    (table,) = tabulate(rows)
+    assert table.lines[0].values("test") == [7.0, 4.4, 4.1]
+    assert table.superseded == 4
+    write(tmp_path, rows)
+    assert "Left out: 4 results of earlier settings." in report(tmp_path).read_text()
+
+
+def test_intervals_equal_scipy():
+    (table,) = tabulate([*FULL, *MIDDLE, *TRIVIAL])
+    found = compare(table.lines[1], table.full)
+    expected = stats.ttest_rel([2.0, 2.5, 2.3], [4.0, 4.4, 4.1]).confidence_interval(0.95)
+    assert found.mean == pytest.approx(-1.9)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    # By hand: differences -2, -1.9, -1.8, deviation 0.1, t quantile 4.302653 at 2 degrees.
+    assert found.high - found.mean == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
+
+
+def test_intervals_pair_by_seed():
+    short = [row for row in MIDDLE if row.seed != 1]
+    (table,) = tabulate([*reversed(FULL), *short])
+    found = compare(table.lines[1], table.full)
+    assert found.mean == pytest.approx(-1.9)
+    expected = stats.ttest_rel([2.0, 2.3], [4.0, 4.1]).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert compare(table.full, table.full) is None
+    assert compare(table.lines[1], table.trivial) is None
+
+
+def test_interval_of_a_constant_difference_is_a_point():
+    shifted = [dataclasses.replace(row, test=row.test + 0.5) for row in COPY]
+    table = tabulate([*shifted, *make_rows("S_4", 2, 3.178, val=[1.0] * 3, test=[1.0] * 3)])[0]
+    assert str(compare(table.lines[1], table.full)) == "+0.5 [+0.5, +0.5]"
+
+
+def test_selection_uses_validation_only():
+    rows = [*FULL, *MIDDLE, *TRIVIAL, *COPY]
+    (table,) = tabulate(rows)
+    assert select(table).name == "(S_2)^2 x| S_2"
+    tests = [row.test for row in rows]
+    swapped = [dataclasses.replace(row, test=t) for row, t in zip(rows, tests[::-1], strict=True)]
+    assert swapped != rows
+    assert select(tabulate(swapped)[0]).name == "(S_2)^2 x| S_2"
+    vals = [dataclasses.replace(row, val=-row.val) for row in rows]
+    assert select(tabulate(vals)[0]).name == "S_4"
+
+
+def test_a_group_that_diverged_is_counted_and_not_selected(tmp_path):
+    broken = [dataclasses.replace(MIDDLE[0], status="diverged", val=None, test=None), *MIDDLE[1:]]
+    rows = [*FULL, *broken, *TRIVIAL]
+    (table,) = tabulate(rows)
+    assert select(table).name == "trivial"
+    assert table.lines[1].count("diverged") == 1
+    write(tmp_path, rows)
+    page = report(tmp_path).read_text()
+    line = next(text for text in page.splitlines() if "x\\| S_2" in text)
+    cells = [cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")]
+    head = next(text for text in page.splitlines() if text.startswith("| group"))
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert dict(zip(columns, cells, strict=True))["diverged"] == "1"
+    assert dict(zip(columns, cells, strict=True))["seeds"] == "2 of 3"
+
+
+def test_nothing_is_selected_when_every_group_failed(tmp_path):
+    rows = [dataclasses.replace(row, status="oom", val=None, test=None) for row in FULL]
+    write(tmp_path, [*rows, *COPY])
+    assert "validation selects none" in report(tmp_path).read_text()
+
+
+def test_page_says_what_the_numbers_say(tmp_path):
+    write(tmp_path, [*FULL, *MIDDLE, *TRIVIAL, *COPY])
+    page = report(tmp_path).read_text()
+    assert "Validation selects **(S_2)^2 x| S_2**" in page
+    assert "its test MSE is 2.267 ± 0.25" in page
+    assert "The baseline copy beats every group: test MSE 1 ± 0" in page
+    assert "python -m benchmarks run toy --profile quick --seeds 3" in page
+    assert "0" * 40 in page
+    assert "| S_4 | 2 | 20 | 3 | 3.1 | 4.167 ± 0.21 |" in page
+    png = (tmp_path / "toy_noise_quick_error.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 10_000
+
+
+def test_a_beaten_baseline_is_not_praised(tmp_path):
+    weak = [dataclasses.replace(row, test=1.5) for row in COPY]
+    write(tmp_path, [*FULL, *TRIVIAL, *weak])
+    assert "beats every group" not in report(tmp_path).read_text()
+
+
+def test_report_of_a_run_draws_the_graph(tmp_path):
+    rows = run([ToyTask()], out=tmp_path, seeds=2, device="cpu")
+    page = report(tmp_path).read_text()
+    for name in ("error", "graph"):
+        assert f"(toy_noise_quick_{name}.png)" in page
+        assert (tmp_path / f"toy_noise_quick_{name}.png").stat().st_size > 5_000
+    assert "simulated with the group trivial" in page
+    with np.load(tmp_path / "toy_noise_quick_graph.npz", allow_pickle=False) as graph:
+        assert graph["clusters"].tolist() == [[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 2, 3]]
+    (table,) = rich_tables(rows)
+    assert table.row_count == 4
+
+
+def test_embed_replaces_the_text_between_the_marks(tmp_path):
+    write(tmp_path, [*FULL, *MIDDLE, *TRIVIAL, *COPY])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    report(tmp_path, readme)
+    once = readme.read_text()
+    assert once.startswith(f"before\n{BEGIN}\n| task") and once.endswith(f"{END}\nafter\n")
+    assert "old" not in once and "2.267 ± 0.25 with (S_2)^2 x\\| S_2" in once
+    report(tmp_path, readme)
+    assert readme.read_text() == once
+
+
+def test_embed_without_marks_changes_nothing(tmp_path):
+    write(tmp_path, FULL)
+    readme = tmp_path / "README.md"
+    readme.write_text("no marks")
+    with pytest.raises(BenchmarkError, match="must hold the line <!-- results:begin -->"):
+        report(tmp_path, readme)
+    assert readme.read_text() == "no marks"
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_no_results(tmp_path):
+    with pytest.raises(BenchmarkError, match="python -m benchmarks run"):
+        report(tmp_path)

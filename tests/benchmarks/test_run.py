@@ -1,0 +1,211 @@
+"""The runner: resume, status, provenance, one look at the test split."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy_task import ToyTask, make_row
+
+from benchmarks import run as running
+from benchmarks.results import RESULTS, BenchmarkError, append_row, read_rows
+from benchmarks.run import run
+
+
+@pytest.fixture
+def go(tmp_path):
+    def go(task, out="out", **options):
+        defaults = {"seeds": 1, "device": "cpu", "groups": ("trivial",), "checkpoint_seconds": 0.0}
+        return run([task], out=tmp_path / out, **{**defaults, **options})
+
+    return go
+
+
+NOISY_COLUMNS = {"seconds": 0.0, "peak_memory_mib": 0.0}
+
+
+def comparable(rows):
+    return [make_row(**{**vars(row), **NOISY_COLUMNS}) for row in rows]
+
+
+def test_one_row_per_group_baseline_and_seed(go, tmp_path):
+    rows = go(ToyTask(), groups=(), seeds=2)
+    names = ["copy", "S_4", "(S_2)^2", "trivial"]
+    assert [(row.name, row.seed) for row in rows] == [(n, s) for s in (0, 1) for n in names]
+    assert read_rows(tmp_path / "out") == rows
+    assert {row.status for row in rows} == {"ok"}
+    assert [row.commutant_dim for row in rows[:4]] == [None, 2, 6, 16]
+    assert rows[3].parameters == 20 and rows[3].epochs == 6 and 1 <= rows[3].best_epoch <= 6
+    assert rows[0].parameters is None and rows[0].is_baseline
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_finished_cells_are_not_rerun(go):
+    first = go(ToyTask())
+    again = ToyTask()
+    assert go(again) == first
+    assert again.fits == 0 and again.steps == 0 and again.test_forwards == 0
+    more = go(again, seeds=2)
+    assert again.fits == 1 and more[: len(first)] == first
+
+
+@pytest.mark.parametrize("step", [4, 8, 17])
+def test_killed_run_resumes_bitwise(go, tmp_path, step):
+    whole = go(ToyTask(), out="whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(ToyTask(fail_at=step, error=KeyboardInterrupt()), out="killed")
+    assert len(list((tmp_path / "killed" / "checkpoints").iterdir())) == 1
+    after = ToyTask()
+    resumed = go(after, out="killed")
+    # Three steps make an epoch: only the interrupted epoch is trained again.
+    assert after.steps == 18 - (step - 1) // 3 * 3
+    assert comparable(resumed) == comparable(whole)
+
+
+def test_resume_test_can_fail(go, monkeypatch):
+    whole = go(ToyTask(), out="whole")
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    with pytest.raises(KeyboardInterrupt):
+        go(ToyTask(fail_at=8, error=KeyboardInterrupt()), out="killed")
+    assert comparable(go(ToyTask(), out="killed")) != comparable(whole)
+
+
+def test_checkpoint_holds_no_code(go, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        go(ToyTask(fail_at=8, error=KeyboardInterrupt()))
+    (path,) = (tmp_path / "out" / "checkpoints").iterdir()
+    content = torch.load(path, weights_only=True)
+    assert content["epoch"] == 2
+
+
+def test_checkpoints_are_rare(go, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        go(ToyTask(fail_at=8, error=KeyboardInterrupt()), checkpoint_seconds=60.0)
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_models_see_the_test_split_once_per_cell(go):
+    task = ToyTask()
+    rows = go(task, groups=(), seeds=2)
+    assert task.test_forwards == sum(not row.is_baseline for row in rows) == 6
+
+
+def test_best_validation_weights_are_tested(go, monkeypatch):
+    task = ToyTask()
+    seen = []
+    original = task.metrics
+
+    def metrics(prediction, split, problem):
+        found = original(prediction, split, problem)
+        seen.append(found["MSE"])
+        return found
+
+    monkeypatch.setattr(task, "metrics", metrics)
+    row = go(task)[-1]
+    # Two values of the baseline, one per epoch, then validation and test of the kept weights.
+    epochs, (val, test) = seen[2:-2], seen[-2:]
+    assert len(epochs) == 6
+    assert row.val == val == min(epochs) and row.test == test
+    assert row.best_epoch == 1 + epochs.index(min(epochs))
+
+
+def test_infinite_loss_ends_the_cell_not_the_run(go, tmp_path):
+    rows = go(ToyTask(fail_at=8), groups=("S_4", "trivial"))
+    assert [row.status for row in rows] == ["ok", "diverged", "ok"]
+    assert rows[1].val is None and rows[1].test is None and rows[1].epochs == 2
+    saved = torch.load(tmp_path / "out" / "diverged" / f"{rows[1].key}.pt", weights_only=True)
+    assert saved["seed"] == 0 and saved["inputs"].shape == (5, 4, 1)
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_out_of_memory_ends_the_cell_not_the_run(go, error):
+    rows = go(ToyTask(fail_at=8, error=error), groups=("S_4", "trivial"))
+    assert [row.status for row in rows] == ["ok", "oom", "ok"]
+
+
+def test_other_errors_are_not_swallowed(go):
+    with pytest.raises(RuntimeError, match="shapes"):
+        go(ToyTask(fail_at=1, error=RuntimeError("shapes")))
+
+
+def test_key_depends_on_schedule_and_source(go, tmp_path, monkeypatch):
+    first = go(ToyTask())
+    assert go(ToyTask(), data=tmp_path)[-1].key != first[-1].key
+    schedule = ToyTask().schedule("quick", None)
+    monkeypatch.setattr(
+        ToyTask, "schedule", lambda self, profile, data: type(schedule)(epochs=2, lr=0.1)
+    )
+    assert go(ToyTask())[-1].key != first[-1].key
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"profile": "quik"}, "unknown profile 'quik'; did you mean quick"),
+        ({"groups": ("trivil",)}, "unknown group 'trivil'; did you mean trivial"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"seeds": 0}, "at least one seed; got --seeds 0"),
+    ],
+)
+def test_bad_requests_fail_before_any_work(go, options, message):
+    task = ToyTask()
+    with pytest.raises(BenchmarkError, match=message):
+        go(task, **options)
+    assert task.fits == 0
+
+
+def test_task_that_needs_data(go, monkeypatch):
+    monkeypatch.setattr(ToyTask, "needs_data", True)
+    with pytest.raises(BenchmarkError, match=r"'toy' needs files.*--data"):
+        go(ToyTask())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_missing_cuda(go):
+    with pytest.raises(BenchmarkError, match="--device cpu"):
+        go(ToyTask(), device="cuda")
+
+
+def test_unwritable_out(go, tmp_path):
+    (tmp_path / "out").write_text("a file, not a folder")
+    task = ToyTask()
+    with pytest.raises(BenchmarkError, match=r"cannot write to .*--out"):
+        go(task)
+    assert task.fits == 0
+
+
+def test_results_of_other_code_are_refused(go, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / RESULTS).write_text("a,b\n1,2\n")
+    with pytest.raises(BenchmarkError, match="other code"):
+        go(ToyTask())
+
+
+def test_failing_write_keeps_the_old_results(tmp_path, monkeypatch):
+    append_row(tmp_path, make_row())
+    before = (tmp_path / RESULTS).read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        append_row(tmp_path, make_row(key="other"))
+    assert (tmp_path / RESULTS).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [RESULTS]
+
+
+def test_rows_survive_the_file(tmp_path):
+    rows = [
+        make_row(test=0.1 + 0.2, unit='a "quoted", unit'),
+        make_row(status="diverged", val=None, test=None, best_epoch=None, parameters=None),
+    ]
+    for row in rows:
+        append_row(tmp_path, row)
+    assert read_rows(tmp_path) == rows
+
+
+def test_provenance_names_versions():
+    found = running.provenance()
+    assert found["torch"] == torch.__version__
+    assert all(found.values())
