@@ -1,0 +1,1 @@
+"""Models of the benchmark tasks that are not part of the library."""

@@ -1,0 +1,71 @@
+"""The residual network that lifts 2D joints to 3D."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gsym.groups import PermutationGroup
+from gsym.nn import GNetConv
+
+
+class PoseNet(nn.Module):
+    """Residual stack of graph convolutions that share one group, after arXiv 2308.10436.
+
+    Args:
+        group: Joint permutations along which every convolution ties its weights.
+        hidden_channels: Width of the hidden layers.
+        num_blocks: Residual blocks of two convolutions each.
+        propagate: How neighbours are mixed, see :class:`gsym.nn.GNetConv`.
+        edge_index: The skeleton in both directions, ``[2, e]``.
+
+    Shapes:
+        - input: ``[b, n, 2]``
+        - output: ``[b, n, 3]``
+
+    Symmetry:
+        Nodes: exact for ``group`` when ``group.preserves(edge_index)``, otherwise approximate.
+        Coordinates: none.
+    """
+
+    edge_index: Tensor
+
+    def __init__(
+        self,
+        group: PermutationGroup,
+        hidden_channels: int,
+        num_blocks: int,
+        propagate: str,
+        edge_index: Tensor,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("edge_index", edge_index, persistent=False)
+        self.first = _Layer(2, hidden_channels, group, propagate)
+        self.hidden = nn.ModuleList(
+            _Layer(hidden_channels, hidden_channels, group, propagate)
+            for _ in range(2 * num_blocks)
+        )
+        self.last = GNetConv(hidden_channels, 3, group, propagate=propagate)
+        # Poses are tenths of a metre wide; starting with larger ones costs epochs to unlearn.
+        self.last.reset_parameters(gain=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Lift joints ``[b, n, 2]`` to ``[b, n, 3]``."""
+        x = self.first(x, self.edge_index)
+        for one, two in zip(self.hidden[::2], self.hidden[1::2], strict=True):
+            x = x + two(one(x, self.edge_index), self.edge_index)
+        return self.last(x, self.edge_index)
+
+
+class _Layer(nn.Module):
+    """Convolution, batch norm per channel, ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, group: PermutationGroup, propagate: str
+    ) -> None:
+        super().__init__()
+        # Joints share the statistics of a channel, so the norm commutes with every permutation.
+        self.norm = nn.BatchNorm1d(out_channels)
+        self.conv = GNetConv(in_channels, out_channels, group, propagate=propagate)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.norm(self.conv(x, edge_index).mT).mT.relu()
