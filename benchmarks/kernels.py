@@ -1,0 +1,278 @@
+"""Speed and memory of the tied layers, side by side with a dense implementation in one run.
+
+Absolute times drift on shared machines, so every round times all variants of a case in turn and
+the result is the median over rounds of the ratio of their times. Memory is the rise of the
+process's peak over one call, above what the loaded model takes.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from benchmarks.data import replacing
+from benchmarks.memory import peak_memory
+from benchmarks.run import provenance
+from gsym import ClusterGroup, Partition
+from gsym.nn import GNet, OrbitLinear
+
+THREADS = 2
+COMMAND = "python -m benchmarks kernels"
+
+
+class DenseClusterLinear(nn.Module):
+    """The cluster map through one materialised weight, as the published code computes it.
+
+    Equal clusters only. Every forward pass expands the tied weights to a matrix of ``(out n)`` by
+    ``(in n)``; the arithmetic is that of a dense linear layer whatever the group.
+    """
+
+    order: Tensor
+    inverse: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, partition: Partition) -> None:
+        super().__init__()
+        k, self.size = partition.num_clusters, partition.sizes[0]
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.register_buffer("order", partition.order, persistent=False)
+        self.register_buffer("inverse", torch.argsort(partition.order), persistent=False)
+        pairs = in_channels * out_channels
+        self.weight_diagonal = nn.Parameter(torch.randn(pairs, k) / pairs**0.5)
+        self.weight_block = nn.Parameter(torch.randn(pairs, k, k) / pairs**0.5 / k)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.size(1)
+        diagonal = torch.kron(torch.diag_embed(self.weight_diagonal), torch.eye(self.size))
+        block = torch.kron(self.weight_block, x.new_ones(self.size, self.size) / n)
+        weight = (diagonal + block).view(self.out_channels, self.in_channels, n, n)
+        weight = weight.transpose(1, 2).reshape(self.out_channels * n, self.in_channels * n)
+        flat = x.index_select(1, self.order).transpose(1, 2).flatten(1)
+        y = (flat @ weight.T).view(-1, self.out_channels, n).transpose(1, 2)
+        return y.index_select(1, self.inverse) + self.bias
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement, as written to the CSV file; times in ms, memory in MiB."""
+
+    case: str
+    n: int
+    k: int
+    channels: str
+    batch: int
+    mode: str
+    variant: str
+    rounds: int
+    median_ms: float
+    memory_mib: float
+    ratio: float  # dense time over ours, or time over that of a tenth of the nodes
+    ratio_low: float
+    ratio_high: float
+    threads: int
+    commit: str
+    torch: str
+    device: str
+
+
+Step = Callable[[], None]
+
+
+def main(out: Path) -> Path:
+    """Run all cases, write ``kernels.csv`` and the page ``kernels.md`` to ``out``.
+
+    Args:
+        out: Folder to write to; made if missing.
+
+    Returns:
+        Path of the page.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    console = Console()
+    console.print(f"Kernels on {THREADS} threads; about four minutes.")
+    try:
+        rows = [
+            row
+            for case in track([_inpainting, _wide, _growth], "cases", console=console)
+            for row in case(console)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    with replacing(out / "kernels.csv") as file:
+        text = [",".join(field.name for field in fields(Row))]
+        text += [",".join(str(value) for value in asdict(row).values()) for row in rows]
+        file.write(("\n".join(text) + "\n").encode())
+    return write_page(out)
+
+
+def write_page(out: Path) -> Path:
+    """Write ``kernels.md`` from ``kernels.csv``."""
+    with (out / "kernels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    first = rows[0]
+    lines = [
+        "# Speed and memory of the tied layers",
+        "",
+        f"Made by `{COMMAND} --out {out.as_posix()}` at commit {first['commit']} with torch "
+        f"{first['torch']} on {first['device']}, {first['threads']} threads, float32, forward and "
+        "backward. Every round times the variants in turn; the ratio is the median over rounds of "
+        "the ratio of times, with its quartiles. Memory is the rise of the process's peak over one "
+        "call. Absolute times depend on the machine and its load: read the ratios.",
+    ]
+    titles = {
+        "inpainting": "Two-layer net 1 -> 28 -> 1 on 28 x 28 pixels, against materialised weights",
+        "wide": "One layer of 32 -> 32 channels, against materialised weights",
+        "growth": "Growth with the number of nodes, 16 -> 16 channels (ratio: to a tenth of them)",
+    }
+    for case, group in itertools.groupby(rows, key=lambda row: row["case"]):
+        lines += ["", f"## {titles[case]}", ""]
+        lines += ["| n | k | batch | variant | ms | MiB | ratio (quartiles) |"]
+        lines += ["|--:|--:|--:|---|--:|--:|--:|"]
+        for row in group:
+            ratio = "-"
+            if row["ratio"] != "nan":
+                ratio = "{:.3g} ({:.3g} to {:.3g})".format(
+                    *(float(row[key]) for key in ("ratio", "ratio_low", "ratio_high"))
+                )
+            lines.append(
+                f"| {row['n']} | {row['k']} | {row['batch']} | {row['variant']} | "
+                f"{float(row['median_ms']):.3g} | {float(row['memory_mib']):.3g} | {ratio} |"
+            )
+    page = out / "kernels.md"
+    with replacing(page) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+    return page
+
+
+def _inpainting(console: Console) -> list[Row]:
+    rows = []
+    for patch in (28, 14, 7, 4, 2, 1):
+        partition = Partition.grid(28, 28, patch)
+        ours = GNet([1, 28, 1], ClusterGroup(partition))
+        dense = nn.Sequential(
+            DenseClusterLinear(1, 28, partition), nn.ReLU(), DenseClusterLinear(28, 1, partition)
+        )
+        x = torch.randn(64, 784, 1)
+        steps = {"gsym": _training_step(ours, x), "dense": _training_step(dense, x)}
+        case = ("inpainting", 784, partition.num_clusters, "1-28-1", 64)
+        rows += _compare(case, steps, rounds=9)
+        console.print(f"  n=784 k={partition.num_clusters}: {rows[-2].ratio:.1f} x faster")
+    return rows
+
+
+def _wide(console: Console) -> list[Row]:
+    partition = Partition.grid(28, 28, 14)
+    x = torch.randn(32, 784, 32)
+    steps = {
+        "gsym": _training_step(OrbitLinear(32, 32, ClusterGroup(partition)), x),
+        "dense": _training_step(DenseClusterLinear(32, 32, partition), x),
+    }
+    rows = _compare(("wide", 784, 4, "32-32", 32), steps, rounds=3)
+    console.print(f"  n=784 k=4, 32 channels: {rows[-2].ratio:.0f} x faster")
+    return rows
+
+
+def _growth(console: Console) -> list[Row]:
+    sizes = (10**4, 10**5, 10**6)
+    steps = {}
+    for n in sizes:
+        labels = torch.randint(16, (n,), generator=torch.Generator().manual_seed(0))
+        layer = OrbitLinear(16, 16, ClusterGroup(Partition(labels)))
+        steps[str(n)] = _training_step(layer, torch.randn(1, n, 16))
+    times = _interleave(steps, rounds=9)
+    rows = []
+    for i, n in enumerate(sizes):
+        grown = times[i] / times[i - 1] if i else np.full(1, np.nan)
+        case = ("growth", n, 16, "16-16", 1)
+        rows.append(_row(case, "gsym", times[i], _memory(steps[str(n)]), grown))
+        console.print(f"  n={n}: {rows[-1].median_ms:.1f} ms, {rows[-1].memory_mib:.0f} MiB")
+    return rows
+
+
+def _training_step(model: nn.Module, x: Tensor) -> Step:
+    """Forward and backward, the gradient of the input included as in a deeper net."""
+    x = x.requires_grad_()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        x.grad = None
+        model(x).square().sum().backward()
+
+    return step
+
+
+def _compare(
+    case: tuple[str, int, int, str, int], steps: dict[str, Step], rounds: int
+) -> list[Row]:
+    times = dict(zip(steps, _interleave(steps, rounds), strict=True))
+    ratio = times["dense"] / times["gsym"]
+    nothing = np.full(1, np.nan)
+    return [
+        _row(case, "gsym", times["gsym"], _memory(steps["gsym"]), ratio),
+        _row(case, "dense", times["dense"], _memory(steps["dense"]), nothing),
+    ]
+
+
+def _interleave(steps: dict[str, Step], rounds: int) -> Sequence[np.ndarray]:
+    """Times in ms ``[rounds]`` of every step; the order turns from round to round."""
+    names = list(steps)
+    times = {name: np.empty(rounds) for name in names}
+    for name in names:
+        steps[name]()
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.perf_counter()
+            steps[name]()
+            times[name][turn] = (time.perf_counter() - start) * 1e3
+    return [times[name] for name in names]
+
+
+def _memory(step: Step) -> float:
+    gc.collect()
+    peak = peak_memory(torch.device("cpu"))
+    step()
+    return peak()
+
+
+def _row(
+    case: tuple[str, int, int, str, int],
+    variant: str,
+    times: np.ndarray,
+    memory: float,
+    ratio: np.ndarray,
+) -> Row:
+    name, n, k, channels, batch = case
+    low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+    about = provenance()
+    return Row(
+        case=name,
+        n=n,
+        k=k,
+        channels=channels,
+        batch=batch,
+        mode="forward and backward",
+        variant=variant,
+        rounds=len(times),
+        median_ms=round(float(np.median(times)), 3),
+        memory_mib=round(memory, 1),
+        ratio=round(float(middle), 3),
+        ratio_low=round(float(low), 3),
+        ratio_high=round(float(high), 3),
+        threads=THREADS,
+        commit=about["commit"],
+        torch=about["torch"],
+        device="cpu",
+    )
