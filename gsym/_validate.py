@@ -106,11 +106,8 @@ def check_permutation(perm: object, num_nodes: int, what: str = "perm") -> Tenso
     return tensor
 
 
-def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
-    """Return ``edge_index`` as it came, once it is known to be int64 ``[2, e]`` within range.
-
-    Reads the values, so it belongs where a graph is prepared and never into every forward pass.
-    """
+def check_edge_index_type(edge_index: object) -> Tensor:
+    """Return ``edge_index`` as it came, once it is known to be int64 ``[2, e]``; reads no value."""
     if not isinstance(edge_index, Tensor):
         raise TypeError(f"edge_index must be a tensor [2, e]; got {type(edge_index).__name__}")
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
@@ -121,6 +118,15 @@ def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
             f"edge_index must have dtype torch.int64; got {edge_index.dtype}; "
             "convert with edge_index.long()"
         )
+    return edge_index
+
+
+def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
+    """Return ``edge_index`` as it came, once it is known to be int64 ``[2, e]`` within range.
+
+    Reads the values, so it belongs where a graph is prepared and never into every forward pass.
+    """
+    edge_index = check_edge_index_type(edge_index)
     if edge_index.numel():
         low, high = int(edge_index.min()), int(edge_index.max())
         if low < 0 or high >= num_nodes:

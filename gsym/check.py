@@ -9,7 +9,8 @@ subgroup with probability one half or more.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,8 @@ def equivariance_error(layer: Layer, group: PermutationGroup, x: Tensor, *args: 
     Reference:
         The metric of Kim et al. 2023, projection-based equivariance regularisers.
     """
-    return max((error for error, _ in _errors(layer, group, x, *args)), default=0.0)
+    _check_nodes(x, group)
+    return max((error for error, _ in _errors(layer, _permutations(group), x, *args)), default=0.0)
 
 
 def assert_equivariant(
@@ -77,7 +79,9 @@ def assert_equivariant(
     """
     __tracebackhide__ = True
     allowed = TOLERANCE[x.dtype] if tolerance is None else tolerance
-    worst = max(_errors(layer, group, x, *args), key=lambda found: found[0], default=None)
+    _check_nodes(x, group)
+    errors = _errors(layer, _permutations(group), x, *args)
+    worst = max(errors, key=lambda found: found[0], default=None)
     if worst is not None and not worst[0] <= allowed:
         raise AssertionError(
             f"not equivariant: relative error {worst[0]:.2e} (allowed {allowed:.0e}, {x.dtype}) "
@@ -236,7 +240,7 @@ class _Kit:
             raise _Skip("no permutation outside the group moves its pair orbits")
         layer = self.layer()
         x = self.signal(layer, 2)
-        errors = [_error(layer, perm, x, *self.args) for perm in outsiders]
+        errors = [error for error, _ in _errors(layer, outsiders, x, *self.args)]
         median = float(torch.tensor(errors).median())
         assert median > 1e-2, (
             f"median error {median:.1e} under permutations outside the group: weights are tied "
@@ -348,34 +352,44 @@ def _permutations(group: PermutationGroup) -> Iterator[Tensor]:
         yield group.sample(generator=random)
 
 
-def _errors(
-    layer: Layer, group: PermutationGroup, x: Tensor, *args: Any
-) -> Iterator[tuple[float, Tensor]]:
+def _check_nodes(x: Tensor, group: PermutationGroup) -> None:
     if x.dim() < 2 or x.size(-2) != group.num_nodes:
         raise ValueError(
             f"x must be [..., {group.num_nodes}, c] for {group!r}; got {list(x.shape)}"
         )
-    for perm in _permutations(group):
-        yield _error(layer, perm, x, *args), perm
+
+
+def _errors(
+    layer: Layer, perms: Iterable[Tensor], x: Tensor, *args: Any
+) -> Iterator[tuple[float, Tensor]]:
+    """Relative failure of ``layer(g x) = g layer(x)`` for every permutation g, and g."""
+    still = _evaluate(layer, x, *args)
+    for perm in perms:
+        yield _distance(_evaluate(layer, _act(perm, x), *args), still, perm), perm
 
 
 @torch.no_grad()
-def _error(layer: Layer, perm: Tensor, x: Tensor, *args: Any) -> float:
-    training = isinstance(layer, nn.Module) and layer.training
-    if isinstance(layer, nn.Module):
-        layer.eval()
+def _evaluate(layer: Layer, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Outputs in eval mode; every part of a module is left in its own mode."""
+    modes = {m: m.training for m in layer.modules()} if isinstance(layer, nn.Module) else {}
+    for module in modes:
+        module.training = False
     try:
-        moved, still = _outputs(layer(_act(perm, x), *args)), _outputs(layer(x, *args))
+        value = layer(x, *args)
     finally:
-        if isinstance(layer, nn.Module):
-            layer.train(training)
+        for module, training in modes.items():
+            module.training = training
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def _distance(moved: tuple[Tensor, ...], still: tuple[Tensor, ...], perm: Tensor) -> float:
     worst = 0.0
     for after, before in zip(moved, still, strict=True):
         expected = _act(perm, before.double())
         difference = float((after.double() - expected).norm())
         size = float(after.double().norm() + expected.norm())
-        if not torch.isfinite(torch.tensor([difference, size])).all():
-            return float("inf")
+        if not math.isfinite(difference) or not math.isfinite(size):
+            return math.inf
         worst = max(worst, difference / size if size else 0.0)
     return worst
 
@@ -385,10 +399,6 @@ def _act(perm: Tensor, x: Tensor) -> Tensor:
     moved = torch.empty_like(x)
     moved[..., perm.to(x.device), :] = x
     return moved
-
-
-def _outputs(value: Any) -> tuple[Tensor, ...]:
-    return (value,) if isinstance(value, Tensor) else tuple(value)
 
 
 def _outsiders(group: PermutationGroup, random: torch.Generator) -> Iterator[Tensor]:

@@ -131,9 +131,6 @@ class TestJudgement:
         assert layer.training == training
         assert layer[0].training == training
 
-    @pytest.mark.xfail(
-        strict=True, reason="fault: the mode of the module is put back on all that it contains"
-    )
     def test_leaves_a_part_in_eval_mode(self):
         layer = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2)).double().train()
         layer[0].eval()
@@ -170,11 +167,6 @@ class TestManyGenerators:
             assert_equivariant(self.broken, self.GROUP, x)
         assert_equivariant(torch.square, self.GROUP, x)
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="fault: the unmoved signal is evaluated again for every permutation, so the cost is "
-        "twice what the docstring says",
-    )
     def test_the_cost_is_bounded(self):
         calls = []
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import GraphError, SignalError, check_edge_index, check_signal
-from gsym.groups import PermutationGroup
-from gsym.nn.linear import (
-    OrbitLinear,
-    as_clusters,
-    check_fingerprint,
-    check_mixing_memory,
-    fingerprint,
+from gsym._validate import (
+    GraphError,
+    SignalError,
+    check_edge_index,
+    check_edge_index_type,
+    check_signal,
 )
+from gsym.groups import PermutationGroup
+from gsym.nn.linear import OrbitLinear, TiedLayer, as_clusters, check_mixing_memory
 
 PROPAGATIONS = ("none", "adjacency", "weighted", "pointwise")
 
@@ -28,7 +28,10 @@ PROPAGATIONS = ("none", "adjacency", "weighted", "pointwise")
 class _Graph:
     """What a layer derives from one graph: its edges, self-loops included, sorted by target."""
 
-    edge_index: Tensor  # [2, e], the caller's, by which the graph is recognised
+    given: Tensor  # the caller's edge_index, recognised as long as its version stands
+    version: int | None
+    edge_index: Tensor  # its values, by which an equal one is recognised
+    copies: int  # how many copies of the graph edge_index holds
     num_edges: int  # edges of one copy
     order: Tensor  # [f] position of every edge among the given ones followed by n loops
     has_loop: Tensor  # [n]
@@ -38,7 +41,7 @@ class _Graph:
     tiles: kernels.Tiles | None
 
 
-class GNetConv(nn.Module):
+class GNetConv(TiedLayer):
     r"""Orbit-tied linear map that meets the graph in one of four ways.
 
     With h the map of :class:`OrbitLinear`, K its matrices per pair orbit and b one bias per node
@@ -61,14 +64,14 @@ class GNetConv(nn.Module):
         group: Group to tie along; ``None`` is the full symmetric group on any number of nodes.
         propagate: One of the four ways.
         bias: Add one learned vector per node orbit.
-        mixing: As in :class:`OrbitLinear`; not used by ``"pointwise"``.
+        mixing: As in :class:`OrbitLinear`; ``"pointwise"`` has none and refuses the choice.
         rank: As in :class:`OrbitLinear`.
         cluster_edge_index: As in :class:`OrbitLinear`.
 
     Shapes:
         - input: ``x [..., n, in_channels]``, ``edge_index [2, e]``, ``edge_weight [e]``; or PyG's
           stacked batch of one graph with ``batch_size=b``: ``x [b*n, in_channels]`` and
-          ``edge_index`` of one copy or of all
+          ``edge_index`` and ``edge_weight`` of one copy or of all
         - output: ``[..., n, out_channels]``, or ``[b*n, out_channels]``
 
     Symmetry:
@@ -86,7 +89,9 @@ class GNetConv(nn.Module):
     Cost:
         That of :class:`OrbitLinear` and ``O(e d')`` per signal (``"pointwise"``: ``O(e d d')``).
         What depends on the graph alone is prepared at its first use and kept for the last graph
-        seen. Under ``torch.compile(fullgraph=True)`` call the layer once on the graph before.
+        seen; the very tensor is recognised for free, a copy of it by comparing values. Under
+        ``torch.compile(fullgraph=True)`` call the layer once on the graph before, and do not
+        change ``edge_index`` in place after.
 
     Example:
         >>> group = ClusterGroup(Partition.from_labels([0, 0, 1, 1]))
@@ -115,13 +120,18 @@ class GNetConv(nn.Module):
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(group)
         if propagate not in PROPAGATIONS:
             raise ValueError(
                 f"propagate must be one of {', '.join(PROPAGATIONS)}; got {propagate!r}"
             )
+        if propagate == "pointwise" and (mixing != "full" or rank is not None):
+            raise ValueError(
+                'propagate="pointwise" has one matrix per orbit of edges and no mixing between '
+                "clusters; leave mixing, rank and cluster_edge_index out"
+            )
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.group, self.propagate = group, propagate
+        self.propagate = propagate
         clusters = as_clusters(group)
         self.num_nodes = None if group is None else clusters.num_nodes
         self._ties = _PairTable(group) if propagate in ("weighted", "pointwise") else None
@@ -180,7 +190,9 @@ class GNetConv(nn.Module):
             x: Signals ``[..., n, in_channels]``.
             edge_index: The graph; may be left out with ``propagate="none"``.
             edge_weight: Non-negative weight of every edge; 1 where ``None``. ``"weighted"``
-                multiplies its learned weights by them before it normalises.
+                multiplies its learned weights by them before it normalises. The copies of a
+                stacked batch may differ in their weights. A node whose weights are all 0
+                receives 0.
             batch_size: Number of graphs in a stacked batch ``[b*n, in_channels]``.
         """
         if batch_size is not None:
@@ -190,8 +202,8 @@ class GNetConv(nn.Module):
             assert self.linear is not None
             y = self.linear(x)
         else:
-            graph = self._prepare(edge_index, x.size(-2), batch_size)
-            y = self._propagate(x, graph, self._edge_weights(graph, edge_weight, x))
+            graph = self._prepare(edge_index, x, batch_size)
+            y = self._propagate(x, graph, self._edge_weights(graph, edge_weight, x, batch_size))
             if self.bias is not None:
                 y = y + self.bias.index_select(0, self._node_orbit)
         return y if batch_size is None else y.flatten(0, 1)
@@ -205,39 +217,41 @@ class GNetConv(nn.Module):
             messages = kernels.indexed_linear(sent, self.weight, graph.tiles)
         return kernels.segment_sum(messages, graph.target)
 
-    def _edge_weights(self, graph: _Graph, edge_weight: Tensor | None, x: Tensor) -> Tensor:
-        """Weights ``[f, 1]`` of the sorted edges that sum to 1 over each neighbourhood."""
-        n = graph.has_loop.numel()
-        if edge_weight is None:
-            given = x.new_ones(graph.num_edges)
-        elif edge_weight.numel() % max(graph.num_edges, 1) or edge_weight.dim() != 1:
-            raise GraphError(
-                f"edge_weight must hold one number for each of {graph.num_edges} edges; "
-                f"got shape {list(edge_weight.shape)}"
-            )
-        else:
-            given = edge_weight[: graph.num_edges].to(x.dtype)
-        weight = torch.cat([given, (~graph.has_loop).to(x.dtype)]).index_select(0, graph.order)
-        weight = weight[:, None]
+    def _edge_weights(
+        self, graph: _Graph, edge_weight: Tensor | None, x: Tensor, batch_size: int | None
+    ) -> Tensor:
+        """Weights ``[f, 1]`` or ``[b, f, 1]`` of the sorted edges; each neighbourhood sums to 1."""
+        given = _given_weights(graph, edge_weight, x, batch_size)
+        loops = (~graph.has_loop).to(x.dtype).expand(*given.shape[:-1], -1)
+        weight = torch.cat([given, loops], dim=-1).index_select(-1, graph.order)[..., None]
         if self.edge_logit is not None:
             logit = kernels.segment_gather(self.edge_logit[:, None], graph.tie)
+            highest = logit.detach().new_full((graph.has_loop.numel(), 1), -math.inf)
             index = graph.target.index[:, None]
-            highest = logit.detach().new_full((n, 1), -math.inf)
             highest = highest.scatter_reduce(0, index, logit.detach(), "amax")
             weight = weight * (logit - kernels.segment_gather(highest, graph.target)).exp()
         total = kernels.segment_sum(weight, graph.target)
+        total = torch.where(total == 0, 1, total)
         return weight / kernels.segment_gather(total, graph.target)
 
-    def _prepare(self, edge_index: Tensor | None, n: int, batch_size: int | None) -> _Graph:
+    def _prepare(self, edge_index: Tensor | None, x: Tensor, batch_size: int | None) -> _Graph:
         if edge_index is None:
             raise TypeError(f'propagate="{self.propagate}" needs edge_index')
+        check_edge_index_type(edge_index)
+        if edge_index.device != x.device:
+            raise GraphError(
+                f"edge_index is on {edge_index.device} but x on {x.device}; move one of them"
+            )
         graph = self._graph
-        if graph is not None and graph.has_loop.numel() == n:
-            if edge_index is graph.edge_index:
-                return graph
-            if not torch.compiler.is_compiling() and _same(edge_index, graph.edge_index):
-                return graph
-        self._graph = self._build(edge_index, n, batch_size)
+        if (
+            graph is not None
+            and graph.has_loop.numel() == x.size(-2)
+            and graph.copies in (1, batch_size)
+            and _same(edge_index, graph)
+        ):
+            return graph
+        with torch.inference_mode(False):
+            self._graph = self._build(edge_index, x.size(-2), batch_size)
         return self._graph
 
     def _build(self, edge_index: Tensor, n: int, batch_size: int | None) -> _Graph:
@@ -257,7 +271,10 @@ class GNetConv(nn.Module):
         if self.propagate == "pointwise":
             tiles = kernels.Tiles(ties, self.in_channels, self.out_channels)
         return _Graph(
-            edge_index=edge_index,
+            given=edge_index,
+            version=_version(edge_index),
+            edge_index=edge_index.clone(),
+            copies=1 if one is edge_index or batch_size is None else batch_size,
             num_edges=one.size(1),
             order=kept[order],
             has_loop=has_loop,
@@ -266,18 +283,6 @@ class GNetConv(nn.Module):
             tie=ties,
             tiles=tiles,
         )
-
-    def get_extra_state(self) -> Tensor:
-        """The fingerprint of the group, uint8 ``[32]``, which travels in the ``state_dict``."""
-        return fingerprint(self.group)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Refuse the parameters of another group.
-
-        Raises:
-            GroupError: The fingerprint differs.
-        """
-        check_fingerprint(state, self.group)
 
     def extra_repr(self) -> str:
         """Channels, group and propagation, for ``repr``."""
@@ -423,8 +428,34 @@ class _PairTable(nn.Module):
         return torch.where((first == second) & (own >= 0), own, orbit)
 
 
-def _same(edge_index: Tensor, seen: Tensor) -> bool:
+def _same(edge_index: Tensor, graph: _Graph) -> bool:
+    if torch.compiler.is_compiling():
+        return edge_index is graph.given
+    if edge_index is graph.given and graph.version == _version(edge_index) is not None:
+        return True
+    seen = graph.edge_index
     return edge_index.device == seen.device and torch.equal(edge_index, seen)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often the tensor was changed in place; nobody counts that of inference tensors."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _given_weights(
+    graph: _Graph, edge_weight: Tensor | None, x: Tensor, batch_size: int | None
+) -> Tensor:
+    """The caller's weights ``[e]``, or ``[b, e]`` where a stacked batch has its own."""
+    if edge_weight is None:
+        return x.new_ones(graph.num_edges)
+    if edge_weight.shape == (graph.num_edges,):
+        return edge_weight.to(x.dtype)
+    if batch_size is not None and edge_weight.shape == (batch_size * graph.num_edges,):
+        return edge_weight.to(x.dtype).view(batch_size, -1)
+    raise GraphError(
+        f"edge_weight must hold one number for each of {graph.num_edges} edges; "
+        f"got shape {list(edge_weight.shape)}"
+    )
 
 
 def _unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:

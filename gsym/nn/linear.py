@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,30 @@ MAX_MIXING_BYTES = 2**30
 MIXINGS = ("full", "low_rank", "quotient", "none")
 
 
-class OrbitLinear(nn.Module):
+class TiedLayer(nn.Module):
+    """A layer whose checkpoints carry the fingerprint of its group and fit no other group."""
+
+    def __init__(self, group: PermutationGroup | None) -> None:
+        super().__init__()
+        self.group = group
+
+    def get_extra_state(self) -> Tensor:
+        """The fingerprint of the group, uint8 ``[32]``, which travels in the ``state_dict``."""
+        return fingerprint(self.group)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to do: the fingerprint was compared before any parameter was loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            check_fingerprint(state, self.group)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class OrbitLinear(TiedLayer):
     r"""Linear map of node signals that commutes with a permutation group.
 
     For the group of a partition into clusters :math:`1..k` it is
@@ -91,12 +116,11 @@ class OrbitLinear(nn.Module):
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(group)
         _check_options(mixing, rank, cluster_edge_index)
         clusters = as_clusters(group)
         sizes = torch.tensor(clusters.partition.sizes)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.group = group
         self.num_nodes = None if group is None else clusters.num_nodes
         self.register_buffer("_sizes", sizes, persistent=False)
 
@@ -217,18 +241,6 @@ class OrbitLinear(nn.Module):
     def _padded_self(self) -> Tensor:
         """D of every orbit of clusters, and a zero matrix for the clusters without one."""
         return nn.functional.pad(self.weight_self, (0, 0, 0, 0, 0, 1))
-
-    def get_extra_state(self) -> Tensor:
-        """The fingerprint of the group, uint8 ``[32]``, which travels in the ``state_dict``."""
-        return fingerprint(self.group)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Refuse the parameters of another group.
-
-        Raises:
-            GroupError: The fingerprint differs.
-        """
-        check_fingerprint(state, self.group)
 
     def extra_repr(self) -> str:
         """Channels and group, for ``repr``."""
