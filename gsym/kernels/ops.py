@@ -8,6 +8,8 @@ compiler. The definitions stand in :mod:`gsym.kernels.reference`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,10 @@ from torch import Tensor, nn
 # Samples with more entries than this are reduced one after another, which saves an index of the
 # whole batch; smaller ones are reduced in one call, which saves the calls.
 _LARGE_SAMPLE = 2**15
+
+# Rows that a product over tiles takes at a time: they and their products stay in the cache, and
+# their memory is used again, where a temporary of full size costs a page fault per page.
+_BLOCK_ROWS = 2**13
 
 
 class Segments(nn.Module):
@@ -73,61 +79,52 @@ class Segments(nn.Module):
 class Tiles(nn.Module):
     """Rows of equal weight gathered into tiles of one height, for batched matrix products.
 
-    Groups of rows are cut into tiles; the last tile of a group is filled up with zero rows. The
-    height is the one that costs the fewest operations, so equal groups need no filling at all.
+    Every segment of rows is cut into tiles; the last one is filled up with copies of a row of its
+    own, so that a product may be written back from any of them. The height is the one that costs
+    the fewest operations; equal segments need no filling at all.
 
     Attributes:
+        segments: Which rows belong together.
         height: Rows per tile.
-        group: Group of every tile, int64 ``[tiles]``.
-        gather: Row of ``x`` for every tile row, int64 ``[tiles * height]``; 0 where filled.
-        filled: Tile rows without a row of ``x``, int64 ``[f]``.
-        scatter: Tile row of every row of ``x``, int64 ``[rows]``.
+        segment: Segment of every tile, int64 ``[t]``.
+        rows: Row in every place of a tile, int64 ``[t, height]``.
+        copies: Whether a place holds a copy, bool ``[t, height]``; ``None`` if none does.
+        pointers: Where the tiles of each segment begin, int64 ``[num_segments + 1]``.
     """
 
-    group: Tensor
-    gather: Tensor
-    filled: Tensor
-    scatter: Tensor
+    segment: Tensor
+    rows: Tensor
+    copies: Tensor | None
+    pointers: Tensor
 
     def __init__(self, segments: Segments, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        self.segments = segments
         sizes = segments.pointers.diff()
-        largest = int(sizes.max()) if sizes.numel() else 1
-        heights = {min(2**p, max(largest, 1)) for p in range(11)} | {min(max(largest, 1), 4096)}
+        largest = max(int(sizes.max()) if sizes.numel() else 1, 1)
+        heights = {min(2**p, largest) for p in range(13)}
         row, matrix = in_channels + out_channels, in_channels * out_channels
-        self.height = min(
+        self.height = h = min(
             heights, key=lambda h: (int((-(-sizes // h)).sum()) * (h * row + matrix), -h)
         )
-        tiles = -(-sizes // self.height)
-        start = (tiles.cumsum(0) - tiles) * self.height
-        sorted_index = segments.index[segments.order]
-        rank = torch.arange(sorted_index.numel(), device=sizes.device)
-        position = start[sorted_index] + rank - segments.pointers[sorted_index]
-        total = int(tiles.sum()) * self.height
-        gather = torch.full((total,), -1, dtype=torch.int64, device=sizes.device)
-        gather[position] = segments.order
-        scatter = torch.empty_like(segments.order)
-        scatter[segments.order] = position
-        group = torch.repeat_interleave(torch.arange(sizes.numel(), device=sizes.device), tiles)
-        self.register_buffer("group", group, persistent=False)
-        self.register_buffer("filled", (gather < 0).nonzero().view(-1), persistent=False)
-        self.register_buffer("gather", gather.clamp_(min=0), persistent=False)
-        self.register_buffer("scatter", scatter, persistent=False)
+        tiles = -(-sizes // h)
+        device = sizes.device
+        segment = torch.repeat_interleave(torch.arange(sizes.numel(), device=device), tiles)
+        first = (tiles.cumsum(0) - tiles)[segment]
+        start = (torch.arange(segment.numel(), device=device) - first) * h
+        place = start[:, None] + torch.arange(h, device=device)
+        real = place < sizes[segment, None]
+        place = torch.minimum(place, sizes[segment, None] - 1) + segments.pointers[segment, None]
+        rows = segments.order[place]
+        self.register_buffer("segment", segment, persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
+        copies = None if bool(real.all()) else ~real
+        self.register_buffer("copies", copies, persistent=False)
+        self.register_buffer("pointers", F.pad(tiles.cumsum(0), (1, 0)), persistent=False)
 
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""
-        return f"{self.group.numel()} tiles of {self.height} rows"
-
-    def cut(self, x: Tensor) -> Tensor:
-        """Gather ``[..., rows, c]`` into tiles ``[..., tiles, height, c]``."""
-        empty = self.filled[:0]
-        flat = _gather_rows(x, self.gather, self.filled, self.scatter, empty)
-        return flat.unflatten(-2, (self.group.numel(), self.height))
-
-    def join(self, tiles: Tensor) -> Tensor:
-        """Put tiles ``[..., tiles, height, c]`` back into rows ``[..., rows, c]``."""
-        empty = self.filled[:0]
-        return _gather_rows(tiles.flatten(-3, -2), self.scatter, empty, self.gather, self.filled)
+        return f"{self.segment.numel()} tiles of {self.height} rows"
 
 
 def segment_sum(x: Tensor, segments: Segments) -> Tensor:
@@ -161,19 +158,36 @@ def segment_gather(y: Tensor, segments: Segments) -> Tensor:
     return _segment_gather(y, segments.index, segments.order, segments.pointers)
 
 
-def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
-    """Multiply each row by the weight matrix of its group.
+def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | None = None) -> Tensor:
+    """Multiply each row by the weight matrix of its segment, and add a row of the segment.
 
     Args:
         x: Rows ``[..., r, in]``.
-        weight: One matrix per group, ``[g, in, out]``.
-        tiles: Which rows belong to which group.
+        weight: One matrix per segment, ``[s, in, out]``.
+        tiles: Which rows belong to which segment.
+        shared: One row per segment, ``[..., s, out]``.
 
     Returns:
         Rows ``[..., r, out]``.
+
+    Cost:
+        Besides the result, temporaries of some thousand rows. Deterministic.
     """
-    product = torch.einsum("...gti,gio->...gto", tiles.cut(x), weight.index_select(0, tiles.group))
-    return tiles.join(product)
+    batch, rows = x.shape[:-2], x.size(-2)
+    flat = x.reshape(batch.numel(), rows, x.size(-1))
+    if shared is not None:
+        shared = shared.expand(*batch, *shared.shape[-2:]).reshape(
+            batch.numel(), *shared.shape[-2:]
+        )
+    segments = tiles.segments
+    y = _indexed_linear(
+        flat,
+        weight,
+        shared,
+        *(tiles.segment, tiles.rows, tiles.copies, tiles.pointers),
+        *(segments.index, segments.order, segments.pointers),
+    )
+    return y.view(*batch, rows, weight.size(-1))
 
 
 def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> Tensor:
@@ -222,8 +236,7 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     Returns:
         Rows ``[..., r, c]``.
     """
-    nothing = order[:0]
-    return _gather_rows(x, order, nothing, inverse, nothing)
+    return _permute_rows(x, order, inverse)
 
 
 @torch.library.custom_op("gsym::segment_sum", mutates_args=())
@@ -282,25 +295,157 @@ _segment_sum.register_autograd(_segment_sum_backward, setup_context=_save_tables
 _segment_gather.register_autograd(_segment_gather_backward, setup_context=_save_tables)
 
 
-@torch.library.custom_op("gsym::gather_rows", mutates_args=())
-def _gather_rows(
-    x: Tensor, index: Tensor, zero: Tensor, back_index: Tensor, back_zero: Tensor
+@torch.library.custom_op("gsym::permute_rows", mutates_args=())
+def _permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    return x.contiguous().index_select(-2, order)
+
+
+@_permute_rows.register_fake
+def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _permute_rows_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    order, inverse = ctx.saved_tensors
+    return _permute_rows(grad, inverse, order), None, None
+
+
+_permute_rows.register_autograd(_permute_rows_backward, setup_context=_save_tables)
+
+
+def _blocks(batch: int, tiles: int, height: int) -> Iterator[tuple[int, int, slice]]:
+    """Work that fits a cache: first sample, end of samples, tiles.
+
+    Either several whole samples, or some tiles of one sample.
+    """
+    samples = min(max(_BLOCK_ROWS // max(tiles * height, 1), 1), max(batch, 1))
+    step = tiles if samples > 1 else max(_BLOCK_ROWS // height, 1)
+    for first in range(0, batch, samples):
+        for tile in range(0, tiles, max(step, 1)):
+            end = min(first + samples, batch)
+            yield first, end, slice(tile, min(tile + step, tiles))
+
+
+def _gather_tiles(x: Tensor, index: Tensor, tiles: int) -> Tensor:
+    """``[m, r, c]`` to ``[tiles, m * height, c]`` by an index into the ``m * r`` rows."""
+    return x.view(-1, x.size(-1)).index_select(0, index).view(tiles, -1, x.size(-1))
+
+
+def _tile_index(rows: Tensor, samples: int, stride: int) -> Tensor:
+    """Rows of some tiles in several samples of ``stride`` rows, flat, tile by tile."""
+    if samples == 1:
+        return rows.reshape(-1)
+    offset = torch.arange(samples, device=rows.device)[:, None] * stride
+    return (rows[:, None] + offset).view(-1)
+
+
+@torch.library.custom_op("gsym::indexed_linear", mutates_args=())
+def _indexed_linear(
+    x: Tensor,
+    weight: Tensor,
+    shared: Tensor | None,
+    segment: Tensor,
+    rows: Tensor,
+    copies: Tensor | None,
+    tile_pointers: Tensor,
+    index: Tensor,
+    order: Tensor,
+    pointers: Tensor,
 ) -> Tensor:
-    """Rows ``index`` of ``x`` with rows ``zero`` of the result cleared; the pair is its adjoint."""
-    out = x.contiguous().index_select(-2, index)
-    if zero.numel():
-        out.index_fill_(-2, zero, 0)
-    return out
+    (batch, count, _), out_channels = x.shape, weight.size(-1)
+    tiles, height = rows.shape
+    x = x.contiguous()
+    y = x.new_empty(batch, count, out_channels)
+    for first, end, block in _blocks(batch, tiles, height):
+        samples = end - first
+        taken = segment[block]
+        place = _tile_index(rows[block], samples, count)
+        gathered = _gather_tiles(x[first:end], place, taken.numel())
+        product = torch.bmm(gathered, weight.index_select(0, taken))
+        if shared is not None:
+            added = shared[first:end].index_select(1, taken).transpose(0, 1)
+            product.view(taken.numel(), samples, height, out_channels).add_(added[:, :, None])
+        # A copy is written to its row again, with the same value.
+        y[first:end].view(-1, out_channels).index_copy_(0, place, product.view(-1, out_channels))
+    return y
 
 
-@_gather_rows.register_fake
-def _(x: Tensor, index: Tensor, zero: Tensor, back_index: Tensor, back_zero: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-2], index.size(0), x.size(-1))
+@_indexed_linear.register_fake
+def _(x, weight, shared, *tables):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.size(0), x.size(1), weight.size(-1))
 
 
-def _gather_rows_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    index, zero, back_index, back_zero = ctx.saved_tensors
-    return _gather_rows(grad, back_index, back_zero, index, zero), None, None, None, None
+def _save_indexed(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, shared, *tables = inputs
+    ctx.shared = shared is not None
+    ctx.save_for_backward(x, weight, *tables)
 
 
-_gather_rows.register_autograd(_gather_rows_backward, setup_context=_save_tables)
+def _indexed_linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, weight, *tables = ctx.saved_tensors
+    needs_x, needs_weight, needs_shared, *_ = ctx.needs_input_grad
+    turned = weight.transpose(1, 2)
+    return (
+        _indexed_linear(grad, turned, None, *tables) if needs_x else None,
+        _indexed_outer(x, grad, *tables) if needs_weight else None,
+        _segment_sum(grad, *tables[-3:]) if ctx.shared and needs_shared else None,
+        *(None for _ in tables),
+    )
+
+
+_indexed_linear.register_autograd(_indexed_linear_backward, setup_context=_save_indexed)
+
+
+@torch.library.custom_op("gsym::indexed_outer", mutates_args=())
+def _indexed_outer(
+    x: Tensor,
+    y: Tensor,
+    segment: Tensor,
+    rows: Tensor,
+    copies: Tensor | None,
+    tile_pointers: Tensor,
+    index: Tensor,
+    order: Tensor,
+    pointers: Tensor,
+) -> Tensor:
+    """``[s, in, out]``: sum over samples and rows of a segment of ``x^T y``."""
+    (batch, count, in_channels), out_channels = x.shape, y.size(-1)
+    tiles, height = rows.shape
+    x, y = x.contiguous(), y.contiguous()
+    sums = x.new_zeros(tiles, in_channels, out_channels)
+    for first, end, block in _blocks(batch, tiles, height):
+        samples = end - first
+        part = sums[block]
+        place = _tile_index(rows[block], samples, count)
+        left = _gather_tiles(x[first:end], place, part.size(0))
+        right = _gather_tiles(y[first:end], place, part.size(0))
+        if copies is not None:
+            here = right.view(part.size(0), samples, height, out_channels)
+            here.masked_fill_(copies[block][:, None, :, None], 0)
+        part.baddbmm_(left.transpose(1, 2), right)
+    nothing = torch.arange(tiles, device=x.device)
+    total = _segment_sum(sums.flatten(1), segment, nothing, tile_pointers)
+    return total.view(-1, in_channels, out_channels)
+
+
+@_indexed_outer.register_fake
+def _(x, y, *tables):  # type: ignore[no-untyped-def]
+    return x.new_empty(tables[-1].size(0) - 1, x.size(-1), y.size(-1))
+
+
+def _save_outer(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _indexed_outer_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, y, *tables = ctx.saved_tensors
+    needs_x, needs_y, *_ = ctx.needs_input_grad
+    turned = grad.transpose(1, 2)
+    return (
+        _indexed_linear(y, turned, None, *tables) if needs_x else None,
+        _indexed_linear(x, grad, None, *tables) if needs_y else None,
+        *(None for _ in tables),
+    )
+
+
+_indexed_outer.register_autograd(_indexed_outer_backward, setup_context=_save_outer)

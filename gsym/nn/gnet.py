@@ -373,15 +373,15 @@ class GNet(nn.Module):
         return x
 
     def _sorted_stack(self, x: Tensor, batch_size: int | None) -> Tensor:
-        """Without a graph the whole stack runs in cluster order: nodes are sorted once."""
+        """Without a graph the whole stack runs in one layout: nodes are sorted once."""
         maps = [conv.linear for conv in self.convs if isinstance(conv.linear, OrbitLinear)]
         if batch_size is not None:
             x = _unstack(x, batch_size, maps[0].num_nodes)
         check_signal(x, maps[0].num_nodes, self.in_channels)
-        x = maps[0].to_cluster_order(x)
+        x = maps[0].to_layout(x)
         for i, linear in enumerate(maps):
-            x = linear.map_in_cluster_order(x if i == 0 else x.relu())
-        x = maps[0].from_cluster_order(x)
+            x = linear.map_in_layout(x if i == 0 else x.relu())
+        x = maps[0].from_layout(x)
         return x if batch_size is None else x.flatten(0, 1)
 
 

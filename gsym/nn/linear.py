@@ -124,13 +124,13 @@ class OrbitLinear(TiedLayer):
         self.num_nodes = None if group is None else clusters.num_nodes
         self.register_buffer("_sizes", sizes, persistent=False)
 
-        # All work is done in cluster order, where a cluster is a contiguous run of nodes.
-        order = clusters.partition.order
-        self.sorted = torch.equal(order, torch.arange(order.numel()))
+        # Equal clusters are sorted into runs, which views and batched products can take; unequal
+        # ones are gathered tile by tile from where they are.
+        order, labels = clusters.partition.order, clusters.partition.labels
+        self._equal = bool((sizes == sizes[0]).all())
+        self._in_place = not self._equal or torch.equal(order, torch.arange(order.numel()))
         self.register_buffer("_order", order, persistent=False)
         self.register_buffer("_rank", torch.argsort(order), persistent=False)
-        self._equal = bool((sizes == sizes[0]).all())
-        labels = clusters.partition.labels[order]
         self.clusters = None if self._equal else kernels.Segments(labels, sizes.numel())
 
         orbits = clusters.cluster_orbits()
@@ -144,9 +144,8 @@ class OrbitLinear(TiedLayer):
         self.tiles: kernels.Tiles | None = None
         if used.numel():
             self.weight_self = nn.Parameter(torch.empty(used.numel(), in_channels, out_channels))
-            if not self._equal:
-                rows = kernels.Segments(own_index[labels], int(own_index.max()) + 1)
-                self.tiles = kernels.Tiles(rows, in_channels, out_channels)
+            if self.clusters is not None:
+                self.tiles = kernels.Tiles(self.clusters, in_channels, out_channels)
         else:
             self.register_parameter("weight_self", None)
 
@@ -189,18 +188,18 @@ class OrbitLinear(TiedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map signals ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
         check_signal(x, self.num_nodes, self.in_channels)
-        return self.from_cluster_order(self.map_in_cluster_order(self.to_cluster_order(x)))
+        return self.from_layout(self.map_in_layout(self.to_layout(x)))
 
-    def to_cluster_order(self, x: Tensor) -> Tensor:
-        """Sort the node axis by cluster."""
-        return x if self.sorted else kernels.permute_rows(x, self._order, self._rank)
+    def to_layout(self, x: Tensor) -> Tensor:
+        """Sort the node axis by cluster, if the map works on sorted nodes."""
+        return x if self._in_place else kernels.permute_rows(x, self._order, self._rank)
 
-    def from_cluster_order(self, x: Tensor) -> Tensor:
-        """Undo :meth:`to_cluster_order`."""
-        return x if self.sorted else kernels.permute_rows(x, self._rank, self._order)
+    def from_layout(self, x: Tensor) -> Tensor:
+        """Undo :meth:`to_layout`."""
+        return x if self._in_place else kernels.permute_rows(x, self._rank, self._order)
 
-    def map_in_cluster_order(self, x: Tensor) -> Tensor:
-        """The map itself, for signals whose nodes are sorted by cluster.
+    def map_in_layout(self, x: Tensor) -> Tensor:
+        """The map itself between signals from :meth:`to_layout`.
 
         A stack of layers on one group sorts once: see :class:`gsym.nn.GNet`.
         """
@@ -217,12 +216,9 @@ class OrbitLinear(TiedLayer):
             shared = bias if shared is None else shared + bias
         if self.clusters is None:
             return self._equal_clusters(x, shared)
-        if shared is not None:
-            shared = kernels.segment_gather(shared, self.clusters)
-        if self.tiles is None:
-            return shared  # type: ignore[return-value]  # without D, mixing is full
-        own = kernels.indexed_linear(x, self._padded_self(), self.tiles)
-        return own if shared is None else own + shared
+        assert self.tiles is not None  # unequal clusters: one has several nodes, hence a D
+        weight = self._padded_self().index_select(0, self._own_index)
+        return kernels.indexed_linear(x, weight, self.tiles, shared)
 
     def _equal_clusters(self, x: Tensor, shared: Tensor | None) -> Tensor:
         """``[..., k, c, in]`` and ``[..., k, out]`` to ``[..., k c, out]``."""
