@@ -37,6 +37,16 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
+def keep_freed_memory() -> bool:
+    """Tell the C library to use freed memory again instead of returning it, if it can be told.
+
+    A fresh large tensor costs a page fault per page, often more than the arithmetic on it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mmap_max, trim_threshold = -4, -1
+    return mallopt is not None and bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
 def _status_mib(name: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):

@@ -3,6 +3,7 @@
 from gsym.kernels.ops import (
     Segments,
     Tiles,
+    cluster_linear,
     grouped_linear,
     indexed_linear,
     permute_rows,
@@ -13,6 +14,7 @@ from gsym.kernels.ops import (
 __all__ = [
     "Segments",
     "Tiles",
+    "cluster_linear",
     "grouped_linear",
     "indexed_linear",
     "permute_rows",

@@ -8,7 +8,7 @@ compiler. The definitions stand in :mod:`gsym.kernels.reference`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -179,14 +179,7 @@ def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | Non
         shared = shared.expand(*batch, *shared.shape[-2:]).reshape(
             batch.numel(), *shared.shape[-2:]
         )
-    segments = tiles.segments
-    y = _indexed_linear(
-        flat,
-        weight,
-        shared,
-        *(tiles.segment, tiles.rows, tiles.copies, tiles.pointers),
-        *(segments.index, segments.order, segments.pointers),
-    )
+    y = _indexed_linear(flat, weight, shared, *_tables(tiles))
     return y.view(*batch, rows, weight.size(-1))
 
 
@@ -208,9 +201,7 @@ def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> T
         y = x @ weight[0]
         return y if shared is None else y + shared
     in_channels, out_channels = weight.shape[1:]
-    if rows < 8 or rows * (in_channels + out_channels) < in_channels * out_channels:
-        # A product per group and sample would be too small, or its copies of the weights larger
-        # than the rows themselves: bring the samples of a group together instead.
+    if _few_rows(rows, in_channels, out_channels):
         y = torch.einsum("...kri,kio->...kro", x, weight)
         return y if shared is None else y + shared
     batch = x.shape[:-3]
@@ -223,6 +214,113 @@ def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> T
         shared = shared.expand(*batch, groups, 1, out_channels).reshape(-1, 1, out_channels)
         y = torch.baddbmm(shared, flat, weight)
     return y.view(*batch, groups, rows, out_channels)
+
+
+def _few_rows(rows: int, in_channels: int, out_channels: int) -> bool:
+    """Whether the samples of a group are better brought together first.
+
+    A product per group and sample would be too small, or its copies of the weights larger than
+    the rows themselves.
+    """
+    return rows < 8 or rows * (in_channels + out_channels) < in_channels * out_channels
+
+
+def cluster_linear(
+    x: Tensor,
+    weight: Tensor,
+    matrix: Tensor,
+    bias: Tensor,
+    sizes: Tensor,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """Multiply each row by the matrix of its cluster and add a linear map of all cluster means.
+
+    ``y_i = x_i D_c(i) + (m M + b)_c(i)`` with ``m`` the cluster means, side by side. The gradient
+    with respect to ``x`` has the same form with transposed weights, so it takes one pass as well.
+
+    Args:
+        x: Rows ``[..., r, in]``.
+        weight: D, one matrix per cluster, ``[k, in, out]``, or one for all, ``[1, in, out]``.
+        matrix: M, ``[k * in, k * out]``.
+        bias: b, ``[k, out]``.
+        sizes: Rows of every cluster, ``[k]``, of the type of ``x``.
+        tiles: Which rows belong to which cluster; ``None`` where the clusters are equal runs.
+
+    Returns:
+        Rows ``[..., r, out]``.
+    """
+    batch, rows = x.shape[:-2], x.size(-2)
+    flat = x.reshape(batch.numel(), rows, x.size(-1))
+    tables = () if tiles is None else _tables(tiles)
+    y = _ClusterLinear.apply(flat, weight, matrix, bias, sizes, *tables)
+    return y.view(*batch, rows, weight.size(-1))
+
+
+class _ClusterLinear(torch.autograd.Function):
+    """Every step is one of the differentiable operators, and so is every step of its gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, matrix, bias, sizes, *tables):  # type: ignore[no-untyped-def]
+        means = _pool(x, sizes.numel(), tables) / sizes[:, None]
+        ctx.save_for_backward(x, weight, matrix, sizes, means, *tables)
+        shared = (means.flatten(1) @ matrix).view(x.size(0), sizes.numel(), weight.size(-1))
+        return _spread(x, weight, shared + bias, tables)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, weight, matrix, sizes, means, *tables = ctx.saved_tensors
+        k = sizes.numel()
+        if torch.is_grad_enabled():
+            means = _pool(x, k, tables) / sizes[:, None]
+        sums = _pool(grad, k, tables)
+        x_needs, weight_needs, matrix_needs, bias_needs = ctx.needs_input_grad[:4]
+        grad_x = None
+        if x_needs:
+            spread = (sums.flatten(1) @ matrix.t()).view(x.size(0), k, x.size(-1)) / sizes[:, None]
+            grad_x = _spread(grad, weight.transpose(1, 2), spread, tables)
+        return (
+            grad_x,
+            _outer(x, grad, weight.size(0), k, tables) if weight_needs else None,
+            means.flatten(1).t() @ sums.flatten(1) if matrix_needs else None,
+            sums.sum(0) if bias_needs else None,
+            *(None for _ in range(1 + len(tables))),
+        )
+
+
+def _pool(x: Tensor, k: int, tables: Sequence[Tensor | None]) -> Tensor:
+    """Sums of the rows of every cluster, ``[b, k, c]``."""
+    if not tables:
+        return x.unflatten(1, (k, x.size(1) // k)).sum(dim=2)
+    return x.sum(dim=1, keepdim=True) if k == 1 else _segment_sum(x, *tables[-3:])
+
+
+def _spread(x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Tensor | None]) -> Tensor:
+    """Each row times the matrix of its cluster, plus the row ``shared`` of its cluster."""
+    k = shared.size(1)
+    if not tables:
+        return grouped_linear(x.unflatten(1, (k, x.size(1) // k)), weight, shared).flatten(1, 2)
+    return _indexed_linear(x, weight.expand(k, -1, -1), shared, *tables)
+
+
+def _outer(x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Tensor | None]) -> Tensor:
+    """``x^T y`` summed over the samples and over the rows of every cluster, or over all rows."""
+    if matrices == 1:
+        return (x.flatten(0, 1).t() @ y.flatten(0, 1))[None]
+    if tables:
+        return _indexed_outer(x, y, *tables)
+    x, y = (value.unflatten(1, (k, value.size(1) // k)) for value in (x, y))
+    if _few_rows(x.size(2), x.size(3), y.size(3)):
+        return torch.einsum("bkri,bkro->kio", x, y)
+    return (x.transpose(2, 3) @ y).sum(0)
+
+
+def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
+    """What the operators on tiles take."""
+    segments = tiles.segments
+    return (
+        *(tiles.segment, tiles.rows, tiles.copies, tiles.pointers),
+        *(segments.index, segments.order, segments.pointers),
+    )
 
 
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -203,32 +203,48 @@ class OrbitLinear(TiedLayer):
 
         A stack of layers on one group sorts once: see :class:`gsym.nn.GNet`.
         """
-        if self.clusters is None:
-            k = self._sizes.numel()
-            x = x.unflatten(-2, (k, x.size(-2) // k))
-            means = x.sum(dim=-2) / x.size(-2) if self.mixing is not None else None
-        else:
-            total = kernels.segment_sum(x, self.clusters)
-            means = total / self._sizes.to(x.dtype)[:, None]
-        shared = None if self.mixing is None or means is None else self.mixing(means)
-        if self.bias is not None:
-            bias = self._untie(self.bias, self._cluster_orbit)
-            shared = bias if shared is None else shared + bias
-        if self.clusters is None:
-            return self._equal_clusters(x, shared)
-        assert self.tiles is not None  # unequal clusters: one has several nodes, hence a D
-        weight = self._padded_self().index_select(0, self._own_index)
-        return kernels.indexed_linear(x, weight, self.tiles, shared)
-
-    def _equal_clusters(self, x: Tensor, shared: Tensor | None) -> Tensor:
-        """``[..., k, c, in]`` and ``[..., k, out]`` to ``[..., k c, out]``."""
+        bias = None if self.bias is None else self._untie(self.bias, self._cluster_orbit)
+        if (
+            self.num_nodes is not None
+            and self.weight_self is not None
+            and isinstance(self.mixing, _FullMixing)
+        ):
+            sizes = self._sizes.to(x.dtype)
+            if bias is None:
+                bias = x.new_zeros(sizes.numel(), self.out_channels)
+            weight, matrix = self._own_weight(), self.mixing.matrix()
+            return kernels.cluster_linear(x, weight, matrix, bias, sizes, self.tiles)
+        shared = bias
+        if self.mixing is not None:
+            shared = self.mixing(self._means(x))
+            shared = shared if bias is None else shared + bias
         if self.weight_self is None:
-            assert shared is not None and x.size(-2) <= 1
+            assert shared is not None and x.size(-2) <= max(self._sizes.numel(), 1)
             return shared
+        if self.tiles is not None:
+            return kernels.indexed_linear(x, self._own_weight(), self.tiles, shared)
+        return kernels.grouped_linear(self._runs(x), self._own_weight(), shared).flatten(-3, -2)
+
+    def _runs(self, x: Tensor) -> Tensor:
+        """Split the rows of equal clusters, ``[..., k, c, in]``."""
+        k = self._sizes.numel()
+        return x.unflatten(-2, (k, x.size(-2) // k))
+
+    def _means(self, x: Tensor) -> Tensor:
+        """Mean of every cluster, ``[..., k, in]``."""
+        if self.clusters is None:
+            runs = self._runs(x)
+            return runs.sum(dim=-2) / runs.size(-2)
+        return kernels.segment_sum(x, self.clusters) / self._sizes.to(x.dtype)[:, None]
+
+    def _own_weight(self) -> Tensor:
+        """D of every cluster, ``[k, in, out]``, or one for all, ``[1, in, out]``."""
+        assert self.weight_self is not None
+        if self.tiles is not None:
+            return self._padded_self().index_select(0, self._own_index)
         # One matrix for all clusters is passed on as it is.
         one = self.weight_self.size(0) == 1
-        weight = self.weight_self if one else self._untie(self.weight_self, self._own_index)
-        return kernels.grouped_linear(x, weight, shared).flatten(-3, -2)
+        return self.weight_self if one else self._untie(self.weight_self, self._own_index)
 
     def _untie(self, weight: Tensor, orbit: Tensor) -> Tensor:
         """One copy per cluster of the weights of its orbit."""
@@ -267,15 +283,19 @@ class _FullMixing(nn.Module):
             self.pairs = kernels.Segments(orbits.index.t().reshape(-1), orbits.num_orbits)
             self.weight = nn.Parameter(torch.empty(orbits.num_orbits, in_channels, out_channels))
 
-    def forward(self, means: Tensor) -> Tensor:
-        k, out_channels = self.num_clusters, self.weight.size(-1)
+    def matrix(self) -> Tensor:
+        """The map from all means to all clusters, ``[k * in, k * out]``."""
         if self.pairs is None:
-            matrix = self.weight.flatten(2).flatten(0, 1)
-        else:
-            table = kernels.segment_gather(self.weight.flatten(1), self.pairs)
-            blocks = table.view(k, k, *self.weight.shape[1:])
-            matrix = blocks.transpose(1, 2).flatten(2).flatten(0, 1)
-        return (means.flatten(-2) @ matrix).unflatten(-1, (k, out_channels))
+            return self.weight.flatten(2).flatten(0, 1)
+        k = self.num_clusters
+        table = kernels.segment_gather(self.weight.flatten(1), self.pairs)
+        blocks = table.view(k, k, *self.weight.shape[1:])
+        return blocks.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def forward(self, means: Tensor) -> Tensor:
+        return (means.flatten(-2) @ self.matrix()).unflatten(
+            -1, (self.num_clusters, self.weight.size(-1))
+        )
 
     def reset_parameters(self, variance: float) -> None:
         k = self.num_clusters
