@@ -88,12 +88,14 @@ class Tiles(nn.Module):
         height: Rows per tile.
         segment: Segment of every tile, int64 ``[t]``.
         rows: Row in every place of a tile, int64 ``[t, height]``.
+        places: Place of every row among all places, int64 ``[r]``.
         copies: Whether a place holds a copy, bool ``[t, height]``; ``None`` if none does.
         pointers: Where the tiles of each segment begin, int64 ``[num_segments + 1]``.
     """
 
     segment: Tensor
     rows: Tensor
+    places: Tensor
     copies: Tensor | None
     pointers: Tensor
 
@@ -118,6 +120,9 @@ class Tiles(nn.Module):
         rows = segments.order[place]
         self.register_buffer("segment", segment, persistent=False)
         self.register_buffer("rows", rows, persistent=False)
+        places = torch.empty_like(segments.order)
+        places[rows[real]] = real.view(-1).nonzero().view(-1)
+        self.register_buffer("places", places, persistent=False)
         copies = None if bool(real.all()) else ~real
         self.register_buffer("copies", copies, persistent=False)
         self.register_buffer("pointers", F.pad(tiles.cumsum(0), (1, 0)), persistent=False)
@@ -163,7 +168,7 @@ def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | Non
 
     Args:
         x: Rows ``[..., r, in]``.
-        weight: One matrix per segment, ``[s, in, out]``.
+        weight: One matrix per segment, ``[s, in, out]``, or one for all, ``[1, in, out]``.
         tiles: Which rows belong to which segment.
         shared: One row per segment, ``[..., s, out]``.
 
@@ -179,6 +184,7 @@ def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | Non
         shared = shared.expand(*batch, *shared.shape[-2:]).reshape(
             batch.numel(), *shared.shape[-2:]
         )
+    weight = weight.expand(tiles.segments.num_segments, -1, -1)
     y = _indexed_linear(flat, weight, shared, *_tables(tiles))
     return y.view(*batch, rows, weight.size(-1))
 
@@ -201,8 +207,11 @@ def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> T
         y = x @ weight[0]
         return y if shared is None else y + shared
     in_channels, out_channels = weight.shape[1:]
-    if _few_rows(rows, in_channels, out_channels):
-        y = torch.einsum("...kri,kio->...kro", x, weight)
+    # With one channel on either side a product is elementwise, and that is faster.
+    if in_channels == 1:
+        return x * weight if shared is None else torch.addcmul(shared, x, weight)
+    if out_channels == 1:
+        y = (x * weight.transpose(1, 2)).sum(-1, keepdim=True)
         return y if shared is None else y + shared
     batch = x.shape[:-3]
     flat = x.reshape(-1, rows, channels)
@@ -214,15 +223,6 @@ def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> T
         shared = shared.expand(*batch, groups, 1, out_channels).reshape(-1, 1, out_channels)
         y = torch.baddbmm(shared, flat, weight)
     return y.view(*batch, groups, rows, out_channels)
-
-
-def _few_rows(rows: int, in_channels: int, out_channels: int) -> bool:
-    """Whether the samples of a group are better brought together first.
-
-    A product per group and sample would be too small, or its copies of the weights larger than
-    the rows themselves.
-    """
-    return rows < 8 or rows * (in_channels + out_channels) < in_channels * out_channels
 
 
 def cluster_linear(
@@ -309,8 +309,8 @@ def _outer(x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Tensor 
     if tables:
         return _indexed_outer(x, y, *tables)
     x, y = (value.unflatten(1, (k, value.size(1) // k)) for value in (x, y))
-    if _few_rows(x.size(2), x.size(3), y.size(3)):
-        return torch.einsum("bkri,bkro->kio", x, y)
+    if y.size(-1) == 1:  # a row on the left is faster than a column on the right
+        return (y.transpose(2, 3) @ x).sum(0).transpose(1, 2)
     return (x.transpose(2, 3) @ y).sum(0)
 
 
@@ -318,7 +318,7 @@ def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
     """What the operators on tiles take."""
     segments = tiles.segments
     return (
-        *(tiles.segment, tiles.rows, tiles.copies, tiles.pointers),
+        *(tiles.segment, tiles.rows, tiles.places, tiles.copies, tiles.pointers),
         *(segments.index, segments.order, segments.pointers),
     )
 
@@ -444,6 +444,7 @@ def _indexed_linear(
     shared: Tensor | None,
     segment: Tensor,
     rows: Tensor,
+    places: Tensor,
     copies: Tensor | None,
     tile_pointers: Tensor,
     index: Tensor,
@@ -454,17 +455,28 @@ def _indexed_linear(
     tiles, height = rows.shape
     x = x.contiguous()
     y = x.new_empty(batch, count, out_channels)
+    if y.numel() == 0:
+        return y
+    samples = -1
     for first, end, block in _blocks(batch, tiles, height):
-        samples = end - first
-        taken = segment[block]
-        place = _tile_index(rows[block], samples, count)
-        gathered = _gather_tiles(x[first:end], place, taken.numel())
-        product = torch.bmm(gathered, weight.index_select(0, taken))
+        whole = block.stop - block.start == tiles
+        if not whole or end - first != samples:  # else the tables of the last block serve
+            samples, taken = end - first, segment[block]
+            place = _tile_index(rows[block], samples, count)
+            matrices = weight.index_select(0, taken)
+            if whole:
+                sample = torch.arange(samples, device=x.device)[:, None]
+                tile, row = places // height, places % height
+                back = ((tile * samples + sample) * height + row).view(-1)
+        product = torch.bmm(_gather_tiles(x[first:end], place, taken.numel()), matrices)
         if shared is not None:
             added = shared[first:end].index_select(1, taken).transpose(0, 1)
             product.view(taken.numel(), samples, height, out_channels).add_(added[:, :, None])
-        # A copy is written to its row again, with the same value.
-        y[first:end].view(-1, out_channels).index_copy_(0, place, product.view(-1, out_channels))
+        product, target = product.view(-1, out_channels), y[first:end].view(-1, out_channels)
+        if whole:
+            torch.index_select(product, 0, back, out=target)
+        else:  # a copy is written to its row again, with the same value
+            target.index_copy_(0, place, product)
     return y
 
 
@@ -500,6 +512,7 @@ def _indexed_outer(
     y: Tensor,
     segment: Tensor,
     rows: Tensor,
+    places: Tensor,
     copies: Tensor | None,
     tile_pointers: Tensor,
     index: Tensor,
@@ -511,10 +524,12 @@ def _indexed_outer(
     tiles, height = rows.shape
     x, y = x.contiguous(), y.contiguous()
     sums = x.new_zeros(tiles, in_channels, out_channels)
+    samples = -1
     for first, end, block in _blocks(batch, tiles, height):
-        samples = end - first
         part = sums[block]
-        place = _tile_index(rows[block], samples, count)
+        if part.size(0) != tiles or end - first != samples:
+            samples = end - first
+            place = _tile_index(rows[block], samples, count)
         left = _gather_tiles(x[first:end], place, part.size(0))
         right = _gather_tiles(y[first:end], place, part.size(0))
         if copies is not None:

@@ -124,19 +124,24 @@ class OrbitLinear(TiedLayer):
         self.num_nodes = None if group is None else clusters.num_nodes
         self.register_buffer("_sizes", sizes, persistent=False)
 
-        # Equal clusters are sorted into runs, which views and batched products can take; unequal
-        # ones are gathered tile by tile from where they are.
+        # Equal clusters are sorted into runs, which views and batched products can take, unless
+        # the products would be small. Others are gathered tile by tile, samples side by side.
         order, labels = clusters.partition.order, clusters.partition.labels
-        self._equal = bool((sizes == sizes[0]).all())
-        self._in_place = not self._equal or torch.equal(order, torch.arange(order.numel()))
+        size, area = int(sizes[0]), in_channels * out_channels
+        alone = size == 1 and mixing not in ("low_rank", "none")
+        fit = size >= 8 and size * (in_channels + out_channels) >= area
+        simple = len(sizes) == 1 or alone or min(in_channels, out_channels) == 1
+        runs = bool((sizes == size).all()) and (simple or fit)
+        self._in_place = not runs or torch.equal(order, torch.arange(order.numel()))
         self.register_buffer("_order", order, persistent=False)
         self.register_buffer("_rank", torch.argsort(order), persistent=False)
-        self.clusters = None if self._equal else kernels.Segments(labels, sizes.numel())
+        self.clusters = None if runs else kernels.Segments(labels, sizes.numel())
 
         orbits = clusters.cluster_orbits()
         self.register_buffer("_cluster_orbit", orbits.index, persistent=False)
         # W alone serves a cluster of one node; S_n on any number of nodes has D all the same.
         has_own = (sizes > 1) | (mixing in ("low_rank", "none")) | (group is None)
+        self._all_own = bool(has_own.all())
         used, own = torch.unique(orbits.index[has_own], return_inverse=True)
         own_index = torch.full((sizes.numel(),), used.numel())
         own_index[has_own] = own
@@ -181,7 +186,7 @@ class OrbitLinear(TiedLayer):
         if self.mixing is not None:
             self.mixing.reset_parameters(variance)
         if self.weight_self is not None and isinstance(self.mixing, _FullMixing | _QuotientMixing):
-            self.mixing.subtract(self._padded_self()[self._own_index])
+            self.mixing.subtract(self._own_weight().expand(self._sizes.numel(), -1, -1))
         if self.bias is not None:
             self.bias.zero_()
 
@@ -238,10 +243,11 @@ class OrbitLinear(TiedLayer):
         return kernels.segment_sum(x, self.clusters) / self._sizes.to(x.dtype)[:, None]
 
     def _own_weight(self) -> Tensor:
-        """D of every cluster, ``[k, in, out]``, or one for all, ``[1, in, out]``."""
+        """D of every cluster, ``[k, in, out]``, 0 where it has none, or one for all."""
         assert self.weight_self is not None
-        if self.tiles is not None:
-            return self._padded_self().index_select(0, self._own_index)
+        if not self._all_own:
+            padded = nn.functional.pad(self.weight_self, (0, 0, 0, 0, 0, 1))
+            return padded.index_select(0, self._own_index)
         # One matrix for all clusters is passed on as it is.
         one = self.weight_self.size(0) == 1
         return self.weight_self if one else self._untie(self.weight_self, self._own_index)
@@ -249,10 +255,6 @@ class OrbitLinear(TiedLayer):
     def _untie(self, weight: Tensor, orbit: Tensor) -> Tensor:
         """One copy per cluster of the weights of its orbit."""
         return weight if weight.size(0) == orbit.numel() else weight.index_select(0, orbit)
-
-    def _padded_self(self) -> Tensor:
-        """D of every orbit of clusters, and a zero matrix for the clusters without one."""
-        return nn.functional.pad(self.weight_self, (0, 0, 0, 0, 0, 1))
 
     def extra_repr(self) -> str:
         """Channels and group, for ``repr``."""
