@@ -25,7 +25,7 @@ def run(
     profile: str = "quick",
     data: Path | None = None,
     groups: tuple[str, ...] = (),
-    seeds: int | None = None,
+    seeds: int = 3,
     device: str = "auto",
     out: Path = OUT,
 ) -> None:
@@ -42,11 +42,11 @@ def run(
       python -m benchmarks run skeleton --groups trivial --seeds 1 --device cpu
 
     Args:
-        tasks: Names of tasks, see `list`; all that can run if none is given.
+        tasks: Names of tasks, see `list`; if none is given, all that have embedded data too.
         profile: quick (minutes) or standard (the published settings where there are any).
         data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
         groups: Names of groups, see `list`; all if none is given.
-        seeds: Number of seeds; by default 3 for quick and 5 for standard.
+        seeds: Number of seeds.
         device: auto, cpu or cuda.
         out: Folder of results.
     """
@@ -57,7 +57,7 @@ def run(
     data = data or _environment_data()
     if data is not None and not data.is_dir():
         raise BenchmarkError(f"--data {data} is not a folder; name one that exists")
-    names = tasks or [t.name for t in TASKS.values() if data is not None or not t.needs_data]
+    names = tasks or [t.name for t in TASKS.values() if not t.needs_data]
     console = Console()
     rows = running.run(
         get_tasks(names),

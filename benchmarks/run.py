@@ -30,7 +30,7 @@ from benchmarks.task import Predictor, Problem, Schedule, Split, Task
 from benchmarks.tasks import check_names
 from gsym.groups import ClusterGroup, PermutationGroup
 
-PROFILES = {"quick": 3, "standard": 5}  # seeds unless told otherwise
+PROFILES = ("quick", "standard")
 DEVICES = ("auto", "cpu", "cuda")
 
 _CHECKPOINT_SECONDS = 20.0
@@ -63,7 +63,7 @@ def run(
     profile: str = "quick",
     data: Path | None = None,
     groups: Sequence[str] = (),
-    seeds: int | None = None,
+    seeds: int = 3,
     device: str = "auto",
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     console: Console | None = None,
@@ -78,7 +78,7 @@ def run(
         profile: ``"quick"`` or ``"standard"``.
         data: Folder of downloaded data, or ``None`` for embedded data.
         groups: Names of groups to run; all if empty. A task runs those that it has.
-        seeds: Seeds 0, 1, ... of every cell; by default 3 for quick and 5 for standard.
+        seeds: Number of seeds of every cell: 0, 1, ...
         device: ``"auto"`` takes CUDA where there is a device.
         checkpoint_seconds: Shortest time between two checkpoints.
         console: Where to say what is going on; standard output by default.
@@ -93,7 +93,6 @@ def run(
     console = console or Console()
     check_names("profile", [profile], PROFILES)
     check_names("device", [device], DEVICES)
-    seeds = PROFILES[profile] if seeds is None else seeds
     if seeds < 1:
         raise BenchmarkError(f"expected at least one seed; got --seeds {seeds}")
     for task in tasks:
@@ -266,6 +265,8 @@ def _train(
         start -= state["seconds"]
         while state["epoch"] < schedule.epochs:
             model.train()
+            for options in optimizer.param_groups:
+                options["lr"] = schedule.rate(state["epoch"])
             for batch in _batches(train, schedule.batch_size):
                 optimizer.zero_grad()
                 loss = task.loss(model(batch.inputs), batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ class Schedule:
         epochs: Passes over the training split.
         batch_size: Samples per step; ``None`` takes the whole split at once.
         lr: Adam's learning rate.
+        cosine: Whether the rate falls along half a cosine, epoch by epoch, or stays.
         clip: Largest gradient norm, or ``None``.
         eval_every: Epochs between validations.
         eval_batch_size: Samples per forward pass in evaluation.
@@ -90,9 +92,16 @@ class Schedule:
     epochs: int
     batch_size: int | None = None
     lr: float = 1e-2
+    cosine: bool = False
     clip: float | None = None
     eval_every: int = 1
     eval_batch_size: int = 1024
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        if not self.cosine:
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
 
 
 Predictor = Callable[[Split], Tensor]
