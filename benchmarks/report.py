@@ -352,7 +352,7 @@ def _embed(path: Path, tables: Sequence[Table]) -> None:
         chosen = select(table)
         best = min(
             (line for line in table.baselines if line.finished),
-            key=lambda line: mean(line.values("test")),
+            key=lambda line: mean(line.values("val")),
             default=None,
         )
         body.append(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from helpers import golden_file
+from helpers import load_golden
 
 from benchmarks.models.dcgru import DiffusionForecaster, DiffusionGRUCell, diffusion_supports
 from gsym.groups import ClusterGroup, Partition
@@ -175,11 +174,7 @@ def test_supports_stay_out_of_checkpoints(group, supports):
 
 @pytest.fixture(scope="module")
 def golden():
-    path = golden_file()
-    if path is None:
-        pytest.skip("no golden values; set GSYM_GOLDEN to the path of gnet_golden.npz")
-    with np.load(path, allow_pickle=False) as file:
-        return {k[2:]: torch.from_numpy(file[k]) for k in file.files if k.startswith("H_")}
+    return {name[2:]: value for name, value in load_golden().items() if name.startswith("H_")}
 
 
 @pytest.fixture

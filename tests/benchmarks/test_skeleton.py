@@ -1,20 +1,17 @@
-import os
 from dataclasses import replace
 from itertools import pairwise
 from math import factorial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import load_golden
 
 from benchmarks.data import DataError
 from benchmarks.simulators.gait import JOINT_NAMES, MIRROR, PARENTS
 from benchmarks.task import Split
 from benchmarks.tasks.skeleton import Skeleton, align, mpjpe, skeleton_groups
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(os.environ.get("GSYM_GOLDEN", ROOT.parent / "shared/golden")) / "gnet_golden.npz"
 CMU_JOINTS = (
     *("pelvis", "r_hip", "r_knee", "r_ankle", "l_hip", "l_knee", "l_ankle", "spine1", "chest"),
     *("head_top", "l_shoulder", "l_elbow", "l_wrist", "r_shoulder", "r_elbow", "r_wrist"),
@@ -159,18 +156,14 @@ class TestMetrics:
         expected = poses.mean(1, True).expand_as(poses)
         torch.testing.assert_close(align(point, poses), expected)
 
-    @pytest.mark.skipif(
-        not GOLDEN.is_file(), reason="no golden file; set GSYM_GOLDEN to its folder"
-    )
     def test_golden(self):
-        with np.load(GOLDEN, allow_pickle=False) as golden:
-            assert golden["G_parents"].tolist() == list(PARENTS)
-            prediction = torch.from_numpy(golden["G_metric_pred"])
-            target = torch.from_numpy(golden["G_metric_target"])
-            error = mpjpe(prediction, target).item()
-            aligned = mpjpe(align(prediction, target), target).item()
-            assert error == pytest.approx(float(golden["G_metric_mpjpe"]), rel=1e-10)
-            assert aligned == pytest.approx(float(golden["G_metric_pmpjpe"]), rel=1e-10)
+        golden = load_golden()
+        assert golden["G_parents"].tolist() == list(PARENTS)
+        prediction, target = golden["G_metric_pred"], golden["G_metric_target"]
+        error = mpjpe(prediction, target).item()
+        aligned = mpjpe(align(prediction, target), target).item()
+        assert error == pytest.approx(float(golden["G_metric_mpjpe"]), rel=1e-10)
+        assert aligned == pytest.approx(float(golden["G_metric_pmpjpe"]), rel=1e-10)
 
 
 class TestEmbedded:

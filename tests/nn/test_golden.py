@@ -5,31 +5,22 @@ The reference weights are laid out as published: ``w_diag[o, i, c]`` on a node's
 ``W[c, c'] = size(c') / N * w_off[c, c']``.
 """
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from helpers import load_golden
 from torch import Tensor, nn
 
 from gsym import ClusterGroup, Orbits, Partition, PermutationGroup
 from gsym.nn import GNet, GNetConv, OrbitLinear
 
-FILE = Path(
-    os.environ.get("GSYM_GOLDEN")
-    or Path(__file__).resolve().parents[3] / "shared" / "golden" / "gnet_golden.npz"
-)
 MEANT = ("vanilla", "gc", "gcew_full", "pt_dstrow")
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
-    if not FILE.is_file():
-        pytest.skip("no reference arrays: set GSYM_GOLDEN to the path of gnet_golden.npz")
-    with np.load(FILE, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return load_golden()
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
