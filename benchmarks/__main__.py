@@ -54,9 +54,7 @@ def run(
     from benchmarks import run as running
     from benchmarks.tasks import TASKS, get_tasks
 
-    data = data or _environment_data()
-    if data is not None and not data.is_dir():
-        raise BenchmarkError(f"--data {data} is not a folder; name one that exists")
+    data = _folder(data)
     names = tasks or [t.name for t in TASKS.values() if not t.needs_data]
     console = Console()
     rows = running.run(
@@ -104,7 +102,7 @@ def list_tasks(*, data: Path | None = None, profile: str = "quick") -> None:
     from benchmarks.tasks import TASKS, check_names
 
     check_names("profile", [profile], PROFILES)
-    data = data or _environment_data()
+    data = _folder(data)
     for task in TASKS.values():
         print(f"{task.name}: {task.title}, {task.metric} ({task.unit}), model {task.model_name}")
         if task.needs_data and data is None:
@@ -124,12 +122,19 @@ def kernels(*, out: Path = OUT) -> None:
         out: Folder of results.
     """
     from benchmarks.kernels import main as measure
+    from benchmarks.run import check_writable
 
+    check_writable(out)
     measure(out)
 
 
-def _environment_data() -> Path | None:
-    return Path(os.environ["GSYM_DATA"]) if os.environ.get("GSYM_DATA") else None
+def _folder(data: Path | None) -> Path | None:
+    """The data folder that was named, on the command line or in the environment."""
+    if data is None and os.environ.get("GSYM_DATA"):
+        data = Path(os.environ["GSYM_DATA"])
+    if data is not None and not data.is_dir():
+        raise BenchmarkError(f"--data {data} is not a folder; name one that exists")
+    return data
 
 
 def main(args: list[str] | None = None) -> None:

@@ -93,12 +93,11 @@ def main(out: Path) -> Path:
     """Run all cases, write ``kernels.csv`` and the page ``kernels.md`` to ``out``.
 
     Args:
-        out: Folder to write to; made if missing.
+        out: Folder to write to.
 
     Returns:
         Path of the page.
     """
-    out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     console = Console()

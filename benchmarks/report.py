@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 from rich.table import Table as RichTable
 from scipy import stats
 
-from benchmarks.data import replacing
+from benchmarks.data import read_npz, replacing
 from benchmarks.results import RESULTS, BenchmarkError, Row, file_stem, graph_path, read_rows
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 # Okabe and Ito's palette, distinguishable with the common colour-vision deficiencies.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+
+
+_GRAPH = ("title", "truth", "names", "clusters", "orbits", "edge_index", "positions")
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,6 @@ class Line:
     def finished(self) -> list[Row]:
         """The rows that have metrics, by seed."""
         return [row for row in self.rows if row.status == "ok"]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every seed has metrics."""
-        return len(self.finished) == len(self.rows)
 
     def count(self, status: str) -> int:
         """Number of seeds that ended with ``status``."""
@@ -147,10 +145,11 @@ def tabulate(rows: Iterable[Row]) -> list[Table]:
 def select(table: Table) -> Line | None:
     """The group of best mean validation metric; the test split has no say.
 
-    A group with a diverged or unfinished seed is no candidate, as its mean would leave out the
-    seeds where it failed. ``None`` if no group is left.
+    A group without metrics for a seed that another group ran, be it diverged or not run yet, is
+    no candidate: its mean would leave that seed out. ``None`` if no group is left.
     """
-    candidates = [line for line in table.groups if line.complete]
+    seeds = {row.seed for line in table.groups for row in line.rows}
+    candidates = [line for line in table.groups if {row.seed for row in line.finished} == seeds]
     return min(candidates, key=lambda line: mean(line.values("val")), default=None)
 
 
@@ -342,7 +341,7 @@ def _command(tables: Sequence[Table]) -> str:
 
 def _embed(path: Path, tables: Sequence[Table]) -> None:
     """Put a short table between the two marks of a Markdown file."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     start, end = text.find(BEGIN), text.find(END)
     if start < 0 or end < start:
         raise BenchmarkError(f"{path} must hold the line {BEGIN} and, after it, {END}")
@@ -489,8 +488,7 @@ def _load_graph(out: Path, table: Table) -> dict[str, NDArray] | None:
     path = graph_path(out, table.stem)
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as content:
-        return dict(content)
+    return read_npz(path, _GRAPH)
 
 
 def _draw_graph(out: Path, table: Table, graph: dict[str, NDArray]) -> str:

@@ -119,15 +119,22 @@ def read_rows(out: Path) -> list[Row]:
     path = out / RESULTS
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = [field.name for field in fields(Row)]
-        if reader.fieldnames != columns:
-            raise BenchmarkError(
-                f"{path} has the columns {reader.fieldnames}, expected {columns}; "
-                "it was written by other code: choose another --out"
-            )
-        return [_parse(record) for record in reader]
+    columns = [field.name for field in fields(Row)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != columns:
+                raise BenchmarkError(
+                    f"{path} has the columns {reader.fieldnames}, expected {columns}; "
+                    "it was written by other code: choose another --out"
+                )
+            return [_parse(record) for record in reader]
+    except BenchmarkError:
+        raise
+    except (OSError, ValueError, csv.Error) as cause:
+        raise BenchmarkError(
+            f"cannot read {path}: {cause}; mend it or choose another --out"
+        ) from cause
 
 
 def append_row(out: Path, row: Row) -> None:
@@ -144,8 +151,12 @@ def _parse(record: dict[str, str]) -> Row:
     """Undo the CSV: each field by its declared type, an empty number as ``None``."""
     convert = {"str": str, "int": int, "float": float}
     values: dict[str, Any] = {}
+    if None in record or None in record.values():
+        raise ValueError(f"the line of key {record.get('key')} has not {len(fields(Row))} fields")
     for field in fields(Row):
         kind, _, optional = str(field.type).partition(" | ")
         text = record[field.name]
         values[field.name] = None if optional and text == "" else convert[kind](text)
+    if values["status"] == "ok" and None in (values["val"], values["test"]):
+        raise ValueError(f"the line of key {values['key']} is ok but has no metrics")
     return Row(**values)

@@ -101,7 +101,7 @@ def run(
                 f"task {task.name!r} needs files; name their folder with --data DIR"
             )
     fabric = _fabric(device)
-    _check_writable(out)
+    check_writable(out)
     finished = {row.key: row for row in read_rows(out)}
 
     problems = [task.load(data, profile, 0) for task in tasks]
@@ -372,7 +372,7 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Fail before the first epoch, not after the last."""
     try:
         out.mkdir(parents=True, exist_ok=True)

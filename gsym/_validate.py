@@ -33,7 +33,9 @@ _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint
 def integer_tensor(values: object, what: str, error: type[ValueError]) -> Tensor:
     """Copy ``values`` to a new int64 tensor on the CPU, or say why that cannot be done."""
     try:
-        tensor = torch.as_tensor(values)
+        # torch takes no array that runs backwards.
+        plain = np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
+        tensor = torch.as_tensor(plain)
     except (ValueError, TypeError, RuntimeError) as cause:
         raise error(
             f"{what} must be a rectangular array of integers; got {values!r:.80}"
@@ -138,15 +140,20 @@ def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
     return edge_index
 
 
-def check_edge_weight(edge_weight: object, edge_index: Tensor) -> Tensor | None:
-    """Return ``edge_weight`` as it came, once it is known to be one finite number per edge."""
+def check_edge_weight(edge_weight: object, edge_index: Tensor, copies: int = 1) -> Tensor | None:
+    """Return ``edge_weight`` as it came, once it is known to be one number per edge.
+
+    With ``copies`` of the graph, one number per edge of each copy will do as well.
+    """
     if edge_weight is None:
         return None
     if not isinstance(edge_weight, Tensor) or not edge_weight.is_floating_point():
-        raise TypeError("edge_weight must be a floating-point tensor [e]")
-    if edge_weight.shape != edge_index.shape[1:]:
+        came = getattr(edge_weight, "dtype", type(edge_weight).__name__)
+        raise TypeError(f"edge_weight must be a floating-point tensor [e]; got {came}")
+    edges = edge_index.size(1)
+    if edge_weight.shape not in ((edges,), (copies * edges,)):
         raise GraphError(
-            f"edge_weight must hold one number for each of {edge_index.size(1)} edges; "
+            f"edge_weight must hold one number for each of {edges} edges; "
             f"got shape {list(edge_weight.shape)}"
         )
     return edge_weight

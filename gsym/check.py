@@ -126,7 +126,9 @@ def check_layer(
     - ``equivariant``: commutes with the generators, at random weights;
     - ``equivariant after training``: still, after five steps of Adam;
     - ``moves outside``: changes under permutations outside the group (over-tied weights do not);
-    - ``dimension``: the linear maps at random weights span exactly the theoretical space;
+    - ``dimension``: the layer is linear up to its bias, and its maps at random weights span
+      exactly the theoretical space;
+    - ``samples apart``: a batch gives what its samples give alone, in ``eval`` mode;
     - ``live parameters``: what the output depends on is what ``parameters()`` lists, every
       parameter gets a gradient, and every one moves;
     - ``gradcheck`` and ``gradgradcheck`` in float64;
@@ -192,6 +194,7 @@ class _Kit:
             ("equivariant after training", self.equivariant_after_training),
             ("moves outside", self.moves_outside),
             ("dimension", self.spans_the_commutant),
+            ("samples apart", self.samples_apart),
             ("live parameters", self.live_parameters),
             ("gradcheck", self.gradients),
             ("gradgradcheck", self.second_gradients),
@@ -258,12 +261,25 @@ class _Kit:
         basis = basis.view(-1, n, int(layer.in_channels))  # type: ignore[arg-type]
         maps = []
         with torch.no_grad():
+            x, y = self.signal(layer, 2), self.signal(layer, 2)
+            # f(2x - y) + f(y) = 2 f(x) holds for affine maps alone.
+            one = layer(2 * x - y, *self.args) + layer(y, *self.args)
+            sides = one, 2 * layer(x, *self.args)
+            assert torch.allclose(*sides, rtol=1e-8, atol=1e-8), (
+                "the layer is not linear in the signal; pass dimension=None if it need not be"
+            )
             for _ in range(expected + 2):
                 self.randomise(layer)
                 offset = layer(torch.zeros_like(basis[:1]), *self.args)
                 maps.append((layer(basis, *self.args) - offset).flatten())
         rank = int(torch.linalg.matrix_rank(torch.stack(maps), rtol=1e-9))
         assert rank == expected, f"the maps span {rank} dimensions; the theory says {expected}"
+
+    def samples_apart(self) -> None:
+        layer = self.layer().eval()
+        x = self.signal(layer, 3)
+        alone = torch.cat([layer(sample[None], *self.args) for sample in x])
+        torch.testing.assert_close(layer(x, *self.args), alone)
 
     def live_parameters(self) -> None:
         layer = self.layer()
@@ -353,6 +369,8 @@ def _permutations(group: PermutationGroup) -> Iterator[Tensor]:
 
 
 def _check_nodes(x: Tensor, group: PermutationGroup) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point; got {x.dtype}; convert with x.double()")
     if x.dim() < 2 or x.size(-2) != group.num_nodes:
         raise ValueError(
             f"x must be [..., {group.num_nodes}, c] for {group!r}; got {list(x.shape)}"
@@ -379,7 +397,10 @@ def _evaluate(layer: Layer, x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     finally:
         for module, training in modes.items():
             module.training = training
-    return (value,) if isinstance(value, Tensor) else tuple(value)
+    outputs = (value,) if isinstance(value, Tensor) else tuple(value)
+    if any(y.is_complex() for y in outputs):
+        raise TypeError("the layer returns complex values; give their real and imaginary parts")
+    return outputs
 
 
 def _distance(moved: tuple[Tensor, ...], still: tuple[Tensor, ...], perm: Tensor) -> float:

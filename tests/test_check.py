@@ -151,6 +151,18 @@ class TestJudgement:
         assert not any(y.requires_grad for y in outputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_wants_a_floating_point_signal(dtype):
+    with pytest.raises(TypeError, match="must be floating point"):
+        equivariance_error(lambda x: x, CYCLE, X.to(dtype))
+
+
+def test_wants_real_outputs():
+    turned = lambda x: torch.complex(x, x * torch.arange(x.size(-2))[:, None])  # noqa: E731
+    with pytest.raises(TypeError, match="real and imaginary"):
+        equivariance_error(turned, CYCLE, X)
+
+
 class TestManyGenerators:
     GROUP = ClusterGroup(Partition(torch.arange(300) // 3))
 
@@ -191,7 +203,7 @@ class TestReport:
         report = check_layer(
             lambda group: OrbitLinear(1, 1, group), everything, dimension=None, backend="eager"
         )
-        assert len(report.passed) == 9
+        assert len(report.passed) == 10
         assert not report.failed
         assert report.skipped == {
             "moves outside": "no permutation outside the group moves its pair orbits",

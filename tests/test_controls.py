@@ -215,6 +215,21 @@ class ContiguousOnly(Plain):
         return super().forward(x.view(-1).view(x.shape))
 
 
+class MixedSamples(Plain):
+    """Samples of a batch leak into each other."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y + 0.5 * y.roll(1, 0)
+
+
+class Bent(Plain):
+    """Equivariant, but not linear: its kinks fill any number of dimensions."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.3 * (x.abs() - x).sum(-1, keepdim=True)
+
+
 class SomeSamplesOnly(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.reshape(x.size(0), -1)[..., None])
@@ -223,7 +238,7 @@ class SomeSamplesOnly(Plain):
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_plain_layer_passes_everything(name):
     report = check_layer(Plain, GROUPS[name], backend="eager")
-    assert len(report.passed) == 11
+    assert len(report.passed) == 12
     assert not report.skipped
 
 
@@ -256,6 +271,8 @@ TRAINED = "equivariant after training"
         (UnsavedState, "state_dict", "the loaded layer differs", set()),
         (AlwaysFloat64, "dtype", r"float32 input gives torch\.float64", set()),
         (ContiguousOnly, "layouts", "stride", set()),
+        (MixedSamples, "samples apart", "not close", set()),
+        (Bent, "dimension", "not linear in the signal", set()),
         (SomeSamplesOnly, "layouts", "0 elements", set()),
     ],
 )
@@ -422,7 +439,7 @@ def test_linear_is_sound(name, mixing):
         dimension=dimension,
         backend="eager",
     )
-    assert len(report.passed) == 11
+    assert len(report.passed) == 12
 
 
 @pytest.mark.parametrize("propagate", ["none", "adjacency", "weighted", "pointwise"])
@@ -441,7 +458,7 @@ def test_conv_is_sound(name, propagate):
         dimension=dimension,
         backend="eager",
     )
-    assert len(report.passed) == 11
+    assert len(report.passed) == 12
 
 
 @pytest.mark.parametrize("name", GROUPS)

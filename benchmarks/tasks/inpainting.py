@@ -49,7 +49,7 @@ class ImageSet:
     mirrored: tuple[int, ...]
 
 
-_DIGITS = ImageSet("digits", 0.3053, 0.3760, 4, (8, 4, 2, 1), (4, 2, 1))
+_DIGITS = ImageSet("digits", 0.5, 0.5, 4, (8, 4, 2, 1), (4, 2, 1))
 _FASHION = ImageSet("fashion-mnist", 0.5, 0.5, 20, (28, 14, 7, 4, 2, 1), (14, 2))
 _MNIST = ImageSet("mnist", 0.1307, 0.3081, 14, (28, 14, 7, 4, 2, 1), (14, 2))
 

@@ -84,11 +84,11 @@ class Partition:
             raise PartitionError("a partition needs at least one node; got no clusters")
         nodes = torch.cat(parts)
         n = nodes.numel() if num_nodes is None else num_nodes
-        if int(nodes.min()) < 0 or int(nodes.max()) >= max(n, nodes.numel()):
+        if int(nodes.min()) < 0 or int(nodes.max()) >= n:
             bad = int(nodes.min()) if int(nodes.min()) < 0 else int(nodes.max())
             raise PartitionError(f"clusters must cover nodes 0..{n - 1}; node {bad} is outside")
         counts = torch.bincount(nodes, minlength=n)
-        if counts.numel() > n or not bool((counts == 1).all()):
+        if not bool((counts == 1).all()):
             bad = int((counts != 1).nonzero()[0])
             raise PartitionError(
                 f"clusters must cover nodes 0..{n - 1} once each; "
@@ -123,7 +123,7 @@ class Partition:
             [0, 0, 1, 1, 0, 0, 1, 1]
         """
         rows, columns = (patch, patch) if isinstance(patch, int) else patch
-        if rows < 1 or columns < 1 or height % rows or width % columns:
+        if min(rows, columns, height, width) < 1 or height % rows or width % columns:
             raise PartitionError(
                 f"patches of {rows}x{columns} pixels do not tile an image of {height}x{width}"
             )

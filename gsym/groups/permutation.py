@@ -80,6 +80,10 @@ class PermutationGroup:
         """
         images = []
         for cycles in generators:
+            if not all(isinstance(cycle, Sequence) for cycle in cycles):
+                raise GroupError(
+                    f"each generator is a list of cycles; got {cycles}; write [{cycles}] for one"
+                )
             perm = list(range(num_nodes))
             points = [point for cycle in cycles for point in cycle]
             outside = [point for point in points if not 0 <= point < num_nodes]
@@ -88,7 +92,7 @@ class PermutationGroup:
             if len(set(points)) != len(points):
                 raise GroupError(f"the cycles of one generator must be disjoint; got {cycles}")
             for cycle in cycles:
-                for here, there in zip(cycle, (*cycle[1:], cycle[0]), strict=True):
+                for here, there in zip(cycle, (*cycle[1:], *cycle[:1]), strict=True):
                     perm[here] = there
             images.append(perm)
         return PermutationGroup(num_nodes, images)
@@ -137,7 +141,7 @@ class PermutationGroup:
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """A uniformly random element, int64 ``[n]``."""
-        if not len(self.generators):
+        if not bool((self.generators != torch.arange(self.num_nodes)).any()):
             return torch.arange(self.num_nodes)
         rank = _randbelow(self.order(), generator)
         return torch.tensor(self._sympy.coset_unrank(rank, af=True), dtype=torch.int64)
@@ -180,6 +184,8 @@ class PermutationGroup:
         check_edge_index(edge_index, self.num_nodes)
         n, edges = self.num_nodes, edge_index.cpu()
         keys = edges[0] * n + edges[1]
+        if not keys.numel():
+            return Orbits.from_keys(keys)
         closed = _closure(keys, self.generators, n)
         images = torch.searchsorted(closed, _pair_images(closed, self.generators, n))
         pairs = Orbits.of_maps(images.view(-1, closed.numel()))
@@ -265,6 +271,15 @@ class ClusterGroup(PermutationGroup):
     """
 
     def __init__(self, partition: Partition, *, swaps: PermutationGroup | None = None) -> None:
+        if not isinstance(partition, Partition):
+            raise TypeError(
+                f"expected a Partition; got {type(partition).__name__}; "
+                "make one with Partition.from_labels(labels)"
+            )
+        if swaps is not None and not isinstance(swaps, PermutationGroup):
+            raise TypeError(
+                f"swaps must be a PermutationGroup on the clusters; got {type(swaps).__name__}"
+            )
         self.partition = partition
         self._sizes = torch.tensor(partition.sizes)
         if swaps is not None:
@@ -412,7 +427,7 @@ class ClusterGroup(PermutationGroup):
         if self.swaps is None:
             return self.partition.num_clusters**2 + int(large.sum())
         within = torch.unique(self.swaps.node_orbits().index[large]).numel()
-        return int(self.swaps.pair_orbits().num_orbits + within)
+        return self.swaps.commutant_dim() + within
 
     def project(self, weight: Tensor) -> Tensor:
         """The intertwiner projection of ``[..., n, n]``: block means, with the diagonal apart."""

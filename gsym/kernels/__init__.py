@@ -8,6 +8,7 @@ from gsym.kernels.ops import (
     indexed_linear,
     permute_rows,
     segment_gather,
+    segment_mean,
     segment_sum,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "indexed_linear",
     "permute_rows",
     "segment_gather",
+    "segment_mean",
     "segment_sum",
 ]

@@ -9,6 +9,7 @@ compiler. The definitions stand in :mod:`gsym.kernels.reference`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,15 @@ from torch import Tensor, nn
 # whole batch; smaller ones are reduced in one call, which saves the calls.
 _LARGE_SAMPLE = 2**15
 
+_HALF = (torch.float16, torch.bfloat16)
+
 # Rows that a product over tiles takes at a time: they and their products stay in the cache, and
 # their memory is used again, where a temporary of full size costs a page fault per page.
 _BLOCK_ROWS = 2**13
+
+# Rows that are added one after another; longer segments are summed piece by piece, so that the
+# rounding error grows with the square root of their length at most.
+PIECE = 2**10
 
 
 class Segments(nn.Module):
@@ -34,6 +41,9 @@ class Segments(nn.Module):
         index: Segment of every row, int64 ``[e]``.
         order: Rows sorted by segment, int64 ``[e]``; equal segments keep their order.
         pointers: Where each segment begins in ``order``, int64 ``[num_segments + 1]``.
+        cuts: Where each piece begins in ``order``: segments cut to :data:`PIECE` rows at most,
+            int64 ``[p + 1]``.
+        pieces: Where each segment begins among the pieces, int64 ``[num_segments + 1]``.
 
     Example:
         >>> s = Segments.from_index(torch.tensor([1, 0, 1]), num_segments=2)
@@ -44,14 +54,30 @@ class Segments(nn.Module):
     index: Tensor
     order: Tensor
     pointers: Tensor
+    cuts: Tensor
+    pieces: Tensor
 
     def __init__(self, index: Tensor, num_segments: int) -> None:
         super().__init__()
         counts = torch.bincount(index, minlength=num_segments)
         self.num_segments = num_segments
+        self.num_rows = index.numel()
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("order", torch.argsort(index, stable=True), persistent=False)
-        self.register_buffer("pointers", F.pad(counts.cumsum(0), (1, 0)), persistent=False)
+        pointers = F.pad(counts.cumsum(0), (1, 0))
+        self.register_buffer("pointers", pointers, persistent=False)
+        per_segment = (-(-counts // PIECE)).clamp(min=1)
+        pieces = F.pad(per_segment.cumsum(0), (1, 0))
+        owner = torch.repeat_interleave(per_segment)
+        rank = torch.arange(owner.numel(), device=index.device) - pieces[owner]
+        cuts = torch.cat([pointers[owner] + rank * PIECE, pointers[-1:]])
+        self.register_buffer("cuts", cuts, persistent=False)
+        self.register_buffer("pieces", pieces, persistent=False)
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """What the operators on segments take."""
+        return self.index, self.order, self.cuts, self.pieces
 
     @classmethod
     def from_index(cls, index: Tensor, num_segments: int) -> Segments:
@@ -142,12 +168,27 @@ def segment_sum(x: Tensor, segments: Segments) -> Tensor:
     Returns:
         Sums ``[..., num_segments, c]``; an empty segment sums to zero.
 
+    Raises:
+        ValueError: ``x`` has not one row for each entry of the index.
+
     Cost:
-        One pass over ``x``. Deterministic.
+        One pass over ``x``. Deterministic. Half precision is added up in float32.
     """
+    _check_rows(x, segments.num_rows, "one row for each entry of the index")
     if segments.num_segments == 1:
         return x.sum(dim=-2, keepdim=True)
-    return _segment_sum(x, segments.index, segments.order, segments.pointers)
+    return _segment_sum(x, *segments.tables).to(x.dtype)
+
+
+def segment_mean(x: Tensor, segments: Segments) -> Tensor:
+    """Mean of rows by segment; arguments and cost as for :func:`segment_sum`.
+
+    Returns:
+        Means ``[..., num_segments, c]``; an empty segment has mean zero.
+    """
+    _check_rows(x, segments.num_rows, "one row for each entry of the index")
+    sums = _segment_sum(x, *segments.tables)
+    return (sums / segments.pointers.diff().clamp(min=1)[:, None]).to(x.dtype)
 
 
 def segment_gather(y: Tensor, segments: Segments) -> Tensor:
@@ -160,7 +201,22 @@ def segment_gather(y: Tensor, segments: Segments) -> Tensor:
     Returns:
         Rows ``[..., e, c]``.
     """
-    return _segment_gather(y, segments.index, segments.order, segments.pointers)
+    _check_rows(y, segments.num_segments, "one row for each segment")
+    return _segment_gather(y, *segments.tables)
+
+
+def _check_rows(x: Tensor, rows: int, what: str) -> None:
+    if x.dim() < 2 or x.size(-2) != rows:
+        raise ValueError(f"expected {what}, [..., {rows}, c]; got {list(x.shape)}")
+
+
+def _autocast(*tensors: Any) -> Any:
+    """The tensors in the type that autocast wants of products, where it is on."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
 def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | None = None) -> Tensor:
@@ -178,6 +234,8 @@ def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | Non
     Cost:
         Besides the result, temporaries of some thousand rows. Deterministic.
     """
+    _check_rows(x, tiles.segments.num_rows, "one row for each entry of the index")
+    x, weight, shared = _autocast(x, weight, shared)
     batch, rows = x.shape[:-2], x.size(-2)
     flat = x.reshape(batch.numel(), rows, x.size(-1))
     if shared is not None:
@@ -200,6 +258,7 @@ def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> T
     Returns:
         Groups of rows ``[..., k, r, out]``.
     """
+    x, weight, shared = _autocast(x, weight, shared)
     groups, rows, channels = x.shape[-3:]
     if shared is not None:
         shared = shared.unsqueeze(-2)
@@ -243,12 +302,13 @@ def cluster_linear(
         weight: D, one matrix per cluster, ``[k, in, out]``, or one for all, ``[1, in, out]``.
         matrix: M, ``[k * in, k * out]``.
         bias: b, ``[k, out]``.
-        sizes: Rows of every cluster, ``[k]``, of the type of ``x``.
+        sizes: Rows of every cluster, ``[k]``, floating point.
         tiles: Which rows belong to which cluster; ``None`` where the clusters are equal runs.
 
     Returns:
         Rows ``[..., r, out]``.
     """
+    x, weight, matrix, bias = _autocast(x, weight, matrix, bias)
     batch, rows = x.shape[:-2], x.size(-2)
     flat = x.reshape(batch.numel(), rows, x.size(-1))
     tables = () if tiles is None else _tables(tiles)
@@ -261,7 +321,7 @@ class _ClusterLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, matrix, bias, sizes, *tables):  # type: ignore[no-untyped-def]
-        means = _pool(x, sizes.numel(), tables) / sizes[:, None]
+        means = (_pool(x, sizes.numel(), tables) / sizes[:, None]).to(x.dtype)
         ctx.save_for_backward(x, weight, matrix, sizes, means, *tables)
         shared = (means.flatten(1) @ matrix).view(x.size(0), sizes.numel(), weight.size(-1))
         return _spread(x, weight, shared + bias, tables)
@@ -271,27 +331,31 @@ class _ClusterLinear(torch.autograd.Function):
         x, weight, matrix, sizes, means, *tables = ctx.saved_tensors
         k = sizes.numel()
         if torch.is_grad_enabled():
-            means = _pool(x, k, tables) / sizes[:, None]
+            means = (_pool(x, k, tables) / sizes[:, None]).to(x.dtype)
         sums = _pool(grad, k, tables)
         x_needs, weight_needs, matrix_needs, bias_needs = ctx.needs_input_grad[:4]
         grad_x = None
         if x_needs:
-            spread = (sums.flatten(1) @ matrix.t()).view(x.size(0), k, x.size(-1)) / sizes[:, None]
+            spread = sums.flatten(1) @ matrix.t().to(sums.dtype)
+            spread = (spread.view(x.size(0), k, x.size(-1)) / sizes[:, None]).to(x.dtype)
             grad_x = _spread(grad, weight.transpose(1, 2), spread, tables)
         return (
             grad_x,
             _outer(x, grad, weight.size(0), k, tables) if weight_needs else None,
-            means.flatten(1).t() @ sums.flatten(1) if matrix_needs else None,
-            sums.sum(0) if bias_needs else None,
+            (means.to(sums.dtype).flatten(1).t() @ sums.flatten(1)).to(x.dtype)
+            if matrix_needs
+            else None,
+            sums.sum(0).to(x.dtype) if bias_needs else None,
             *(None for _ in range(1 + len(tables))),
         )
 
 
 def _pool(x: Tensor, k: int, tables: Sequence[Tensor | None]) -> Tensor:
-    """Sums of the rows of every cluster, ``[b, k, c]``."""
-    if not tables:
-        return x.unflatten(1, (k, x.size(1) // k)).sum(dim=2)
-    return x.sum(dim=1, keepdim=True) if k == 1 else _segment_sum(x, *tables[-3:])
+    """Sums of the rows of every cluster, ``[b, k, c]``; float32 for half precision."""
+    if tables:
+        return _segment_sum(x, *tables[-4:])
+    wide = torch.float32 if x.dtype in _HALF else x.dtype
+    return x.unflatten(1, (k, x.size(1) // k)).sum(dim=2, dtype=wide)
 
 
 def _spread(x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Tensor | None]) -> Tensor:
@@ -316,11 +380,8 @@ def _outer(x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Tensor 
 
 def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
     """What the operators on tiles take."""
-    segments = tiles.segments
-    return (
-        *(tiles.segment, tiles.rows, tiles.places, tiles.copies, tiles.pointers),
-        *(segments.index, segments.order, segments.pointers),
-    )
+    own = tiles.segment, tiles.rows, tiles.places, tiles.copies, tiles.pointers
+    return *own, *tiles.segments.tables
 
 
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -338,7 +399,17 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("gsym::segment_sum", mutates_args=())
-def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _segment_sum(x: Tensor, index: Tensor, order: Tensor, cuts: Tensor, pieces: Tensor) -> Tensor:
+    """Sums by segment; half precision is added up and returned in float32."""
+    if x.dtype in _HALF:
+        x = x.float()
+    sums = _sum_runs(x, order, cuts)
+    if cuts.numel() == pieces.numel():  # every segment is one piece
+        return sums
+    return _sum_runs(sums, torch.arange(sums.size(-2), device=x.device), pieces)
+
+
+def _sum_runs(x: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
     rows, channels = x.shape[-2:]
     segments = pointers.numel() - 1
     flat = x.reshape(-1, rows, channels)
@@ -363,30 +434,36 @@ def _bag(x: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
 
 
 @_segment_sum.register_fake
-def _(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-2], pointers.size(0) - 1, x.size(-1))
+def _(x: Tensor, index: Tensor, order: Tensor, cuts: Tensor, pieces: Tensor) -> Tensor:
+    dtype = torch.float32 if x.dtype in _HALF else x.dtype
+    return x.new_empty(*x.shape[:-2], pieces.size(0) - 1, x.size(-1), dtype=dtype)
 
 
 @torch.library.custom_op("gsym::segment_gather", mutates_args=())
-def _segment_gather(y: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _segment_gather(
+    y: Tensor, index: Tensor, order: Tensor, cuts: Tensor, pieces: Tensor
+) -> Tensor:
     return y.contiguous().index_select(-2, index)
 
 
 @_segment_gather.register_fake
-def _(y: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _(y: Tensor, index: Tensor, order: Tensor, cuts: Tensor, pieces: Tensor) -> Tensor:
     return y.new_empty(*y.shape[:-2], index.size(0), y.size(-1))
 
 
 def _save_tables(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.dtype = inputs[0].dtype
     ctx.save_for_backward(*inputs[1:])
 
 
 def _segment_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _segment_gather(grad, *ctx.saved_tensors), None, None, None
+    tables = ctx.saved_tensors
+    return _segment_gather(grad.to(ctx.dtype), *tables), *(None for _ in tables)
 
 
 def _segment_gather_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _segment_sum(grad, *ctx.saved_tensors), None, None, None
+    tables = ctx.saved_tensors
+    return _segment_sum(grad, *tables).to(ctx.dtype), *(None for _ in tables)
 
 
 _segment_sum.register_autograd(_segment_sum_backward, setup_context=_save_tables)
@@ -449,7 +526,8 @@ def _indexed_linear(
     tile_pointers: Tensor,
     index: Tensor,
     order: Tensor,
-    pointers: Tensor,
+    cuts: Tensor,
+    pieces: Tensor,
 ) -> Tensor:
     (batch, count, _), out_channels = x.shape, weight.size(-1)
     tiles, height = rows.shape
@@ -498,7 +576,7 @@ def _indexed_linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     return (
         _indexed_linear(grad, turned, None, *tables) if needs_x else None,
         _indexed_outer(x, grad, *tables) if needs_weight else None,
-        _segment_sum(grad, *tables[-3:]) if ctx.shared and needs_shared else None,
+        _segment_sum(grad, *tables[-4:]).to(grad.dtype) if ctx.shared and needs_shared else None,
         *(None for _ in tables),
     )
 
@@ -517,13 +595,15 @@ def _indexed_outer(
     tile_pointers: Tensor,
     index: Tensor,
     order: Tensor,
-    pointers: Tensor,
+    cuts: Tensor,
+    pieces: Tensor,
 ) -> Tensor:
     """``[s, in, out]``: sum over samples and rows of a segment of ``x^T y``."""
     (batch, count, in_channels), out_channels = x.shape, y.size(-1)
     tiles, height = rows.shape
     x, y = x.contiguous(), y.contiguous()
-    sums = x.new_zeros(tiles, in_channels, out_channels)
+    wide = torch.float32 if x.dtype in _HALF else x.dtype
+    sums = x.new_zeros(tiles, in_channels, out_channels, dtype=wide)
     samples = -1
     for first, end, block in _blocks(batch, tiles, height):
         part = sums[block]
@@ -535,10 +615,10 @@ def _indexed_outer(
         if copies is not None:
             here = right.view(part.size(0), samples, height, out_channels)
             here.masked_fill_(copies[block][:, None, :, None], 0)
-        part.baddbmm_(left.transpose(1, 2), right)
-    nothing = torch.arange(tiles, device=x.device)
-    total = _segment_sum(sums.flatten(1), segment, nothing, tile_pointers)
-    return total.view(-1, in_channels, out_channels)
+        part.baddbmm_(left.to(wide).transpose(1, 2), right.to(wide))
+    order = torch.arange(tiles, device=x.device)
+    total = _sum_runs(sums.flatten(1), order, tile_pointers)
+    return total.view(-1, in_channels, out_channels).to(x.dtype)
 
 
 @_indexed_outer.register_fake

@@ -16,6 +16,7 @@ from gsym._validate import (
     SignalError,
     check_edge_index,
     check_edge_index_type,
+    check_edge_weight,
     check_signal,
 )
 from gsym.groups import PermutationGroup
@@ -125,7 +126,8 @@ class GNetConv(TiedLayer):
             raise ValueError(
                 f"propagate must be one of {', '.join(PROPAGATIONS)}; got {propagate!r}"
             )
-        if propagate == "pointwise" and (mixing != "full" or rank is not None):
+        unused = mixing != "full" or rank is not None or cluster_edge_index is not None
+        if propagate == "pointwise" and unused:
             raise ValueError(
                 'propagate="pointwise" has one matrix per orbit of edges and no mixing between '
                 "clusters; leave mixing, rank and cluster_edge_index out"
@@ -250,6 +252,8 @@ class GNetConv(TiedLayer):
             and _same(edge_index, graph)
         ):
             return graph
+        if torch.compiler.is_compiling():
+            raise GraphError("call the layer once on this graph before it is compiled")
         with torch.inference_mode(False):
             self._graph = self._build(edge_index, x.size(-2), batch_size)
         return self._graph
@@ -400,6 +404,7 @@ class _PairTable(nn.Module):
         self.register_buffer("labels", clusters.partition.labels, persistent=False)
         self.swapped = clusters.swaps is not None
         if self.swapped:
+            check_mixing_memory(self.num_clusters**2, 1, 1, clusters)
             pairs = clusters.cluster_pair_orbits()
             self.register_buffer("table", pairs.index, persistent=False)
             num_pairs = pairs.num_orbits
@@ -448,14 +453,10 @@ def _given_weights(
     """The caller's weights ``[e]``, or ``[b, e]`` where a stacked batch has its own."""
     if edge_weight is None:
         return x.new_ones(graph.num_edges)
-    if edge_weight.shape == (graph.num_edges,):
-        return edge_weight.to(x.dtype)
-    if batch_size is not None and edge_weight.shape == (batch_size * graph.num_edges,):
-        return edge_weight.to(x.dtype).view(batch_size, -1)
-    raise GraphError(
-        f"edge_weight must hold one number for each of {graph.num_edges} edges; "
-        f"got shape {list(edge_weight.shape)}"
-    )
+    copies = batch_size or 1
+    check_edge_weight(edge_weight, graph.edge_index[:, : graph.num_edges], copies)
+    weight = edge_weight.to(x.dtype)
+    return weight if weight.numel() == graph.num_edges else weight.view(copies, -1)
 
 
 def _unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:

@@ -34,7 +34,7 @@ class TiedLayer(nn.Module):
         return fingerprint(self.group)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing to do: the fingerprint was compared before any parameter was loaded."""
+        """Nothing to do: the fingerprint was compared before this layer's parameters came."""
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -118,6 +118,8 @@ class OrbitLinear(TiedLayer):
     ) -> None:
         super().__init__(group)
         _check_options(mixing, rank, cluster_edge_index)
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"channels must be at least 1; got {in_channels} to {out_channels}")
         clusters = as_clusters(group)
         sizes = torch.tensor(clusters.partition.sizes)
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -214,7 +216,7 @@ class OrbitLinear(TiedLayer):
             and self.weight_self is not None
             and isinstance(self.mixing, _FullMixing)
         ):
-            sizes = self._sizes.to(x.dtype)
+            sizes = self._sizes.to(torch.promote_types(x.dtype, torch.float32))
             if bias is None:
                 bias = x.new_zeros(sizes.numel(), self.out_channels)
             weight, matrix = self._own_weight(), self.mixing.matrix()
@@ -239,8 +241,9 @@ class OrbitLinear(TiedLayer):
         """Mean of every cluster, ``[..., k, in]``."""
         if self.clusters is None:
             runs = self._runs(x)
-            return runs.sum(dim=-2) / runs.size(-2)
-        return kernels.segment_sum(x, self.clusters) / self._sizes.to(x.dtype)[:, None]
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return (runs.sum(dim=-2, dtype=wide) / runs.size(-2)).to(x.dtype)
+        return kernels.segment_mean(x, self.clusters)
 
     def _own_weight(self) -> Tensor:
         """D of every cluster, ``[k, in, out]``, 0 where it has none, or one for all."""
@@ -393,7 +396,7 @@ class _QuotientMixing(nn.Module):
         self.target = kernels.Segments(target, k)
         self.pairs = kernels.Segments(orbit, num_orbits)
         sizes = torch.tensor(group.partition.sizes)
-        reached = torch.zeros(k).index_add_(0, target, sizes[source].float())
+        reached = torch.zeros_like(sizes).index_add_(0, target, sizes[source])
         coherent = torch.bincount(target * num_orbits + orbit, minlength=k * num_orbits)
         spread = sizes[source] / reached[target] / coherent[target * num_orbits + orbit]
         self.register_buffer("spread", spread, persistent=False)
@@ -464,8 +467,11 @@ def check_mixing_memory(
 def _check_options(mixing: str, rank: int | None, cluster_edge_index: Tensor | None) -> None:
     if mixing not in MIXINGS:
         raise ValueError(f"mixing must be one of {', '.join(MIXINGS)}; got {mixing!r}")
-    if (rank is not None) != (mixing == "low_rank") or (rank is not None and rank < 1):
-        raise ValueError(f'rank must be given, at least 1, for mixing="low_rank" alone; got {rank}')
+    valid = isinstance(rank, int) and rank >= 1
+    if (rank is not None) != (mixing == "low_rank") or (rank is not None and not valid):
+        raise ValueError(
+            f'rank must be given, an integer of at least 1, for mixing="low_rank" alone; got {rank}'
+        )
     if (cluster_edge_index is not None) != (mixing == "quotient"):
         raise ValueError('cluster_edge_index must be given for mixing="quotient" alone')
 

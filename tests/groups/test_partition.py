@@ -170,3 +170,13 @@ def test_equal_partitions_hash_alike():
     p, q = Partition.from_labels([0, 1, 1]), Partition.from_labels([0, 1, 1])
     assert p == q and hash(p) == hash(q) and p.fingerprint() == q.fingerprint()
     assert p != Partition.from_labels([0, 0, 1]) and p != "p"
+
+
+def test_a_cluster_outside_the_stated_nodes():
+    with pytest.raises(PartitionError, match=r"nodes 0\.\.1; node 2 is outside"):
+        Partition.from_clusters([[0, 1], [2]], num_nodes=2)
+
+
+def test_a_grid_has_a_size():
+    with pytest.raises(PartitionError, match="do not tile"):
+        Partition.grid(-2, 2, 2)

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -314,3 +315,33 @@ def test_fingerprints_follow_what_ties_weights():
     assert PermutationGroup.from_cycles(4, [(0, 2, 1)]).fingerprint() == THREE_CYCLE.fingerprint()
     same = ClusterGroup(p, swaps=PermutationGroup(2, [[0, 1]]))
     assert same.fingerprint() == ClusterGroup(p).fingerprint()
+
+
+class TestCorners:
+    def test_the_identity_alone_can_be_drawn(self):
+        assert PermutationGroup(3, [[0, 1, 2]]).sample().tolist() == [0, 1, 2]
+
+    @pytest.mark.parametrize("group", [THREE_CYCLE, ClusterGroup(Partition.single(3))])
+    def test_a_graph_without_edges_has_no_orbits(self, group):
+        orbits = group.edge_orbits(torch.empty(2, 0, dtype=torch.int64))
+        assert orbits.num_orbits == 0 and orbits.index.shape == (0,)
+
+    def test_the_commutant_of_very_many_exchanged_clusters(self):
+        k = 500_000
+        partition = Partition(torch.arange(2 * k) // 2)
+        group = ClusterGroup(partition, swaps=PermutationGroup.symmetric(k))
+        assert group.commutant_dim() == 3
+
+    def test_cycles_come_in_lists(self):
+        with pytest.raises(GroupError, match=r"write \[\(0, 1, 2\)\]"):
+            PermutationGroup.from_cycles(3, (0, 1, 2))
+        assert PermutationGroup.from_cycles(3, [()]).order() == 1
+
+    def test_a_partition_and_a_group_are_wanted(self):
+        with pytest.raises(TypeError, match="expected a Partition; got list"):
+            ClusterGroup([0, 0, 1])
+        with pytest.raises(TypeError, match="swaps must be a PermutationGroup"):
+            ClusterGroup(Partition.singletons(2), swaps=[[1, 0]])
+
+    def test_an_array_that_runs_backwards(self):
+        assert PermutationGroup(3, [np.arange(3)[::-1]]).order() == 2

@@ -777,3 +777,50 @@ def test_too_much_mixing_is_refused_with_the_ways_out(propagate):
 def test_too_many_matrices_on_edges_are_refused():
     with pytest.raises(ValueError, match=r"need 4\.0 GiB, more than 1 GiB.*coarser partition"):
         GNetConv(64, 64, PermutationGroup.trivial(512), propagate="pointwise")
+
+
+@pytest.mark.parametrize("weight", [[1.0] * 10, torch.ones(10).long()], ids=["list", "integer"])
+def test_edge_weights_are_a_floating_point_tensor(weight):
+    with pytest.raises(TypeError, match="edge_weight must be a floating-point tensor"):
+        conv()(WIDE, EDGES, weight)
+
+
+def test_a_compiled_layer_asks_for_its_graph_first():
+    compiled = torch.compile(conv(), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="call the layer once on this graph"):
+        compiled(WIDE, EDGES)
+
+
+@pytest.mark.parametrize("propagate", WAYS)
+def test_one_node(propagate):
+    layer = conv(propagate, group=PermutationGroup.trivial(1))
+    loop = torch.zeros(2, 1, dtype=torch.int64)
+    assert layer(torch.randn(3, 1, 2), loop).shape == (3, 1, 3)
+
+
+@pytest.mark.parametrize("labels", [[0] * 8 + [1] * 8, [0, 0, 1, 1, 1], [0, 1, 2], [0, 0]], ids=str)
+@pytest.mark.parametrize("mixing", ["full", "none"])
+def test_autocast(labels, mixing):
+    layer = OrbitLinear(2, 3, ClusterGroup(Partition(labels)), mixing=mixing)
+    x = torch.randn(4, len(labels), 2, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.sum().backward()
+    torch.testing.assert_close(y.float(), layer(x), rtol=5e-2, atol=5e-2)
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in layer.parameters())
+
+
+@pytest.mark.parametrize("singles", [0, 2], ids=["one cluster", "unequal"])
+def test_the_mean_of_a_long_cluster(singles):
+    labels = torch.zeros(1_000_000, dtype=torch.int64)
+    labels[:singles] = 1
+    layer = OrbitLinear(1, 1, ClusterGroup(Partition(labels)), bias=False)
+    x = torch.full((1_000_000, 1), 62.3)
+    with torch.no_grad():
+        expected = layer.double()(x.double())
+        assert (layer.float()(x) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_half_precision_does_not_overflow():
+    layer = OrbitLinear(1, 1, ClusterGroup(Partition.single(100_000))).half()
+    assert layer(torch.full((100_000, 1), 2.0).half()).isfinite().all()
