@@ -1,4 +1,4 @@
-"""Speed and memory of the tied layers, side by side with a dense implementation in one run.
+"""Speed and memory of the kernels and tied layers, side by side with other code in one run.
 
 Absolute times drift on shared machines, so every round times all variants of a case in turn and
 the result is the median over rounds of the ratio of their times. Memory is the rise of the
@@ -13,6 +13,8 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,12 @@ from torch import Tensor, nn
 from benchmarks.data import replacing
 from benchmarks.memory import keep_freed_memory, peak_memory
 from benchmarks.run import provenance
-from gsym import ClusterGroup, Partition
+from gsym import ClusterGroup, Partition, kernels
 from gsym.nn import GNet, OrbitLinear
 
 THREADS = 2
+SEGMENT_ROWS = (10**6, 4 * 10**6)
+GATHER_ENTRIES = 1_600_000
 COMMAND = "python -m benchmarks kernels"
 
 
@@ -77,7 +81,7 @@ class Row:
     rounds: int
     median_ms: float
     memory_mib: float
-    ratio: float  # dense time over ours, or time over that of a tenth of the nodes
+    ratio: float  # what it compares stands in the title of its case
     ratio_low: float
     ratio_high: float
     threads: int
@@ -86,7 +90,7 @@ class Row:
     device: str
 
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def main(out: Path) -> Path:
@@ -101,11 +105,13 @@ def main(out: Path) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     console = Console()
-    console.print(f"Kernels on {THREADS} threads; about four minutes.")
+    console.print(f"Kernels on {THREADS} threads; about six minutes.")
     try:
         rows = [
             row
-            for case in track([_inpainting, _wide, _growth], "cases", console=console)
+            for case in track(
+                [_inpainting, _wide, _growth, _segment_sum, _gather_sum], "cases", console=console
+            )
             for row in case(console)
         ]
     finally:
@@ -123,20 +129,24 @@ def write_page(out: Path) -> Path:
         rows = list(csv.DictReader(file))
     first = rows[0]
     lines = [
-        "# Speed and memory of the tied layers",
+        "# Speed and memory of kernels and tied layers",
         "",
         f"Made by `{COMMAND} --out {out.as_posix()}` at commit {first['commit']} with torch "
         f"{first['torch']} on {first['device']}, {first['threads']} threads, float32, forward and "
-        "backward. Every round times the variants in turn; the ratio is the median over rounds of "
-        "the ratio of times, with its quartiles. Memory is the rise of the process's peak over one "
-        "call. Absolute times depend on the machine and its load: read the ratios. A large tensor "
-        "from fresh memory costs a page fault per page; *memory kept* tells the C library to use "
-        "freed memory again, as caching allocators do.",
+        "backward unless a title says otherwise. Every round times the variants in turn; the "
+        "ratio is the median over rounds of the ratio of times, with its quartiles. Memory is the "
+        "rise of the process's peak over one call. Absolute times depend on the machine and its "
+        "load: read the ratios. A large tensor from fresh memory costs a page fault per page; "
+        "*memory kept* tells the C library to use freed memory again, as caching allocators do.",
     ]
     titles = {
         "inpainting": "Two-layer net 1 -> 28 -> 1 on 28 x 28 pixels, against materialised weights",
         "wide": "One layer of 32 -> 32 channels, against materialised weights",
         "growth": "Growth with the number of nodes, 16 -> 16 channels (ratio: to a tenth of them)",
+        "segment sum": "Sums of n sorted rows by k segments, forward (ratio of gsym: its bandwidth "
+        "over that of the copy; of others: their time over that of gsym)",
+        "gather and sum": "Sums of n gathered rows by k nodes, forward (ratio: time over gsym's)",
+        "gather and sum with gradient": "The same, forward and backward",
     }
     for case, group in itertools.groupby(rows, key=lambda row: row["case"]):
         lines += ["", f"## {titles[case]}", ""]
@@ -214,6 +224,83 @@ def _growth(console: Console) -> list[Row]:
     return rows
 
 
+def _segment_sum(console: Console) -> list[Row]:
+    """Bandwidth counts what must move: every row once, every sum once, and the pointers."""
+    from torch_geometric.utils import scatter
+
+    channels, rows = 64, []
+    for n in SEGMENT_ROWS:
+        k = n // 16
+        index = torch.randint(k, (n,), generator=torch.Generator().manual_seed(0)).sort().values
+        segments = kernels.Segments.from_index(index, k)
+        x, target = torch.randn(n, channels), torch.empty(n, channels)
+        steps: dict[str, Step] = {
+            "gsym": partial(kernels.segment_sum, x, segments),
+            "copy": partial(target.copy_, x),
+            "PyG scatter": partial(scatter, x, index, dim_size=k, reduce="sum"),
+            "segment_reduce": partial(
+                torch.segment_reduce, x, "sum", offsets=segments.pointers, axis=0
+            ),
+        }
+        if find_spec("torch_scatter"):
+            steps["torch-scatter"] = partial(
+                kernels.segment_sum, x, segments, backend="torch_scatter"
+            )
+        times = dict(zip(steps, _interleave(steps, rounds=9), strict=True))
+        moved = ((n + k) * channels * x.itemsize + 8 * k) / (2 * n * channels * x.itemsize)
+        for name, step in steps.items():
+            ours = name == "gsym"
+            ratio = moved * times["copy"] / times["gsym"] if ours else times[name] / times["gsym"]
+            case = ("segment sum", n, k, str(channels), 1)
+            rows.append(_row(case, name, times[name], _memory(step), ratio, "forward"))
+        share = rows[-len(steps)].ratio
+        console.print(f"  segment sum of {n} rows: {share:.0%} of the bandwidth of a copy")
+    return rows
+
+
+def _gather_sum(console: Console) -> list[Row]:
+    from torch_geometric.utils import scatter
+
+    k, channels = GATHER_ENTRIES // 16, 64
+    rng = torch.Generator().manual_seed(0)
+    # Distinct and sorted, as torch.sparse wants its entries.
+    pairs = torch.randint(k * k, (GATHER_ENTRIES,), generator=rng).unique()
+    target, source, n = pairs // k, pairs % k, pairs.numel()
+    read, written = (kernels.Segments.from_index(index, k) for index in (source, target))
+    matrix = torch.sparse_csr_tensor(
+        written.pointers, source, torch.ones(n), (k, k), check_invariants=True
+    )
+    x = torch.randn(k, channels, requires_grad=True)
+    gradient = torch.randn(k, channels)
+    functions: dict[str, Callable[[], Tensor]] = {
+        "gsym": lambda: kernels.gather_segment_sum(x, read, written),
+        "PyG scatter": lambda: scatter(x.index_select(0, source), target, dim_size=k, reduce="sum"),
+        "torch.sparse": lambda: matrix @ x,
+    }
+
+    def forward(function: Callable[[], Tensor]) -> None:
+        with torch.no_grad():
+            function()
+
+    def both(function: Callable[[], Tensor]) -> None:
+        x.grad = None
+        function().backward(gradient)
+
+    rows = []
+    for title, mode, run in (
+        ("gather and sum", "forward", forward),
+        ("gather and sum with gradient", "forward and backward", both),
+    ):
+        steps: dict[str, Step] = {name: partial(run, f) for name, f in functions.items()}
+        times = dict(zip(steps, _interleave(steps, rounds=9), strict=True))
+        for name, step in steps.items():
+            ratio = times[name] / times["gsym"] if name != "gsym" else np.full(1, np.nan)
+            case = (title, n, k, str(channels), 1)
+            rows.append(_row(case, name, times[name], _memory(step), ratio, mode))
+        console.print(f"  {title} of {n} rows: {rows[-2].ratio:.1f} x faster than PyG scatter")
+    return rows
+
+
 def _training_step(model: nn.Module, x: Tensor) -> Step:
     """Forward and backward, the gradient of the input included as in a deeper net."""
     x = x.requires_grad_()
@@ -266,6 +353,7 @@ def _row(
     times: np.ndarray,
     memory: float,
     ratio: np.ndarray,
+    mode: str = "forward and backward",
 ) -> Row:
     name, n, k, channels, batch = case
     low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
@@ -276,7 +364,7 @@ def _row(
         k=k,
         channels=channels,
         batch=batch,
-        mode="forward and backward",
+        mode=mode,
         variant=variant,
         rounds=len(times),
         median_ms=round(float(np.median(times)), 3),

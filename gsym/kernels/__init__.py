@@ -1,25 +1,32 @@
 """The stateless primitives that every layer is built on; they see tensors only."""
 
+from gsym.kernels._dispatch import BackendUnavailableError, backend, trace
 from gsym.kernels.ops import (
-    Segments,
-    Tiles,
     cluster_linear,
+    gather_segment_sum,
     grouped_linear,
     indexed_linear,
     permute_rows,
     segment_gather,
+    segment_max,
     segment_mean,
     segment_sum,
 )
+from gsym.kernels.segments import Segments, Tiles
 
 __all__ = [
+    "BackendUnavailableError",
     "Segments",
     "Tiles",
+    "backend",
     "cluster_linear",
+    "gather_segment_sum",
     "grouped_linear",
     "indexed_linear",
     "permute_rows",
     "segment_gather",
+    "segment_max",
     "segment_mean",
     "segment_sum",
+    "trace",
 ]

@@ -1,6 +1,6 @@
 """The definition of every primitive, in plain short torch: what the fast paths are tested against.
 
-All take and return ``[..., rows, channels]`` and are meant for float64.
+All are meant for float64 and differentiable to any order.
 """
 
 from __future__ import annotations
@@ -8,18 +8,76 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gsym.kernels.segments import Segments, Tiles
 
-def segment_sum(x: Tensor, index: Tensor, num_segments: int) -> Tensor:
+
+def segment_sum(x: Tensor, segments: Segments) -> Tensor:
     """Row ``s`` of the result is the sum of the rows of ``x`` whose ``index`` is ``s``."""
-    member = torch.nn.functional.one_hot(index, num_segments).to(x)
+    every = torch.arange(segments.num_segments, device=x.device)
+    member = (segments.index[:, None] == every).to(x.dtype)
     return torch.einsum("es,...ec->...sc", member, x)
 
 
-def segment_gather(y: Tensor, index: Tensor) -> Tensor:
+def segment_mean(x: Tensor, segments: Segments) -> Tensor:
+    """Row ``s`` is the mean of those rows, 0 if there are none."""
+    counts = torch.bincount(segments.index, minlength=segments.num_segments).clamp(min=1)
+    return segment_sum(x / counts[segments.index, None], segments).to(x.dtype)
+
+
+def segment_max(x: Tensor, segments: Segments) -> Tensor:
+    """Row ``s`` is the entrywise maximum of those rows, 0 if there are none."""
+    parts = [x[..., segments.index == s, :] for s in range(segments.num_segments)]
+    maxima = [part.amax(-2) if part.size(-2) else part.sum(-2) for part in parts]
+    return torch.stack(maxima, dim=-2) if maxima else x[..., :0, :]
+
+
+def segment_gather(y: Tensor, segments: Segments) -> Tensor:
     """Row ``e`` of the result is row ``index[e]`` of ``y``."""
-    return y[..., index, :]
+    return y[..., segments.index, :]
 
 
-def indexed_linear(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
-    """Row ``r`` of the result is row ``r`` of ``x`` times ``weight[index[r]]``."""
-    return torch.einsum("...ri,rio->...ro", x, weight[index])
+def gather_segment_sum(
+    x: Tensor, source: Segments, segments: Segments, weight: Tensor | None = None
+) -> Tensor:
+    """Row ``s`` sums ``weight[e] * x[source[e]]`` over the entries ``e`` whose ``index`` is s."""
+    sent = x[..., source.index, :]
+    return segment_sum(sent if weight is None else sent * weight[..., None], segments)
+
+
+def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | None = None) -> Tensor:
+    """Row ``r`` of the result is row ``r`` of ``x`` times its matrix, plus its row of shared."""
+    index = tiles.segments.index
+    weight = weight.expand(tiles.segments.num_segments, -1, -1)
+    y = torch.einsum("...ri,rio->...ro", x, weight[index])
+    return y if shared is None else y + shared[..., index, :]
+
+
+def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> Tensor:
+    """Group ``g`` of the result is group ``g`` of ``x`` times its matrix, plus its row."""
+    y = torch.einsum("...gri,gio->...gro", x, weight.expand(x.size(-3), -1, -1))
+    return y if shared is None else y + shared[..., None, :]
+
+
+def cluster_linear(
+    x: Tensor,
+    weight: Tensor,
+    matrix: Tensor,
+    bias: Tensor,
+    sizes: Tensor,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """Each row times the matrix of its cluster, plus a linear map of all cluster means."""
+    k = sizes.numel()
+    if tiles is None:
+        index = torch.arange(k, device=x.device).repeat_interleave(x.size(-2) // k)
+    else:
+        index = tiles.segments.index
+    means = segment_sum(x, Segments(index, k)) / sizes[:, None]
+    shared = (means.flatten(-2) @ matrix).unflatten(-1, (k, bias.size(-1))) + bias
+    own = torch.einsum("...ri,rio->...ro", x, weight.expand(k, -1, -1)[index])
+    return own + shared[..., index, :]
+
+
+def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Row ``i`` of the result is row ``order[i]`` of ``x``."""
+    return x[..., order, :]

@@ -212,11 +212,11 @@ class GNetConv(TiedLayer):
 
     def _propagate(self, x: Tensor, graph: _Graph, weight: Tensor) -> Tensor:
         if self.linear is not None:
-            messages = kernels.segment_gather(self.linear(x), graph.source) * weight
-        else:
-            assert self.weight is not None and graph.tiles is not None
-            sent = kernels.segment_gather(x, graph.source) * weight
-            messages = kernels.indexed_linear(sent, self.weight, graph.tiles)
+            sent = self.linear(x)
+            return kernels.gather_segment_sum(sent, graph.source, graph.target, weight[..., 0])
+        assert self.weight is not None and graph.tiles is not None
+        sent = kernels.segment_gather(x, graph.source) * weight
+        messages = kernels.indexed_linear(sent, self.weight, graph.tiles)
         return kernels.segment_sum(messages, graph.target)
 
     def _edge_weights(
@@ -228,9 +228,7 @@ class GNetConv(TiedLayer):
         weight = torch.cat([given, loops], dim=-1).index_select(-1, graph.order)[..., None]
         if self.edge_logit is not None:
             logit = kernels.segment_gather(self.edge_logit[:, None], graph.tie)
-            highest = logit.detach().new_full((graph.has_loop.numel(), 1), -math.inf)
-            index = graph.target.index[:, None]
-            highest = highest.scatter_reduce(0, index, logit.detach(), "amax")
+            highest = kernels.segment_max(logit.detach(), graph.target)
             weight = weight * (logit - kernels.segment_gather(highest, graph.target)).exp()
         total = kernels.segment_sum(weight, graph.target)
         total = torch.where(total == 0, 1, total)

@@ -786,6 +786,7 @@ def test_edge_weights_are_a_floating_point_tensor(weight):
 
 
 def test_a_compiled_layer_asks_for_its_graph_first():
+    torch.compiler.reset()
     compiled = torch.compile(conv(), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="call the layer once on this graph"):
         compiled(WIDE, EDGES)

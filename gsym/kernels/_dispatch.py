@@ -1,0 +1,113 @@
+"""Which back-end runs a primitive, and a record of which ones ran."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from gsym.kernels import native, reference
+
+BACKENDS = ("auto", "reference", "native", "torch_scatter", "triton")
+
+
+class _State(threading.local):
+    """What holds in one thread; the compiler can read this, but no ``ContextVar``."""
+
+    default = "auto"
+    record: list[str] | None = None
+
+
+_state = _State()
+
+
+class BackendUnavailableError(RuntimeError):
+    """A back-end was named that cannot run here; the message says what it needs."""
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Let every primitive that is not told otherwise run on one back-end.
+
+    Args:
+        name: ``"reference"``, ``"native"`` or ``"torch_scatter"``, which run or raise, or
+            ``"auto"``, which chooses.
+
+    Raises:
+        ValueError: An unknown name.
+        BackendUnavailableError: A back-end that cannot run here.
+
+    Example:
+        >>> s = gsym.kernels.Segments.from_index(torch.tensor([1, 0, 1]), num_segments=2)
+        >>> with gsym.kernels.backend("reference"), gsym.kernels.trace() as ran:
+        ...     y = gsym.kernels.segment_sum(torch.ones(3, 1), s)
+        >>> ran
+        ['reference']
+    """
+    _module(name)
+    before, _state.default = _state.default, name
+    try:
+        yield
+    finally:
+        _state.default = before
+
+
+@contextmanager
+def trace() -> Iterator[list[str]]:
+    """Collect the name of the back-end that ran, one per call of a primitive, in order.
+
+    Gradients are not listed; they run on the back-end of their call, except that those of
+    ``torch_scatter`` run on ``native``.
+    """
+    ran: list[str] = []
+    before, _state.record = _state.record, ran
+    try:
+        yield ran
+    finally:
+        _state.record = before
+
+
+def run(op: str, name: str, x: Tensor, *args: object) -> Tensor:
+    """Call the primitive ``op`` of the back-end ``name``, ``"auto"`` being the default in force.
+
+    Autocast is off inside: a primitive computes in the type that it is given.
+    """
+    name = _state.default if name == "auto" else name
+    module = _module(name)
+    implementation = getattr(module, op, None)
+    if implementation is None:
+        raise BackendUnavailableError(
+            f'the back-end "{name}" has no {op}, only reductions of segments; use backend="auto"'
+        )
+    if _state.record is not None:
+        _state.record.append("native" if name == "auto" else name)
+    if not torch.is_autocast_enabled(x.device.type):
+        return implementation(x, *args)
+    with torch.autocast(x.device.type, enabled=False):
+        return implementation(x, *args)
+
+
+def _module(name: str) -> ModuleType:
+    if name in ("auto", "native"):
+        return native
+    if name == "reference":
+        return reference
+    if name == "torch_scatter":
+        try:
+            return importlib.import_module("gsym.kernels._torch_scatter")
+        except ImportError as error:
+            raise BackendUnavailableError(
+                'the back-end "torch_scatter" needs the package torch-scatter, the extra '
+                f'"scatter": pip install "gsym[scatter]" ({error})'
+            ) from error
+    if name == "triton":
+        raise BackendUnavailableError(
+            'the back-end "triton" needs a CUDA device and Triton kernels, which this version of '
+            'gsym does not have; use backend="auto", which runs on CUDA in plain torch'
+        )
+    raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")

@@ -1,0 +1,139 @@
+"""Static indices of rows, sorted once: what the primitives reduce over and multiply by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Tables(nn.Module):
+    """Tensors of indices that move with the layer which holds them.
+
+    Not buffers: the compiler takes the shape of a buffer for a constant, and would compile anew
+    for every graph.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Tensor):
+                setattr(self, name, fn(value))
+        return self
+
+
+class Segments(_Tables):
+    """A static index of rows into segments, sorted once.
+
+    A module only so that its tables move with the layer that holds it; it has no parameters or
+    buffers and adds nothing to a ``state_dict``.
+
+    Attributes:
+        num_segments: Number of segments; a segment may be empty.
+        index: Segment of every row, int64 ``[e]``.
+        order: Rows sorted by segment, int64 ``[e]``; equal segments keep their order.
+        pointers: Where each segment begins in ``order``, int64 ``[num_segments + 1]``.
+
+    Example:
+        >>> s = Segments.from_index(torch.tensor([1, 0, 1]), num_segments=2)
+        >>> gsym.kernels.segment_sum(torch.tensor([[1.0], [2.0], [3.0]]), s).tolist()
+        [[2.0], [4.0]]
+    """
+
+    def __init__(self, index: Tensor, num_segments: int) -> None:
+        super().__init__()
+        counts = torch.bincount(index, minlength=num_segments)
+        self.num_segments = num_segments
+        self._columns: tuple[Tensor, Tensor, Tensor] | None = None
+        self.index = index
+        self.order = torch.argsort(index, stable=True)
+        self.pointers = F.pad(counts.cumsum(0), (1, 0))
+
+    @classmethod
+    def from_index(cls, index: Tensor, num_segments: int) -> Segments:
+        """Sort ``index``, int64 ``[e]`` with values in ``0..num_segments-1``.
+
+        Raises:
+            ValueError: A value outside the range, or an index that is not one-dimensional int64.
+        """
+        if index.dtype != torch.int64 or index.dim() != 1:
+            raise ValueError(
+                f"a segment index must be int64 [e]; got {index.dtype} {list(index.shape)}"
+            )
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_segments:
+            raise ValueError(
+                f"a segment index must lie in 0..{num_segments - 1}; "
+                f"got values from {int(index.min())} to {int(index.max())}"
+            )
+        return cls(index, num_segments)
+
+    def columns(self, source: Segments) -> Tensor:
+        """What another index of the same entries holds, entries sorted by segment, int64 ``[e]``.
+
+        With the entries of a sparse matrix, ``segments`` its rows and ``source`` its columns, this
+        is the column index of its compressed rows. It is kept for the last ``source`` asked for.
+        """
+        if self._columns is not None:
+            index, order, columns = self._columns
+            if index is source.index and order is self.order:
+                return columns
+        if torch.compiler.is_compiling():
+            return source.index.index_select(0, self.order)
+        with torch.inference_mode(False):
+            columns = source.index.index_select(0, self.order)
+        self._columns = source.index, self.order, columns
+        return columns
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``repr``."""
+        return f"{self.index.numel()} rows, {self.num_segments} segments"
+
+
+class Tiles(_Tables):
+    """Rows of equal weight gathered into tiles of one height, for batched matrix products.
+
+    Every segment of rows is cut into tiles; the last one is filled up with copies of a row of its
+    own, so that a product may be written back from any of them. The height is the one that costs
+    the fewest operations; equal segments need no filling at all.
+
+    Attributes:
+        segments: Which rows belong together.
+        height: Rows per tile.
+        segment: Segment of every tile, int64 ``[t]``.
+        rows: Row in every place of a tile, int64 ``[t, height]``.
+        places: Place of every row among all places, int64 ``[r]``.
+        copies: Whether a place holds a copy, bool ``[t, height]``; ``None`` if none does.
+        pointers: Where the tiles of each segment begin, int64 ``[num_segments + 1]``.
+    """
+
+    def __init__(self, segments: Segments, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.segments = segments
+        sizes = segments.pointers.diff()
+        largest = max(int(sizes.max()) if sizes.numel() else 1, 1)
+        heights = {min(2**p, largest) for p in range(13)}
+        row, matrix = in_channels + out_channels, in_channels * out_channels
+        self.height = h = min(
+            heights, key=lambda h: (int((-(-sizes // h)).sum()) * (h * row + matrix), -h)
+        )
+        tiles = -(-sizes // h)
+        device = sizes.device
+        segment = torch.repeat_interleave(torch.arange(sizes.numel(), device=device), tiles)
+        first = (tiles.cumsum(0) - tiles)[segment]
+        start = (torch.arange(segment.numel(), device=device) - first) * h
+        place = start[:, None] + torch.arange(h, device=device)
+        real = place < sizes[segment, None]
+        place = torch.minimum(place, sizes[segment, None] - 1) + segments.pointers[segment, None]
+        rows = segments.order[place]
+        self.segment, self.rows = segment, rows
+        self.places = torch.empty_like(segments.order)
+        self.places[rows[real]] = real.view(-1).nonzero().view(-1)
+        self.copies = None if bool(real.all()) else ~real
+        self.pointers = F.pad(tiles.cumsum(0), (1, 0))
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``repr``."""
+        return f"{self.segment.numel()} tiles of {self.height} rows"

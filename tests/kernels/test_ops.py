@@ -1,0 +1,577 @@
+"""Every primitive on every back-end against its definition, and what it promises beside values."""
+
+import inspect
+import itertools
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from gsym import kernels
+from gsym.kernels import Segments, Tiles, native, reference
+
+# (values, gradients), relative to the largest entry
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-12),
+    torch.float32: (1e-5, 2e-5),
+    torch.bfloat16: (2e-2, 4e-2),
+}
+INDICES = {
+    "no rows": ([], 3),
+    "no rows, one segment": ([], 1),
+    "empty segments": ([4, 1, 1, 4, 2, 1], 7),
+    "one segment": ([0] * 5, 1),
+    "one huge segment": ([1] * 1000 + [0, 2, 1], 4),
+    "63 rows": (None, 63),
+    "64 rows": (None, 64),
+    "65 rows": (None, 65),
+    "unsorted": ([2, 0, 1, 0, 2, 1, 0], 3),
+}
+LAYOUTS = ("plain", "no batch", "zero batch", "two batches", "non-contiguous", "expanded")
+OPS = (
+    "segment_sum",
+    "segment_mean",
+    "segment_max",
+    "segment_gather",
+    "gather_segment_sum",
+    "gather_segment_sum weighted",
+    "gather_segment_sum weights per sample",
+    "indexed_linear",
+    "indexed_linear shared",
+    "grouped_linear",
+    "grouped_linear shared",
+    "cluster_linear tiles",
+    "cluster_linear runs",
+    "permute_rows",
+)
+SCATTER_OPS = OPS[:3]
+RUNS = [
+    *itertools.product(("reference", "native"), OPS),
+    *itertools.product(("torch_scatter", "torch_scatter stub"), SCATTER_OPS),
+]
+BATCH = {"no batch": (), "zero batch": (0,), "two batches": (2, 2)}
+
+
+def make_index(name):
+    """A named index, or a random one of a number of rows into a number of segments."""
+    entries, size = INDICES.get(name, name)
+    if entries is None:
+        entries, size = size, 8
+    if isinstance(entries, int):
+        rng = torch.Generator().manual_seed(entries)
+        return Segments.from_index(torch.randint(size, (entries,), generator=rng), size)
+    return Segments.from_index(torch.tensor(entries, dtype=torch.int64), size)
+
+
+def signal(layout, rows, channels, dtype=torch.float64):
+    """A signal in one of the layouts, and the leaf that it is a view of."""
+    if layout == "non-contiguous":
+        leaf = torch.randn(channels, 3, rows, dtype=dtype, requires_grad=True)
+        return leaf.permute(1, 2, 0), leaf
+    if layout == "expanded":
+        leaf = torch.randn(1, rows, channels, dtype=dtype, requires_grad=True)
+        return leaf.expand(3, -1, -1), leaf
+    leaf = torch.randn(*BATCH.get(layout, (3,)), rows, channels, dtype=dtype, requires_grad=True)
+    return leaf, leaf
+
+
+def parameter(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+def case(op, index, layout="plain", dtype=torch.float64):
+    """Name of the primitive, its arguments in order, and the leaves to differentiate by name."""
+    torch.manual_seed(0)
+    op, _, variant = op.partition(" ")
+    segments = make_index(index)
+    e, s = segments.index.numel(), segments.num_segments
+    if op == "segment_gather":
+        x, leaf = signal(layout, s, 3, dtype)
+        return op, (x, segments), {"y": leaf}
+    if op == "gather_segment_sum":
+        n = 5
+        source = Segments.from_index(torch.randint(n, (e,)), n)
+        x, leaf = signal(layout, n, 3, dtype)
+        if not variant:
+            return op, (x, source, segments), {"x": leaf}
+        batch = x.shape[:-2] if variant == "weights per sample" else ()
+        weight = parameter(*batch, e, dtype=dtype)
+        return op, (x, source, segments, weight), {"x": leaf, "weight": weight}
+    if op == "permute_rows":
+        x, leaf = signal(layout, e, 3, dtype)
+        order = torch.randperm(e)
+        return op, (x, order, order.argsort()), {"x": leaf}
+    if op in ("indexed_linear", "cluster_linear", "grouped_linear"):
+        runs = op == "grouped_linear" or variant == "runs"
+        rows = s * 2 if runs else e
+        x, leaf = signal(layout, rows, 3, dtype)
+        weight = parameter(s, 3, 2, dtype=dtype)
+        leaves = {"x": leaf, "weight": weight}
+        tiles = None if runs else Tiles(segments, 3, 2)
+        if op == "cluster_linear":
+            counts = torch.full((s,), 2) if runs else segments.pointers.diff().clamp(min=1)
+            matrix, bias = parameter(s * 3, s * 2, dtype=dtype), parameter(s, 2, dtype=dtype)
+            args = (x, weight, matrix, bias, counts.to(dtype), tiles)
+            return op, args, {**leaves, "matrix": matrix, "bias": bias}
+        shared = None
+        if variant == "shared":
+            shared = leaves["shared"] = parameter(*x.shape[:-2], s, 2, dtype=dtype)
+        if op == "grouped_linear":
+            return op, (x.unflatten(-2, (s, 2)), weight, shared), leaves
+        return op, (x, weight, tiles, shared), leaves
+    x, leaf = signal(layout, e, 3, dtype)
+    return op, (x, segments), {"x": leaf}
+
+
+def widened(args):
+    """The same arguments in float64, and those of them that are differentiated."""
+    wide = [
+        a.detach().double().requires_grad_(a.requires_grad)
+        if isinstance(a, torch.Tensor) and a.is_floating_point()
+        else a
+        for a in args
+    ]
+    return wide
+
+
+def assert_near(found, expected, allowed, name):
+    found, expected = found.detach(), expected.detach()
+    assert found.shape == expected.shape, name
+    assert found.isfinite().all(), name
+    error = (found.double() - expected).abs().amax() if found.numel() else 0.0
+    scale = max(float(expected.abs().amax()), 1e-3) if found.numel() else 1.0
+    assert error <= allowed * scale, f"{name}: error {error:.2e} beside entries of {scale:.2e}"
+
+
+def assert_parity(function, op, args, dtype):
+    """Values and each gradient by name against the definition in float64."""
+    values, gradients = TOLERANCE[dtype]
+    names = list(inspect.signature(getattr(reference, op)).parameters)
+    exact = widened(args)
+    given = [
+        a.detach().as_strided(a.shape, a.stride()).requires_grad_(a.requires_grad)
+        if isinstance(a, torch.Tensor) and a.is_floating_point()
+        else a
+        for a in args
+    ]
+    y, expected = function(*given), getattr(reference, op)(*exact)
+    assert y.dtype == dtype
+    assert_near(y, expected, values, "value")
+    wanted = [i for i, a in enumerate(exact) if isinstance(a, torch.Tensor) and a.requires_grad]
+    assert wanted
+    grad = torch.randn(y.shape, dtype=dtype)
+    found = torch.autograd.grad(y, [given[i] for i in wanted], grad)
+    right = torch.autograd.grad(expected, [exact[i] for i in wanted], grad.double())
+    for i, a, b in zip(wanted, found, right, strict=True):
+        assert a.dtype == dtype
+        assert_near(a, b, gradients, f"gradient of {names[i]}")
+
+
+def scatter_stub():
+    """What the back-end needs of torch-scatter, with its semantics."""
+
+    def segment_csr(x, pointers, reduce):
+        starts = pointers.flatten().tolist()
+        parts = [x[..., a:b, :].detach() for a, b in itertools.pairwise(starts)]
+        if reduce == "sum":
+            return torch.stack([part.sum(-2) for part in parts], dim=-2)
+        assert reduce == "max"
+        empty = x.new_zeros(*x.shape[:-2], x.size(-1))
+        return torch.stack([p.amax(-2) if p.size(-2) else empty for p in parts], dim=-2)
+
+    stub = ModuleType("torch_scatter")
+    stub.segment_csr = segment_csr
+    return stub
+
+
+@pytest.fixture(params=["reference", "native", "torch_scatter", "torch_scatter stub"])
+def backend(request, monkeypatch):
+    if request.param == "torch_scatter":
+        pytest.importorskip("torch_scatter", reason="torch-scatter is not installed")
+    if request.param == "torch_scatter stub":
+        monkeypatch.delitem(sys.modules, "gsym.kernels._torch_scatter", raising=False)
+        monkeypatch.setitem(sys.modules, "torch_scatter", scatter_stub())
+        yield "torch_scatter"
+        sys.modules.pop("gsym.kernels._torch_scatter", None)
+        return
+    yield request.param
+
+
+def on(backend, op):
+    """The public primitive on one back-end, which proves that it ran there."""
+
+    def call(*args):
+        with kernels.trace() as ran:
+            y = getattr(kernels, op)(*args, backend=backend)
+        assert ran == [backend]
+        return y
+
+    return call
+
+
+class TestParity:
+    @pytest.mark.parametrize(("backend", "op"), RUNS, indirect=["backend"])
+    @pytest.mark.parametrize("index", INDICES)
+    def test_of_indices(self, backend, op, index):
+        name, args, _ = case(op, index)
+        assert_parity(on(backend, name), name, args, torch.float64)
+
+    @pytest.mark.parametrize(("backend", "op"), RUNS, indirect=["backend"])
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_of_layouts(self, backend, op, layout):
+        name, args, _ = case(op, "empty segments", layout)
+        assert_parity(on(backend, name), name, args, torch.float64)
+
+    @pytest.mark.parametrize("op", OPS)
+    @pytest.mark.parametrize("index", ["empty segments", "65 rows"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_of_types(self, op, index, dtype):
+        name, args, _ = case(op, index, dtype=dtype)
+        assert_parity(on("native", name), name, args, dtype)
+
+    @pytest.mark.parametrize("op", OPS)
+    @pytest.mark.parametrize("large_sample", [0, 2**60])
+    def test_of_many_blocks(self, op, large_sample, monkeypatch):
+        # Samples one by one and all at once.
+        monkeypatch.setattr(native, "_BLOCK_ROWS", 16)
+        monkeypatch.setattr(native, "_LARGE_SAMPLE", large_sample)
+        name, args, _ = case(op, "65 rows")
+        assert_parity(on("native", name), name, args, torch.float64)
+
+    @pytest.mark.parametrize(("backend", "op"), RUNS, indirect=["backend"])
+    @pytest.mark.parametrize("index", ["empty segments", "unsorted"])
+    def test_of_both_derivatives(self, backend, op, index):
+        name, args, leaves = case(op, index, "no batch")
+        places = [i for i, a in enumerate(args) if getattr(a, "requires_grad", False)]
+        assert len(places) == len(leaves)
+
+        def function(*inputs):
+            full = list(args)
+            for place, value in zip(places, inputs, strict=True):
+                full[place] = value
+            return on(backend, name)(*full)
+
+        inputs = [args[i].detach().clone().requires_grad_() for i in places]
+        assert gradcheck(function, inputs)
+        assert gradgradcheck(function, inputs)
+
+    @pytest.mark.parametrize("op", OPS)
+    def test_sees_an_error_of_one_row(self, op):
+        name, args, _ = case(op, "unsorted")
+
+        def shifted(*args):
+            return getattr(kernels, name)(*args).roll(1, dims=-2)
+
+        with pytest.raises(AssertionError, match="value: error"):
+            assert_parity(shifted, name, args, torch.float64)
+
+    @pytest.mark.parametrize("op", OPS)
+    def test_sees_a_gradient_of_the_wrong_row(self, op):
+        name, args, leaves = case(op, "unsorted")
+
+        class WrongGradient(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, grad):
+                return grad.roll(1, dims=-2)
+
+        def shifted(x, *rest):
+            return getattr(kernels, name)(WrongGradient.apply(x), *rest)
+
+        with pytest.raises(AssertionError, match=f"gradient of {next(iter(leaves))}: error"):
+            assert_parity(shifted, name, args, torch.float64)
+
+
+class TestRegistration:
+    def calls(self):
+        """One call of every registered operator."""
+        segments = make_index("empty segments")
+        source = Segments.from_index(torch.tensor([0, 3, 1, 1, 2, 0]), 4)
+        tables = (segments.index, segments.order, segments.pointers)
+        links, tiles = native._links(source, segments), native._tables(Tiles(segments, 3, 2))
+        x, y, z = parameter(2, 6, 3), parameter(2, 7, 3), parameter(2, 4, 3)
+        order = torch.randperm(6)
+        yield native._segment_sum, (x, *tables)
+        yield native._segment_gather, (y, *tables)
+        yield native._segment_max, (x, *tables)
+        high = native._segment_max(x.detach(), *tables)
+        yield native._tie_spread, (y, x.detach(), high, *tables)
+        yield native._tie_mean, (x, x.detach().clone(), high, *tables)
+        for weight in (None, parameter(6), parameter(2, 6)):
+            yield native._gather_sum, (z, weight, *links)
+        yield native._gather_dot, (y, z, *links)
+        yield native._permute_rows, (x, order, order.argsort())
+        yield native._indexed_linear, (x, parameter(7, 3, 2), None, *tiles)
+        yield native._indexed_linear, (x, parameter(7, 3, 2), parameter(2, 7, 2), *tiles)
+        yield native._indexed_outer, (x, parameter(2, 6, 2), *tiles)
+
+    def test_passes_opcheck(self):
+        for op, args in self.calls():
+            torch.library.opcheck(op, args)
+
+    def test_covers_every_operator(self):
+        known = {
+            name
+            for name, value in vars(native).items()
+            if isinstance(value, torch._library.custom_ops.CustomOpDef)
+        }
+        called = {op._opoverload for op, _ in self.calls()}
+        assert called == {getattr(native, name)._opoverload for name in known}
+        assert len(known) >= 8
+
+    def test_every_primitive_has_a_definition(self):
+        public = {name for name in kernels.__all__ if inspect.isfunction(getattr(kernels, name))}
+        public -= {"backend", "trace"}
+        assert public == {op.partition(" ")[0] for op in OPS}
+        for name in public:
+            expected = list(inspect.signature(getattr(reference, name)).parameters)
+            assert list(inspect.signature(getattr(native, name)).parameters) == expected
+            assert list(inspect.signature(getattr(kernels, name)).parameters) == [
+                *expected,
+                "backend",
+            ]
+
+
+class TestCompile:
+    @pytest.mark.parametrize("op", OPS)
+    def test_one_graph_for_ten_sizes(self, op):
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        function = getattr(kernels, op.partition(" ")[0])
+        compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+        for size in range(10):
+            _, args, leaves = case(op, (20 + 3 * size, 4 + size))
+            y = compiled(*args)
+            expected = function(*args)
+            assert torch.equal(y, expected)
+            inputs = list(leaves.values())
+            found = torch.autograd.grad(y.square().sum(), inputs)
+            right = torch.autograd.grad(expected.square().sum(), inputs)
+            for a, b in zip(found, right, strict=True):
+                assert torch.allclose(a, b)
+        assert counter.frame_count <= 3
+
+    def test_the_choice_of_a_back_end_compiles(self):
+        name, args, _ = case("gather_segment_sum weighted", "unsorted")
+        compiled = torch.compile(getattr(kernels, name), fullgraph=True, backend="eager")
+        for backend in ("native", "reference", "native"):
+            with kernels.backend(backend), kernels.trace() as ran:
+                compiled(*args)
+            assert ran == [backend]
+
+    def test_pooling_into_one_cluster_and_back(self):
+        # The default compiler of CUDA has returned zeros here.
+        segments = Segments.from_index(torch.zeros(6, dtype=torch.int64), 1)
+
+        def centre(x):
+            mean = kernels.segment_mean(x, segments)
+            return x - kernels.segment_gather(mean, segments)
+
+        x = torch.randn(6, 2)
+        y = torch.compile(centre, fullgraph=True)(x)
+        assert torch.allclose(y, x - x.mean(0))
+        assert y.abs().max() > 0.1
+
+
+class TestPromises:
+    @pytest.mark.parametrize("op", OPS)
+    def test_the_same_bits_twice(self, op):
+        name, args, leaves = case(op, "one huge segment", dtype=torch.float32)
+        runs = []
+        for _ in range(2):
+            y = getattr(kernels, name)(*args)
+            grads = torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
+            runs.append([y, *grads])
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("segments", [1, 2])
+    def test_half_precision_accumulates_in_float32(self, backend, dtype, segments):
+        index = Segments.from_index(torch.zeros(4096, dtype=torch.int64), segments)
+        ones = torch.ones(4096, 3, dtype=dtype)
+        for x, expected in ((ones, 4096), (60000 * ones, 60000)):
+            op = "segment_sum" if expected == 4096 else "segment_mean"
+            y = on(backend, op)(x, index)
+            assert y.dtype == dtype
+            assert (y[0] == torch.tensor(expected, dtype=dtype)).all()
+            assert (y[1:] == 0).all()
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_half_precision_accumulates_in_float32_when_gathered(self, weighted):
+        target = Segments.from_index(torch.zeros(4096, dtype=torch.int64), 2)
+        source = Segments.from_index(torch.zeros(4096, dtype=torch.int64), 1)
+        x = torch.ones(1, 3, dtype=torch.bfloat16, requires_grad=True)
+        weight = torch.ones(4096, dtype=torch.bfloat16) if weighted else None
+        y = kernels.gather_segment_sum(x, source, target, weight)
+        assert y[0].tolist() == [4096] * 3
+        y.sum().backward()
+        assert x.grad.tolist() == [[4096] * 3]
+
+    def test_empty_maximum_is_zero_and_ties_share(self, backend):
+        segments = Segments.from_index(torch.tensor([2, 0, 2, 2, 0]), 3)
+        x = torch.tensor([[-1.0], [-5.0], [-1.0], [-2.0], [-3.0]], requires_grad=True)
+        y = on(backend, "segment_max")(x, segments)
+        assert y.flatten().tolist() == [-3, 0, -1]
+        y.backward(torch.tensor([[1.0], [7.0], [4.0]]))
+        assert x.grad.flatten().tolist() == [2, 0, 2, 0, 1]
+
+    def test_not_a_number_is_the_maximum(self):
+        x = torch.tensor([[1.0], [float("nan")], [2.0], [3.0]])
+        y = kernels.segment_max(x, Segments.from_index(torch.tensor([0, 0, 0, 1]), 2))
+        assert y[0].isnan() and y[1] == 3
+
+    def test_no_tensor_of_all_entries(self):
+        # The largest storage allocated anywhere, gradients included, is far below [e, c].
+        n, e, c = 50, 20000, 16
+        source = Segments.from_index(torch.randint(n, (e,)), n)
+        target = Segments.from_index(torch.randint(n, (e,)), n)
+        x, weight = torch.randn(n, c, requires_grad=True), torch.rand(e, requires_grad=True)
+
+        def largest(function):
+            seen = []
+            with torch.autograd.profiler.profile(profile_memory=True) as profile:
+                function()
+            for event in profile.function_events:
+                seen.append(event.cpu_memory_usage)
+            return max(seen)
+
+        def fused():
+            kernels.gather_segment_sum(x, source, target, weight).square().sum().backward()
+
+        def plain():
+            sent = kernels.segment_gather(x, source) * weight[:, None]
+            kernels.segment_sum(sent, target).square().sum().backward()
+
+        # A block of the gradient of the weight is the largest; it does not grow with e.
+        assert largest(plain) >= 4 * e * c
+        assert largest(fused) <= max(4 * native._BLOCK_ROWS * c, 8 * e)
+
+    @pytest.mark.parametrize("op", ["indexed_linear shared", "cluster_linear tiles"])
+    def test_autocast_of_products(self, op):
+        name, args, leaves = case(op, "unsorted", dtype=torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = getattr(kernels, name)(*args)
+        assert y.dtype == torch.bfloat16
+        assert_near(y, getattr(reference, name)(*widened(args)), 4e-2, "value")
+        y.sum().backward()
+        assert all(leaf.grad.dtype == torch.float32 for leaf in leaves.values())
+
+    def test_autocast_of_reductions(self, backend):
+        name, args, _ = case("segment_sum", "unsorted", dtype=torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert on(backend, name)(*args).dtype == torch.float32
+        name, args, _ = case("gather_segment_sum weighted", "unsorted", dtype=torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = kernels.gather_segment_sum(args[0].bfloat16(), *args[1:])
+        assert y.dtype == torch.bfloat16
+
+    def test_columns_follow_the_index(self):
+        source, other = make_index("unsorted"), make_index("unsorted")
+        target = Segments.from_index(torch.tensor([1, 1, 0, 0, 1, 0, 1]), 2)
+        columns = target.columns(source)
+        assert torch.equal(columns, source.index[target.order])
+        assert target.columns(source) is columns
+        other.index = other.index.flip(0)
+        assert torch.equal(target.columns(other), other.index[target.order])
+        with torch.inference_mode():
+            target.columns(source)
+        assert not target.columns(source).is_inference()
+
+
+class TestBackends:
+    def test_auto_is_native_on_the_cpu(self):
+        name, args, _ = case("segment_sum", "unsorted")
+        with kernels.trace() as ran:
+            getattr(kernels, name)(*args)
+        assert ran == ["native"]
+
+    def test_of_a_stretch_of_code(self):
+        name, args, _ = case("segment_sum", "unsorted")
+        call = getattr(kernels, name)
+        with kernels.trace() as ran, kernels.backend("reference"):
+            call(*args)
+            with kernels.backend("native"), kernels.trace() as inner:
+                call(*args)
+            call(*args, backend="native")
+            call(*args)
+        assert ran == ["reference", "native", "reference"]
+        assert inner == ["native"]
+        with kernels.trace() as ran:
+            call(*args)
+        assert ran == ["native"]
+
+    def test_of_a_whole_layer(self):
+        from gsym.nn import GNetConv
+
+        conv = GNetConv(2, 3, None, propagate="weighted").double()
+        x, edge_index = torch.randn(4, 5, 2).double(), torch.tensor([[0, 1, 2], [1, 2, 4]])
+        expected = conv(x, edge_index)
+        with kernels.backend("reference"), kernels.trace() as ran:
+            y = conv(x, edge_index)
+        assert set(ran) == {"reference"}
+        assert torch.allclose(y, expected)
+
+    def test_unknown(self):
+        name, args, _ = case("segment_sum", "unsorted")
+        with pytest.raises(ValueError, match="auto, reference, native, torch_scatter, triton; got"):
+            getattr(kernels, name)(*args, backend="cuda")
+        with pytest.raises(ValueError, match="'fast'"), kernels.backend("fast"):
+            pass
+
+    def test_triton_says_what_it_needs(self):
+        name, args, _ = case("segment_sum", "unsorted")
+        with (
+            kernels.trace() as ran,
+            pytest.raises(kernels.BackendUnavailableError, match="CUDA device"),
+        ):
+            getattr(kernels, name)(*args, backend="triton")
+        assert ran == []
+
+    def test_torch_scatter_says_which_extra_it_needs(self, monkeypatch):
+        name, args, _ = case("segment_sum", "unsorted")
+        monkeypatch.delitem(sys.modules, "gsym.kernels._torch_scatter", raising=False)
+        monkeypatch.setitem(sys.modules, "torch_scatter", None)
+        with pytest.raises(kernels.BackendUnavailableError, match=r"gsym\[scatter\]"):
+            getattr(kernels, name)(*args, backend="torch_scatter")
+
+    @pytest.mark.parametrize("backend", ["torch_scatter stub"], indirect=True)
+    def test_torch_scatter_has_reductions_alone(self, backend):
+        name, args, _ = case("indexed_linear", "unsorted")
+        with pytest.raises(kernels.BackendUnavailableError, match="has no indexed_linear"):
+            getattr(kernels, name)(*args, backend=backend)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("op", ["segment_sum", "segment_mean", "segment_max"])
+    def test_of_reductions(self, op):
+        segments, call = make_index("unsorted"), getattr(kernels, op)
+        with pytest.raises(ValueError, match=r"\[\.\.\., 7, c\].*got \[6, 2\]"):
+            call(torch.zeros(6, 2), segments)
+        with pytest.raises(ValueError, match=r"got \[7\]"):
+            call(torch.zeros(7), segments)
+        with pytest.raises(TypeError, match=r"torch\.int64; convert it with \.float"):
+            call(torch.zeros(7, 2, dtype=torch.int64), segments)
+        with pytest.raises(ValueError, match="is on meta but its index on cpu"):
+            call(torch.zeros(7, 2, device="meta"), segments)
+
+    def test_of_gathers(self):
+        source, target = make_index("unsorted"), make_index("empty segments")
+        with pytest.raises(ValueError, match=r"\[\.\.\., 3, c\].*got \[4, 2\]"):
+            kernels.segment_gather(torch.zeros(4, 2), source)
+        with pytest.raises(ValueError, match="the same entries; got 7 and 6"):
+            kernels.gather_segment_sum(torch.zeros(3, 2), source, target)
+        with pytest.raises(ValueError, match=r"each of 7 entries.*got \[7, 1\]"):
+            kernels.gather_segment_sum(torch.zeros(3, 2), source, source, torch.zeros(7, 1))
+        with pytest.raises(TypeError, match=r"torch\.float32; got torch\.float64"):
+            kernels.gather_segment_sum(torch.zeros(3, 2), source, source, torch.zeros(7).double())
+
+    def test_of_an_index(self):
+        with pytest.raises(ValueError, match=r"0\.\.1; got values from 0 to 2"):
+            Segments.from_index(torch.tensor([0, 2]), 2)
+        with pytest.raises(ValueError, match=r"int64 \[e\]; got torch\.float32"):
+            Segments.from_index(torch.tensor([0.0]), 2)
