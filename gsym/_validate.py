@@ -140,7 +140,7 @@ def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
     return edge_index
 
 
-def check_edge_weight(edge_weight: object, edge_index: Tensor, copies: int = 1) -> Tensor | None:
+def check_edge_weight(edge_weight: object, edges: int, copies: int = 1) -> Tensor | None:
     """Return ``edge_weight`` as it came, once it is known to be one number per edge.
 
     With ``copies`` of the graph, one number per edge of each copy will do as well.
@@ -150,7 +150,6 @@ def check_edge_weight(edge_weight: object, edge_index: Tensor, copies: int = 1) 
     if not isinstance(edge_weight, Tensor) or not edge_weight.is_floating_point():
         came = getattr(edge_weight, "dtype", type(edge_weight).__name__)
         raise TypeError(f"edge_weight must be a floating-point tensor [e]; got {came}")
-    edges = edge_index.size(1)
     if edge_weight.shape not in ((edges,), (copies * edges,)):
         raise GraphError(
             f"edge_weight must hold one number for each of {edges} edges; "
@@ -179,3 +178,63 @@ def check_signal(x: Tensor, num_nodes: int | None, channels: int) -> None:
         )
     if x.size(-1) != channels:
         raise SignalError(f"the layer takes {channels} channels but x has {x.size(-1)} on axis -1")
+
+
+def check_positions(pos: Tensor, x: Tensor, dim: int | None, what: str = "pos") -> None:
+    """Check coordinates ``[..., n, d]`` against the signal they belong to.
+
+    Reads the values only where that is free of a device sync and of a graph break.
+    """
+    if not isinstance(pos, Tensor):
+        raise TypeError(f"{what} must be a tensor [..., n, d]; got {type(pos).__name__}")
+    if pos.dim() < 2 or pos.shape[:-1] != x.shape[:-1]:
+        raise SignalError(
+            f"{what} must be [..., n, d] with the leading axes of x, {list(x.shape[:-1])}; "
+            f"got {list(pos.shape)}"
+        )
+    if dim is not None and pos.size(-1) != dim:
+        raise SignalError(
+            f"the layer takes {dim} coordinates but {what} has {pos.size(-1)} on axis -1"
+        )
+    if pos.device != x.device:
+        raise SignalError(f"{what} is on {pos.device} but x on {x.device}; move one of them")
+    if torch.compiler.is_compiling() or pos.device.type != "cpu":
+        return
+    finite = torch.isfinite(pos.detach())
+    if not bool(finite.all()):
+        *sample, node, axis = (~finite).nonzero()[0].tolist()
+        where = f" of sample {sample}" if sample else ""
+        value = float(pos[(*sample, node, axis)])
+        raise SignalError(
+            f"{what} must be finite; coordinate {axis} of node {node}{where} is {value}"
+        )
+
+
+def check_same_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    """Check that the tensors have the type of the layer's weights; autocast may mix them."""
+    for name, tensor in tensors.items():
+        if tensor is None or tensor.dtype == dtype:
+            continue
+        if not torch.is_autocast_enabled(tensor.device.type):
+            raise SignalError(
+                f"{name} has dtype {tensor.dtype} but the weights of the layer {dtype}; "
+                f"convert with {name}.to({dtype}) or layer.to({tensor.dtype})"
+            )
+
+
+def check_edge_attr(edge_attr: Tensor | None, x: Tensor, num_edges: int, edge_dim: int) -> None:
+    """Check edge attributes ``[e, a]`` or, with the leading axes of ``x``, ``[..., e, a]``."""
+    if edge_attr is None:
+        if edge_dim:
+            raise GraphError(f"the layer takes edge_attr [e, {edge_dim}] (edge_dim); got None")
+        return
+    if not edge_dim:
+        raise GraphError("edge_attr was given to a layer without; build it with edge_dim=")
+    if not isinstance(edge_attr, Tensor):
+        raise TypeError(f"edge_attr must be a tensor [e, a]; got {type(edge_attr).__name__}")
+    one = (num_edges, edge_dim)
+    if edge_attr.shape not in (one, (*x.shape[:-2], *one)):
+        raise GraphError(
+            f"edge_attr must hold {edge_dim} numbers for each of {num_edges} edges, "
+            f"{list(one)}, or that after the leading axes of x; got {list(edge_attr.shape)}"
+        )

@@ -199,7 +199,7 @@ class Partition:
             ``sum of A[i, j] over the block / (c_i c_j)``.
         """
         check_edge_index(edge_index, self.num_nodes)
-        check_edge_weight(edge_weight, edge_index)
+        check_edge_weight(edge_weight, edge_index.size(1))
         k = self.num_clusters
         ends = self.labels[edge_index.cpu()]
         keys, inverse = torch.unique(ends[0] * k + ends[1], return_inverse=True)

@@ -517,7 +517,7 @@ def _closure(keys: Tensor, generators: Tensor, n: int) -> Tensor:
 def _coalesce(edge_index: Tensor, edge_weight: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
     """Sorted pair keys of the distinct edges and their summed weights in float64."""
     check_edge_index(edge_index, n)
-    check_edge_weight(edge_weight, edge_index)
+    check_edge_weight(edge_weight, edge_index.size(1))
     edges = edge_index.cpu()
     if edge_weight is None:
         weight = torch.ones(edges.size(1), dtype=torch.float64)

@@ -6,6 +6,7 @@ All are meant for float64 and differentiable to any order.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gsym.kernels.segments import Segments, Tiles
@@ -81,3 +82,57 @@ def cluster_linear(
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Row ``i`` of the result is row ``order[i]`` of ``x``."""
     return x[..., order, :]
+
+
+def edge_mlp_sum(
+    target: Tensor,
+    source: Tensor,
+    edge_index: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    pos: Tensor | None = None,
+    distance: Tensor | None = None,
+    edge_attr: tuple[Tensor, Tensor] | None = None,
+    gate: tuple[Tensor, Tensor] | None = None,
+    coord: tuple[Tensor, Tensor, Tensor] | None = None,
+    normalize: bool = False,
+    tanh: bool = False,
+    clamp: float | None = None,
+    mean: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Sums over the incoming edges of every node, of messages and of coordinate moves.
+
+    With r = pos[i] - pos[j] on the edge from j to i, m = silu(W silu(target[i] + source[j] +
+    |r|^2 distance + A edge_attr) + b), times sigmoid(gate m) if there is a gate; the move is
+    r * coord(m), coord having one hidden layer. Weights are stored as ``nn.Linear`` does.
+
+    Returns:
+        Messages summed ``[..., n, h]``, and moves summed or averaged ``[..., n, d]``.
+    """
+    j, i = edge_index
+    hidden = target[..., i, :] + source[..., j, :]
+    if edge_attr is not None:
+        hidden = hidden + F.linear(*edge_attr)
+    if pos is not None and distance is not None:
+        r = pos[..., i, :] - pos[..., j, :]
+        s = r.square().sum(-1, keepdim=True)
+        hidden = hidden + s * distance
+    message = F.silu(F.linear(F.silu(hidden), weight, bias))
+    if gate is not None:
+        message = message * F.linear(message, *gate).sigmoid()
+    n = target.size(-2)
+    total = segment_sum(message, Segments(i, n))
+    if coord is None:
+        return total, None
+    if normalize:
+        length = s.detach().sqrt()
+        r = r / torch.where(length == 0, 1, length + 1e-8)
+    size = F.linear(F.silu(F.linear(message, coord[0], coord[1])), coord[2])
+    move = r * (size.tanh() if tanh else size)
+    if clamp is not None:
+        move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
+    moved = segment_sum(move, Segments(i, n))
+    if mean:
+        moved = moved / torch.bincount(i, minlength=n).clamp(min=1).to(moved)[:, None]
+    return total, moved

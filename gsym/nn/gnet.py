@@ -11,15 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import (
-    GraphError,
-    SignalError,
-    check_edge_index,
-    check_edge_index_type,
-    check_edge_weight,
-    check_signal,
-)
+from gsym._validate import check_edge_index, check_edge_weight, check_signal
 from gsym.groups import PermutationGroup
+from gsym.nn._graph import LastGraph, unstack
 from gsym.nn.linear import OrbitLinear, TiedLayer, as_clusters, check_mixing_memory
 
 PROPAGATIONS = ("none", "adjacency", "weighted", "pointwise")
@@ -29,11 +23,7 @@ PROPAGATIONS = ("none", "adjacency", "weighted", "pointwise")
 class _Graph:
     """What a layer derives from one graph: its edges, self-loops included, sorted by target."""
 
-    given: Tensor  # the caller's edge_index, recognised as long as its version stands
-    version: int | None
-    edge_index: Tensor  # its values, by which an equal one is recognised
-    copies: int  # how many copies of the graph edge_index holds
-    num_edges: int  # edges of one copy
+    num_edges: int
     order: Tensor  # [f] position of every edge among the given ones followed by n loops
     has_loop: Tensor  # [n]
     source: kernels.Segments
@@ -163,7 +153,7 @@ class GNetConv(TiedLayer):
             self.bias = nn.Parameter(torch.empty(orbits.num_orbits, out_channels))
         else:
             self.register_parameter("bias", None)
-        self._graph: _Graph | None = None
+        self._graph = LastGraph[_Graph]()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -198,7 +188,7 @@ class GNetConv(TiedLayer):
             batch_size: Number of graphs in a stacked batch ``[b*n, in_channels]``.
         """
         if batch_size is not None:
-            x = _unstack(x, batch_size, self.num_nodes)
+            x = unstack(x, batch_size, self.num_nodes)
         check_signal(x, self.num_nodes, self.in_channels)
         if self.propagate == "none":
             assert self.linear is not None
@@ -237,34 +227,17 @@ class GNetConv(TiedLayer):
     def _prepare(self, edge_index: Tensor | None, x: Tensor, batch_size: int | None) -> _Graph:
         if edge_index is None:
             raise TypeError(f'propagate="{self.propagate}" needs edge_index')
-        check_edge_index_type(edge_index)
-        if edge_index.device != x.device:
-            raise GraphError(
-                f"edge_index is on {edge_index.device} but x on {x.device}; move one of them"
-            )
-        graph = self._graph
-        if (
-            graph is not None
-            and graph.has_loop.numel() == x.size(-2)
-            and graph.copies in (1, batch_size)
-            and _same(edge_index, graph)
-        ):
-            return graph
-        if torch.compiler.is_compiling():
-            raise GraphError("call the layer once on this graph before it is compiled")
-        with torch.inference_mode(False):
-            self._graph = self._build(edge_index, x.size(-2), batch_size)
-        return self._graph
+        return self._graph.get(edge_index, x, batch_size, self._build)
 
-    def _build(self, edge_index: Tensor, n: int, batch_size: int | None) -> _Graph:
-        one = _first_copy(edge_index, n, batch_size)
-        source, target = check_edge_index(one, n)
-        has_loop = torch.zeros(n, dtype=torch.bool, device=one.device)
+    def _build(self, edge_index: Tensor, n: int) -> _Graph:
+        source, target = check_edge_index(edge_index, n)
+        has_loop = torch.zeros(n, dtype=torch.bool, device=edge_index.device)
         has_loop[source[source == target]] = True
-        nodes = torch.arange(n, device=one.device)
+        nodes = torch.arange(n, device=edge_index.device)
         missing = nodes[~has_loop]
         source, target = torch.cat([source, missing]), torch.cat([target, missing])
-        kept = torch.cat([torch.arange(one.size(1), device=one.device), one.size(1) + missing])
+        num_edges = edge_index.size(1)
+        kept = torch.cat([torch.arange(num_edges, device=edge_index.device), num_edges + missing])
         order = torch.argsort(target, stable=True)
         source, target = source[order], target[order]
         tie = torch.zeros_like(source) if self._ties is None else self._ties(target, source)
@@ -273,11 +246,7 @@ class GNetConv(TiedLayer):
         if self.propagate == "pointwise":
             tiles = kernels.Tiles(ties, self.in_channels, self.out_channels)
         return _Graph(
-            given=edge_index,
-            version=_version(edge_index),
-            edge_index=edge_index.clone(),
-            copies=1 if one is edge_index or batch_size is None else batch_size,
-            num_edges=one.size(1),
+            num_edges=num_edges,
             order=kept[order],
             has_loop=has_loop,
             source=kernels.Segments(source, n),
@@ -378,7 +347,7 @@ class GNet(nn.Module):
         """Without a graph the whole stack runs in one layout: nodes are sorted once."""
         maps = [conv.linear for conv in self.convs if isinstance(conv.linear, OrbitLinear)]
         if batch_size is not None:
-            x = _unstack(x, batch_size, maps[0].num_nodes)
+            x = unstack(x, batch_size, maps[0].num_nodes)
         check_signal(x, maps[0].num_nodes, self.in_channels)
         x = maps[0].to_layout(x)
         for i, linear in enumerate(maps):
@@ -431,20 +400,6 @@ class _PairTable(nn.Module):
         return torch.where((first == second) & (own >= 0), own, orbit)
 
 
-def _same(edge_index: Tensor, graph: _Graph) -> bool:
-    if torch.compiler.is_compiling():
-        return edge_index is graph.given
-    if edge_index is graph.given and graph.version == _version(edge_index) is not None:
-        return True
-    seen = graph.edge_index
-    return edge_index.device == seen.device and torch.equal(edge_index, seen)
-
-
-def _version(tensor: Tensor) -> int | None:
-    """How often the tensor was changed in place; nobody counts that of inference tensors."""
-    return None if tensor.is_inference() else tensor._version
-
-
 def _given_weights(
     graph: _Graph, edge_weight: Tensor | None, x: Tensor, batch_size: int | None
 ) -> Tensor:
@@ -452,32 +407,6 @@ def _given_weights(
     if edge_weight is None:
         return x.new_ones(graph.num_edges)
     copies = batch_size or 1
-    check_edge_weight(edge_weight, graph.edge_index[:, : graph.num_edges], copies)
+    check_edge_weight(edge_weight, graph.num_edges, copies)
     weight = edge_weight.to(x.dtype)
     return weight if weight.numel() == graph.num_edges else weight.view(copies, -1)
-
-
-def _unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:
-    if x.dim() != 2:
-        raise SignalError(f"with batch_size, x must be [b*n, c]; got {list(x.shape)}")
-    if batch_size == 0 and x.size(0) == 0:
-        return x.view(0, num_nodes or 0, x.size(1))
-    if batch_size < 1 or x.size(0) % batch_size:
-        raise SignalError(f"x has {x.size(0)} rows, not a multiple of batch_size={batch_size}")
-    return x.reshape(batch_size, -1, x.size(1))
-
-
-def _first_copy(edge_index: Tensor, n: int, batch_size: int | None) -> Tensor:
-    """The graph itself, or its first copy in a stacked batch of equal graphs."""
-    if batch_size is None or edge_index.numel() == 0 or int(edge_index.max()) < n:
-        return edge_index
-    copies, rest = divmod(edge_index.size(1), batch_size)
-    one = edge_index[:, :copies]
-    offset = torch.arange(batch_size, device=edge_index.device)[:, None, None] * n
-    stacked = (one + offset).transpose(0, 1).reshape(2, -1)
-    if rest or not torch.equal(stacked, edge_index):
-        raise GraphError(
-            f"with batch_size={batch_size}, edge_index must hold one graph on {n} nodes or "
-            f"{batch_size} equal copies of it, as PyG's DataLoader stacks them"
-        )
-    return one
