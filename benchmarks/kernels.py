@@ -110,7 +110,7 @@ def main(out: Path) -> Path:
         rows = [
             row
             for case in track(
-                [_inpainting, _wide, _growth, _segment_sum, _gather_sum], "cases", console=console
+                [_inpainting, _wide, _segment_sum, _gather_sum, _growth], "cases", console=console
             )
             for row in case(console)
         ]
