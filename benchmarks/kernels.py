@@ -105,7 +105,7 @@ def main(out: Path) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     console = Console()
-    console.print(f"Kernels on {THREADS} threads; about six minutes.")
+    console.print(f"Kernels on {THREADS} threads; about two minutes.")
     try:
         rows = [
             row
