@@ -157,6 +157,8 @@ def _parse(record: dict[str, str]) -> Row:
         kind, _, optional = str(field.type).partition(" | ")
         text = record[field.name]
         values[field.name] = None if optional and text == "" else convert[kind](text)
+    if values["status"] not in ("ok", "diverged", "oom"):
+        raise ValueError(f"the line of key {values['key']} has the status {values['status']!r}")
     if values["status"] == "ok" and None in (values["val"], values["test"]):
         raise ValueError(f"the line of key {values['key']} is ok but has no metrics")
     return Row(**values)

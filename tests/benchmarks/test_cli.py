@@ -51,6 +51,44 @@ def test_wrong_input_is_one_line_and_exit_code_2(toy, tmp_path, capsys, args, me
     assert not (tmp_path / "out" / "results.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (None, b"", "fetch.py metr-la"),
+        ("traffic/metr_la.npz", b"PK nonsense", "metr_la.npz"),
+    ],
+)
+def test_data_that_cannot_be_read_is_one_line(tmp_path, capsys, name, content, message):
+    data = tmp_path / "data"
+    data.mkdir()
+    if name:
+        (data / name).parent.mkdir()
+        (data / name).write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "traffic", "--data", str(data), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["list", "run"])
+def test_no_such_data_folder(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--data", "nowhere-at-all"])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert "--data nowhere-at-all is not a folder" in printed.err
+    assert not printed.out
+
+
+def test_kernels_need_a_folder_to_write_to(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        main(["kernels", "--out", str(tmp_path / "file")])
+    assert stop.value.code == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
 def test_data_folder_comes_from_the_environment(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GSYM_DATA", str(tmp_path))
     out = tmp_path / "out"

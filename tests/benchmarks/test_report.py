@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from toy_task import ToyTask, make_row, make_rows
 
+from benchmarks.data import DataError
 from benchmarks.report import (
     BEGIN,
     END,
@@ -94,6 +95,43 @@ def test_selection_uses_validation_only():
     assert select(tabulate(swapped)[0]).name == "(S_2)^2 x| S_2"
     vals = [dataclasses.replace(row, val=-row.val) for row in rows]
     assert select(tabulate(vals)[0]).name == "S_4"
+
+
+def test_a_group_with_a_seed_to_go_is_not_selected():
+    lucky = [dataclasses.replace(MIDDLE[0], val=-100.0)]
+    (table,) = tabulate([*FULL, *lucky, *TRIVIAL])
+    assert select(table).name == "trivial"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-40], "has not 30 fields"),
+        (lambda text: text.replace(",ok,", ",ok,much"), "could not convert"),
+        (lambda text: text.replace(",ok,", ",fine,"), "has the status 'fine'"),
+        (lambda text: text[: text.index(",")], "other code"),
+    ],
+)
+def test_a_damaged_file_of_results_is_named(tmp_path, damage, message):
+    write(tmp_path, FULL)
+    path = tmp_path / "results.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(BenchmarkError, match=message):
+        report(tmp_path)
+
+
+def test_a_damaged_graph_is_named(tmp_path):
+    write(tmp_path, FULL)
+    (table,) = tabulate(FULL)
+    (tmp_path / f"{table.stem}_graph.npz").write_bytes(b"PK nonsense")
+    with pytest.raises(DataError, match="graph"):
+        report(tmp_path)
+
+
+def test_the_file_to_embed_in_must_be_there(tmp_path):
+    write(tmp_path, FULL)
+    with pytest.raises(BenchmarkError, match="must hold the line"):
+        report(tmp_path, tmp_path / "missing.md")
 
 
 def test_a_group_that_diverged_is_counted_and_not_selected(tmp_path):
