@@ -152,13 +152,16 @@ def _bags(x: Tensor, columns: Tensor, pointers: Tensor, weight: Tensor | None = 
     inside the reduction, so nothing is converted here.
     """
     (batch, rows, channels), entries = x.shape, columns.numel()
-    out = x.new_zeros(batch, pointers.numel() - 1, channels)
-    if out.numel() == 0 or entries == 0:
-        return out
+    shape = batch, pointers.numel() - 1, channels
+    if 0 in shape or entries == 0:
+        return x.new_zeros(shape)
     if weight is not None:
         weight = weight.expand(batch, entries)
     x = x.contiguous()
-    if batch == 1 or entries * channels > _LARGE_SAMPLE:
+    if batch == 1:
+        return _bag(x[0], columns, pointers, None if weight is None else weight[0])[None]
+    if entries * channels > _LARGE_SAMPLE:
+        out = x.new_empty(shape)
         for i in range(batch):
             out[i] = _bag(x[i], columns, pointers, None if weight is None else weight[i])
         return out
@@ -167,7 +170,7 @@ def _bags(x: Tensor, columns: Tensor, pointers: Tensor, weight: Tensor | None = 
     starts = torch.cat([starts, starts.new_tensor([batch * entries])])
     columns = (columns + sample * rows).view(-1)
     weight = None if weight is None else weight.reshape(-1)
-    return _bag(x.view(-1, channels), columns, starts, weight).view(out.shape)
+    return _bag(x.view(-1, channels), columns, starts, weight).view(shape)
 
 
 def _bag(x: Tensor, columns: Tensor, pointers: Tensor, weight: Tensor | None) -> Tensor:
