@@ -115,8 +115,8 @@ class Task(ABC):
         title: What the report calls it.
         metric: Name of the headline metric; lower is better.
         unit: Its unit.
-        profiles: Names of the profiles it knows.
         model_name: Written to every row.
+        needs_data: Whether it has no embedded data; such a task runs only when it is named.
     """
 
     name: ClassVar[str]

@@ -51,11 +51,10 @@ class Skeleton(Task):
     validation and test), evenly spaced over its frames; an action with fewer frames repeats some,
     seen by other cameras. An action that does not occur in training is left out.
 
-    The model is the published residual net without its graph (``propagate="none"``). With learned
-    edge weights, tied along the orbits and reaching the neighbours, its validation error on CMU
-    with the trivial group was nearly twice as large at the same number of epochs; the published
-    tied variants multiply their learned adjacency with the identity and so pass no messages
-    either. The epoch is chosen on validation sequences, not on the test set.
+    The model is the published residual net without its graph (``propagate="none"``), which had
+    the smaller validation error in a trial against learned edge weights. The published tied
+    variants multiply their learned adjacency with the identity and so pass no messages either.
+    The epoch is chosen on validation sequences, not on the test set.
 
     No permutation of joints is an exact symmetry of lifting, because exchanging left and right
     also reflects the body. The groups are approximations, and the task asks which one pays.

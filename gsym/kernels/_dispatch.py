@@ -107,7 +107,7 @@ def _module(name: str) -> ModuleType:
             ) from error
     if name == "triton":
         raise BackendUnavailableError(
-            'the back-end "triton" needs a CUDA device and Triton kernels, which this version of '
-            'gsym does not have; use backend="auto", which runs on CUDA in plain torch'
+            'the back-end "triton" needs a CUDA device and Triton kernels, which gsym does not '
+            'have; use backend="auto", which runs on CUDA in plain torch'
         )
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")

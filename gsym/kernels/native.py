@@ -190,9 +190,10 @@ def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> T
         owner = torch.repeat_interleave(count)
         rank = torch.arange(owner.numel(), device=x.device) - pieces[owner]
         cuts = torch.cat([pointers[owner] + rank * _PIECE, pointers[-1:]])
-        flat = _bags(flat, order, cuts)
+        # In float32 for half precision: the sum of a piece must not be rounded, nor overflow.
+        flat = _bags(flat.to(accumulation_type(x.dtype)), order, cuts)
         order, pointers = torch.arange(owner.numel(), device=x.device), pieces
-    sums = _bags(flat, order, pointers)
+    sums = _bags(flat, order, pointers).to(x.dtype)
     return sums.view(*x.shape[:-2], *sums.shape[-2:])
 
 
@@ -507,7 +508,8 @@ def _indexed_outer(
     (batch, count, in_channels), out_channels = x.shape, y.size(-1)
     tiles, height = rows.shape
     x, y = x.contiguous(), y.contiguous()
-    sums = x.new_zeros(tiles, in_channels, out_channels)
+    wide = accumulation_type(x.dtype)  # what is added block by block is rounded once, at the end
+    sums = x.new_zeros(tiles, in_channels, out_channels, dtype=wide)
     samples = -1
     for first, end, block in _blocks(batch, tiles, height):
         part = sums[block]
@@ -519,10 +521,10 @@ def _indexed_outer(
         if copies is not None:
             here = right.view(part.size(0), samples, height, out_channels)
             here.masked_fill_(copies[block][:, None, :, None], 0)
-        part.baddbmm_(left.transpose(1, 2), right)
+        part.baddbmm_(left.to(wide).transpose(1, 2), right.to(wide))
     nothing = torch.arange(tiles, device=x.device)
     total = _segment_sum(sums.flatten(1), segment, nothing, tile_pointers)
-    return total.view(-1, in_channels, out_channels)
+    return total.view(-1, in_channels, out_channels).to(x.dtype)
 
 
 @_indexed_outer.register_fake

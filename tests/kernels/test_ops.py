@@ -575,3 +575,25 @@ class TestBadInput:
             Segments.from_index(torch.tensor([0, 2]), 2)
         with pytest.raises(ValueError, match=r"int64 \[e\]; got torch\.float32"):
             Segments.from_index(torch.tensor([0.0]), 2)
+
+
+def test_long_segments_of_half_precision_round_once():
+    half = torch.full((2048, 1), 100.0, dtype=torch.float16)
+    half[1024:] = -100  # either half of the sum is beyond float16
+    segments = Segments(
+        torch.zeros(2049, dtype=torch.int64).index_fill(0, torch.tensor([2048]), 1), 2
+    )
+    rows = torch.cat([half, half.new_ones(1, 1)])
+    assert kernels.segment_sum(rows, segments).tolist() == [[0.0], [1.0]]
+
+
+def test_the_gradient_of_half_precision_weights_adds_up_in_float32(monkeypatch):
+    monkeypatch.setattr("gsym.kernels.native._BLOCK_ROWS", 4)
+    tiles = Tiles(Segments(torch.tensor([0, 0, 1, 1]), 2), 1, 1)
+    weight = torch.ones(2, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    x = torch.ones(1000, 4, 1, dtype=torch.bfloat16)
+    kernels.indexed_linear(x, weight, tiles).sum().backward()
+    # A running sum in bfloat16 would stop growing at 256 or 512.
+    torch.testing.assert_close(
+        weight.grad.float(), torch.full((2, 1, 1), 2000.0), rtol=1e-2, atol=0
+    )
