@@ -3,6 +3,7 @@
 from gsym.kernels._dispatch import BackendUnavailableError, backend, trace
 from gsym.kernels.ops import (
     cluster_linear,
+    edge_mlp_sum,
     gather_segment_sum,
     grouped_linear,
     indexed_linear,
@@ -20,6 +21,7 @@ __all__ = [
     "Tiles",
     "backend",
     "cluster_linear",
+    "edge_mlp_sum",
     "gather_segment_sum",
     "grouped_linear",
     "indexed_linear",

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def trace() -> Iterator[list[str]]:
         _state.record = before
 
 
-def run(op: str, name: str, x: Tensor, *args: object) -> Tensor:
+def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
     """Call the primitive ``op`` of the back-end ``name``, ``"auto"`` being the default in force.
 
     Autocast is off inside: a primitive computes in the type that it is given.
@@ -87,9 +88,9 @@ def run(op: str, name: str, x: Tensor, *args: object) -> Tensor:
     if _state.record is not None:
         _state.record.append("native" if name == "auto" else name)
     if not torch.is_autocast_enabled(x.device.type):
-        return implementation(x, *args)
+        return implementation(x, *args, **options)
     with torch.autocast(x.device.type, enabled=False):
-        return implementation(x, *args)
+        return implementation(x, *args, **options)
 
 
 def _module(name: str) -> ModuleType:

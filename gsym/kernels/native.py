@@ -118,6 +118,48 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return _permute_rows(x, order, inverse)
 
 
+def edge_mlp_sum(
+    receiver: Tensor,
+    sender: Tensor,
+    source: Segments,
+    segments: Segments,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    pos: Tensor | None = None,
+    distance: Tensor | None = None,
+    edge_attr: tuple[Tensor, Tensor] | None = None,
+    gate: tuple[Tensor, Tensor] | None = None,
+    coord: tuple[Tensor, Tensor, Tensor] | None = None,
+    normalize: bool = False,
+    tanh: bool = False,
+    clamp: float | None = None,
+    mean: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    hidden = segment_gather(receiver, segments) + segment_gather(sender, source)
+    if edge_attr is not None:
+        hidden = hidden + F.linear(*edge_attr)
+    if pos is not None and distance is not None:
+        r = segment_gather(pos, segments) - segment_gather(pos, source)
+        s = r.square().sum(-1, keepdim=True)
+        hidden = hidden + (s * distance).to(hidden.dtype)
+    message = F.silu(F.linear(F.silu(hidden), weight, bias))
+    if gate is not None:
+        message = message * F.linear(message, *gate).sigmoid()
+    total = segment_sum(message, segments)
+    if coord is None:
+        return total, None
+    if normalize:
+        # Half precision has no 1e-8, and coincident points no direction: their r stays 0.
+        length = s.detach().sqrt()
+        r = r / torch.where(length == 0, 1, length + 1e-8)
+    size = F.linear(F.silu(F.linear(message, coord[0], coord[1])), coord[2])
+    move = r * (size.tanh() if tanh else size)
+    if clamp is not None:
+        move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
+    return total, segment_mean(move, segments) if mean else segment_sum(move, segments)
+
+
 def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
     """What the operators on tiles take."""
     segments = tiles.segments

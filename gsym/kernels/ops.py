@@ -220,6 +220,95 @@ def cluster_linear(
     return run("cluster_linear", backend, x, weight, matrix, bias, sizes, tiles)
 
 
+def edge_mlp_sum(
+    receiver: Tensor,
+    sender: Tensor,
+    source: Segments,
+    segments: Segments,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    pos: Tensor | None = None,
+    distance: Tensor | None = None,
+    edge_attr: tuple[Tensor, Tensor] | None = None,
+    gate: tuple[Tensor, Tensor] | None = None,
+    coord: tuple[Tensor, Tensor, Tensor] | None = None,
+    normalize: bool = False,
+    tanh: bool = False,
+    clamp: float | None = None,
+    mean: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    r"""The whole work of the EGNN family on edges: messages and moves, summed by receiver.
+
+    On the edge from j to i, with :math:`r = x_i - x_j` and :math:`\sigma` = SiLU,
+
+    .. math::
+        m = \sigma(W \sigma(p_i + q_j + |r|^2 w + A a) + b), \qquad
+        \Delta = r \, c^T \sigma(C m + c_0).
+
+    Args:
+        receiver: p, projection of every node as receiver, ``[..., n, h]``.
+        sender: q, projection of every node as sender, ``[..., n, h]``.
+        source: The sender of every edge.
+        segments: The receiver of every edge; the edges are sorted by it.
+        weight: W ``[h, h]``, as ``nn.Linear`` stores it.
+        bias: b ``[h]``.
+        pos: x, coordinates ``[..., n, d]``; without them there are neither distances nor moves.
+        distance: w, weight of the squared distance, ``[h]``; goes with ``pos``.
+        edge_attr: Attributes a of every edge, ``[e, a]`` or ``[..., e, a]``, and A ``[h, a]``.
+        gate: Weight ``[1, h]`` and bias ``[1]`` of an attention: m is multiplied by the sigmoid of
+            this map of it.
+        coord: C ``[h, h]``, its bias ``[h]`` and c ``[1, h]``, of the moves.
+        normalize: Divide every r in the move by its length; the gradient takes the length for a
+            constant.
+        tanh: Bound the factor of r in the move by 1.
+        clamp: Longest move along one edge.
+        mean: Average the moves of a node instead of adding them up.
+        backend: As in :func:`gsym.kernels.backend`, for this call.
+
+    Returns:
+        Sums of messages ``[..., n, h]`` and moves ``[..., n, d]``, or ``None`` without ``coord``.
+        A node without edges gets zeros.
+
+    Raises:
+        ValueError: Sizes that do not fit each other, edges that are not sorted by receiver,
+            ``coord`` without ``pos``, or only one of ``pos`` and ``distance``.
+        TypeError: Mixed types, outside of autocast.
+        BackendUnavailableError: A named back-end that cannot run.
+
+    Cost:
+        4 h^2 operations per edge for messages and as many for moves. On the CPU the memory of some
+        thousand edges, since gradients compute the edges anew; a second derivative, and plain
+        torch on CUDA, store a few ``[e, h]``.
+
+    Reference:
+        Satorras, Hoogeboom, Welling, arXiv 2102.09844, equations 3 to 5, the first linear map
+        split into its parts for either end.
+    """
+    tensors: dict[str, Any] = {
+        "sender": sender,
+        "weight": weight,
+        "bias": bias,
+        "distance": distance,
+        "edge_attr": edge_attr,
+        "gate": gate,
+        "coord": coord,
+    }
+    dtype = receiver.dtype
+    if torch.is_autocast_enabled(receiver.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(receiver.device.type)
+        receiver = receiver.to(dtype)
+        tensors = {name: _to(value, dtype) for name, value in tensors.items()}
+    elif pos is not None and pos.dtype != dtype:
+        raise TypeError(f"pos must have the type of receiver, {dtype}; got {pos.dtype}")
+    _check_edges(receiver, source, segments, pos, **tensors)
+    sender, weight, bias = (tensors.pop(name) for name in ("sender", "weight", "bias"))
+    args = (receiver, sender, source, segments, weight, bias)
+    options = {"normalize": normalize, "tanh": tanh, "clamp": clamp, "mean": mean}
+    return run("edge_mlp_sum", backend, *args, **{"pos": pos, **tensors, **options})
+
+
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: str = "auto") -> Tensor:
     """Row ``i`` of the result is row ``order[i]`` of ``x``.
 
@@ -242,6 +331,67 @@ def _autocast(x: Tensor, *operands: Tensor | None) -> list[Any]:
         return list(operands)
     dtype = torch.get_autocast_dtype(x.device.type)
     return [None if value is None else value.to(dtype) for value in operands]
+
+
+def _to(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple):
+        return tuple(part.to(dtype) for part in value)
+    return None if value is None else value.to(dtype)
+
+
+def _check_edges(
+    receiver: Tensor,
+    source: Segments,
+    segments: Segments,
+    pos: Tensor | None,
+    **tensors: Any,
+) -> None:
+    """Sizes and types of what :func:`edge_mlp_sum` takes."""
+    _check_segments("receiver", receiver, segments)
+    _check_segments("sender", tensors["sender"], source)
+    h, entries = receiver.size(-1), segments.index.size(0)
+    if not segments.is_sorted:
+        raise ValueError(
+            "edges must be sorted by receiver; sort them with segments.order, and edge_attr alike"
+        )
+    if source.index.size(0) != entries:
+        raise ValueError(
+            f"source and segments must index the same edges; got {source.index.size(0)} and "
+            f"{entries}"
+        )
+    if pos is not None:
+        _check_segments("pos", pos, segments)
+        _check_segments("pos", pos, source)
+    if (pos is None) != (tensors["distance"] is None):
+        raise ValueError("pos and distance go together; give both or neither")
+    if pos is None and tensors["coord"] is not None:
+        raise ValueError("coord, which moves coordinates, needs pos")
+    attributes = 0
+    if tensors["edge_attr"] is not None:
+        attr = tensors["edge_attr"][0]
+        attributes = attr.size(-1)
+        if attr.dim() < 2 or attr.size(-2) != entries:
+            raise ValueError(f"edge_attr must be [..., {entries}, a]; got {list(attr.shape)}")
+    shapes: dict[str, tuple[tuple[int, ...] | None, ...]] = {
+        "sender": (receiver.shape,),
+        "weight": ((h, h),),
+        "bias": ((h,),),
+        "distance": ((h,),),
+        "edge_attr": (None, (h, attributes)),
+        "gate": ((1, h), (1,)),
+        "coord": ((h, h), (h,), (1, h)),
+    }
+    for name, value in tensors.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        for part, shape in zip(values, shapes[name], strict=True):
+            if shape is not None and part.shape != shape:
+                raise ValueError(f"{name} must be {list(shape)} here; got {list(part.shape)}")
+            if part.dtype != receiver.dtype:
+                raise TypeError(
+                    f"{name} must have the type of receiver, {receiver.dtype}; got {part.dtype}"
+                )
 
 
 def _check_rows(name: str, x: Tensor, segments: Segments) -> None:

@@ -85,9 +85,10 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 def edge_mlp_sum(
-    target: Tensor,
-    source: Tensor,
-    edge_index: Tensor,
+    receiver: Tensor,
+    sender: Tensor,
+    source: Segments,
+    segments: Segments,
     weight: Tensor,
     bias: Tensor,
     *,
@@ -103,15 +104,12 @@ def edge_mlp_sum(
 ) -> tuple[Tensor, Tensor | None]:
     """Sums over the incoming edges of every node, of messages and of coordinate moves.
 
-    With r = pos[i] - pos[j] on the edge from j to i, m = silu(W silu(target[i] + source[j] +
+    With r = pos[i] - pos[j] on the edge from j to i, m = silu(W silu(receiver[i] + sender[j] +
     |r|^2 distance + A edge_attr) + b), times sigmoid(gate m) if there is a gate; the move is
     r * coord(m), coord having one hidden layer. Weights are stored as ``nn.Linear`` does.
-
-    Returns:
-        Messages summed ``[..., n, h]``, and moves summed or averaged ``[..., n, d]``.
     """
-    j, i = edge_index
-    hidden = target[..., i, :] + source[..., j, :]
+    i, j = segments.index, source.index
+    hidden = receiver[..., i, :] + sender[..., j, :]
     if edge_attr is not None:
         hidden = hidden + F.linear(*edge_attr)
     if pos is not None and distance is not None:
@@ -121,8 +119,7 @@ def edge_mlp_sum(
     message = F.silu(F.linear(F.silu(hidden), weight, bias))
     if gate is not None:
         message = message * F.linear(message, *gate).sigmoid()
-    n = target.size(-2)
-    total = segment_sum(message, Segments(i, n))
+    total = segment_sum(message, segments)
     if coord is None:
         return total, None
     if normalize:
@@ -132,7 +129,4 @@ def edge_mlp_sum(
     move = r * (size.tanh() if tanh else size)
     if clamp is not None:
         move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
-    moved = segment_sum(move, Segments(i, n))
-    if mean:
-        moved = moved / torch.bincount(i, minlength=n).clamp(min=1).to(moved)[:, None]
-    return total, moved
+    return total, segment_mean(move, segments) if mean else segment_sum(move, segments)

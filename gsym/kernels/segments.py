@@ -36,6 +36,7 @@ class Segments(_Tables):
         index: Segment of every row, int64 ``[e]``.
         order: Rows sorted by segment, int64 ``[e]``; equal segments keep their order.
         pointers: Where each segment begins in ``order``, int64 ``[num_segments + 1]``.
+        is_sorted: Whether the rows came sorted by segment.
 
     Example:
         >>> s = Segments.from_index(torch.tensor([1, 0, 1]), num_segments=2)
@@ -48,6 +49,7 @@ class Segments(_Tables):
         counts = torch.bincount(index, minlength=num_segments)
         self.num_segments = num_segments
         self._columns: tuple[Tensor, Tensor, Tensor] | None = None
+        self.is_sorted = bool((index.diff() >= 0).all())
         self.index = index
         self.order = torch.argsort(index, stable=True)
         self.pointers = F.pad(counts.cumsum(0), (1, 0))

@@ -62,70 +62,6 @@ class EdgeGraph:
         return kernels.permute_rows(edge_attr, self.order, self.rank)
 
 
-def edge_mlp_sum(
-    target: Tensor,
-    source: Tensor,
-    graph: EdgeGraph,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    pos: Tensor | None = None,
-    distance: Tensor | None = None,
-    edge_attr: tuple[Tensor, Tensor] | None = None,
-    gate: tuple[Tensor, Tensor] | None = None,
-    coord: tuple[Tensor, Tensor, Tensor] | None = None,
-    normalize: bool = False,
-    tanh: bool = False,
-    clamp: float | None = None,
-    mean: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """The whole work on edges; :func:`gsym.kernels.reference.edge_mlp_sum` defines it.
-
-    Args:
-        target: Projection of every node as receiver ``[..., n, h]``, bias included.
-        source: Projection of every node as sender ``[..., n, h]``.
-        graph: The edges.
-        weight: Second linear map ``[h, h]``.
-        bias: Its bias ``[h]``.
-        pos: Coordinates ``[..., n, d]``; without them there are neither distances nor moves.
-        distance: Weight of the squared distance ``[h]``.
-        edge_attr: Attributes of the sorted edges ``[..., e, a]`` and their weight ``[h, a]``.
-        gate: Weight ``[1, h]`` and bias ``[1]`` of the attention.
-        coord: Weight ``[h, h]``, bias ``[h]`` and last weight ``[1, h]`` of the moves.
-        normalize: Divide differences of coordinates by their length.
-        tanh: Bound the factor of each difference by 1.
-        clamp: Longest move along one edge.
-        mean: Average the moves of a node instead of adding them up.
-
-    Returns:
-        Sums of messages ``[..., n, h]`` and moves ``[..., n, d]``, or ``None``.
-    """
-    hidden = kernels.segment_gather(target, graph.target)
-    hidden = hidden + kernels.segment_gather(source, graph.source)
-    if edge_attr is not None:
-        hidden = hidden + F.linear(*edge_attr)
-    if pos is not None and distance is not None:
-        r = kernels.segment_gather(pos, graph.target) - kernels.segment_gather(pos, graph.source)
-        s = r.square().sum(-1, keepdim=True)
-        hidden = hidden + s * distance
-    message = F.silu(F.linear(F.silu(hidden), weight, bias))
-    if gate is not None:
-        message = message * F.linear(message, *gate).sigmoid()
-    total = kernels.segment_sum(message, graph.target)
-    if coord is None:
-        return total, None
-    if normalize:
-        # Half precision has no 1e-8, and coincident points no direction: their r stays 0.
-        length = s.detach().sqrt()
-        r = r / torch.where(length == 0, 1, length + 1e-8)
-    size = F.linear(F.silu(F.linear(message, coord[0], coord[1])), coord[2])
-    move = r * (size.tanh() if tanh else size)
-    if clamp is not None:
-        move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
-    moved = kernels.segment_sum(move, graph.target)
-    return total, moved / graph.degree.to(moved.dtype) if mean else moved
-
-
 class NodeLinear(nn.Module):
     """A linear map of every node, one per node orbit, drawn as ``nn.Linear`` draws its own.
 
@@ -211,7 +147,7 @@ class NodeMLP(nn.Module):
 
 
 class EdgeMLP(nn.Module):
-    """The messages of both branches: the weights of :func:`edge_mlp_sum`.
+    """The messages of both branches: the weights of :func:`gsym.kernels.edge_mlp_sum`.
 
     The first linear map is kept in parts, one for either end of the edge, so that nodes are
     projected before they are gathered: n products instead of e.
@@ -223,7 +159,7 @@ class EdgeMLP(nn.Module):
         group: Its node orbits get their own projections.
         invariant: Add the squared distance, and move the coordinates.
         attention: Weigh every message by a learned gate.
-        options: Of :func:`edge_mlp_sum`.
+        options: Of :func:`gsym.kernels.edge_mlp_sum`.
     """
 
     distance: nn.Parameter | None
@@ -291,10 +227,11 @@ class EdgeMLP(nn.Module):
         coord = None
         if self.coord is not None and self.coord_last is not None:
             coord = (self.coord.weight, self.coord.bias, self.coord_last.weight)
-        return edge_mlp_sum(
+        return kernels.edge_mlp_sum(
             target,
             source,
-            graph,
+            graph.source,
+            graph.target,
             self.second.weight,
             self.second.bias,
             pos=pos,

@@ -17,9 +17,7 @@ from torch_geometric.loader import DataLoader
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym._validate import GraphError, GroupError, SignalError
 from gsym.check import assert_equivariant, equivariance_error
-from gsym.kernels import reference
 from gsym.nn import EGNN, EGNNConv
-from gsym.nn.egnn import EdgeGraph, edge_mlp_sum
 
 N, D, H = 7, 3, 5
 
@@ -214,43 +212,6 @@ def test_clamp_binds_some_edges_and_not_others():
     moved = ((free - still).abs() > 1e-6).any(-1)
     assert changed.any()
     assert (moved & ~changed).any()
-
-
-def test_edge_work_is_its_reference():
-    graph = EdgeGraph.build(EDGES, N)
-    given = {"target": signal(2, N, H), "source": signal(2, N, H)}
-    pos, attr, weights = signal(2, N, D), signal(2, E, 2), [signal(H, H), signal(H)]
-    more = {
-        "distance": signal(H),
-        "gate": (signal(1, H), signal(1)),
-        "coord": (signal(H, H), signal(H), signal(1, H)),
-    }
-    for options in ({}, {"normalize": True, "tanh": True, "clamp": 0.3, "mean": False}):
-        fast = edge_mlp_sum(
-            *given.values(),
-            graph,
-            *weights,
-            pos=pos,
-            edge_attr=(graph.sort(attr), more["coord"][0][:, :2]),
-            **more,
-            **options,
-        )
-        slow = reference.edge_mlp_sum(
-            *given.values(),
-            EDGES,
-            *weights,
-            pos=pos,
-            edge_attr=(attr, more["coord"][0][:, :2]),
-            **more,
-            **options,
-        )
-        for ours, theirs in zip(fast, slow, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    features, moves = edge_mlp_sum(*given.values(), graph, *weights)
-    torch.testing.assert_close(
-        features, reference.edge_mlp_sum(*given.values(), EDGES, *weights)[0]
-    )
-    assert moves is None
 
 
 def test_messages_are_received_at_the_second_row():
