@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gsym.kernels import _edges
 from gsym.kernels.segments import Segments, Tiles
 
 # Samples with more entries than this are reduced one after another, which saves an index of the
@@ -136,28 +137,74 @@ def edge_mlp_sum(
     clamp: float | None = None,
     mean: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    hidden = segment_gather(receiver, segments) + segment_gather(sender, source)
-    if edge_attr is not None:
-        hidden = hidden + F.linear(*edge_attr)
-    if pos is not None and distance is not None:
-        r = segment_gather(pos, segments) - segment_gather(pos, source)
+    given = {"receiver": receiver, "sender": sender, "weight": weight, "bias": bias}
+    optional = {
+        "pos": pos,
+        "distance": distance,
+        **dict(zip(("attr", "attr_weight"), edge_attr or (), strict=False)),
+        **dict(zip(("gate", "gate_bias"), gate or (), strict=False)),
+        **dict(zip(("coord", "coord_bias", "coord_last"), coord or (), strict=False)),
+    }
+    given |= {name: x for name, x in optional.items() if x is not None}
+    options = (normalize, tanh, clamp, mean)
+    if receiver.device.type != "cpu":
+        total, moved = _compose(given, source, segments, *options)
+        return total, None if coord is None else moved
+    batch = receiver.shape[:-2]
+    for name in ("receiver", "sender", "pos", "attr"):
+        x = given.get(name)
+        if x is not None and not (name == "attr" and x.dim() == 2):
+            given[name] = x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:])
+    tables = (segments.index, source.index, segments.pointers)
+    total, moved = _edges.edge_mlp_sum(list(given.values()), " ".join(given), *tables, *options)
+    return total.view(receiver.shape), None if coord is None else moved.view(
+        *batch, *moved.shape[-2:]
+    )
+
+
+def _compose(
+    given: dict[str, Tensor],
+    source: Segments,
+    segments: Segments,
+    normalize: bool,
+    tanh: bool,
+    clamp: float | None,
+    mean: bool,
+) -> tuple[Tensor, Tensor]:
+    """``edge_mlp_sum`` from the primitives: it stores ``[e, h]`` and has every derivative."""
+    hidden = segment_gather(given["receiver"], segments) + segment_gather(given["sender"], source)
+    if "attr" in given:
+        hidden = hidden + F.linear(given["attr"], given["attr_weight"])
+    if "pos" in given:
+        r = segment_gather(given["pos"], segments) - segment_gather(given["pos"], source)
         s = r.square().sum(-1, keepdim=True)
-        hidden = hidden + (s * distance).to(hidden.dtype)
-    message = F.silu(F.linear(F.silu(hidden), weight, bias))
-    if gate is not None:
-        message = message * F.linear(message, *gate).sigmoid()
+        hidden = hidden + (s * given["distance"]).to(hidden.dtype)
+    message = F.silu(F.linear(F.silu(hidden), given["weight"], given["bias"]))
+    if "gate" in given:
+        message = message * F.linear(message, given["gate"], given["gate_bias"]).sigmoid()
     total = segment_sum(message, segments)
-    if coord is None:
-        return total, None
+    if "coord" not in given:
+        return total, total[..., :0]
     if normalize:
         # Half precision has no 1e-8, and coincident points no direction: their r stays 0.
         length = s.detach().sqrt()
         r = r / torch.where(length == 0, 1, length + 1e-8)
-    size = F.linear(F.silu(F.linear(message, coord[0], coord[1])), coord[2])
+    size = F.silu(F.linear(message, given["coord"], given["coord_bias"]))
+    size = F.linear(size, given["coord_last"])
     move = r * (size.tanh() if tanh else size)
     if clamp is not None:
         move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
     return total, segment_mean(move, segments) if mean else segment_sum(move, segments)
+
+
+@_edges.register_gradient
+def _compose_flat(  # type: ignore[no-untyped-def]
+    tensors, names, index, columns, pointers, *options
+) -> tuple[Tensor, Tensor]:
+    """The arguments of the fused operator given to the composition."""
+    given = dict(zip(names.split(), tensors, strict=True))
+    source = Segments(columns, given["sender"].size(1))
+    return _compose(given, source, Segments(index, given["receiver"].size(1)), *options)
 
 
 def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:

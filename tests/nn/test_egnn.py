@@ -502,7 +502,8 @@ def test_compiles_in_one_graph_for_all_batch_sizes(name):
         unused = [n for n in leaves if n.startswith("convs.1.update") and net.last is None]
         assert not unused
         assert_same(net, call(compiled, given), call(net, given), given)
-    assert counter.frame_count <= 2
+    # A float among the options makes the compiler begin its first graph again.
+    assert counter.frame_count <= 2 + ("clamp" in OPTIONS[name])
 
 
 @pytest.mark.parametrize("name", ["plain", "all"])

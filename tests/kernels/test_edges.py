@@ -1,0 +1,342 @@
+"""The edge work of the EGNN family against its definition: values, gradients, double backward."""
+
+import itertools
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from gsym import kernels
+from gsym.kernels import Segments, _edges, native, reference
+
+H, D, A = 5, 3, 2
+GRAPHS = {
+    # receiver of every edge, number of nodes
+    "no edges": ([], 4),
+    "empty segments": ([1, 1, 1, 4, 4, 6], 7),
+    "one node": ([0] * 6, 1),
+    "one huge segment": ([0] + [1] * 300 + [2, 2], 4),
+    "63 edges": (63, 9),
+    "64 edges": (64, 9),
+    "65 edges": (65, 9),
+}
+VARIANTS = {
+    "messages": {"parts": ()},
+    "attributes": {"parts": ("attr",)},
+    "moves": {"parts": ("pos", "coord")},
+    "distances": {"parts": ("pos",)},
+    "sum": {"parts": ("pos", "coord"), "mean": False},
+    "normalize": {"parts": ("pos", "coord"), "normalize": True},
+    "clamp": {"parts": ("pos", "coord"), "clamp": 0.7},
+    "tanh": {"parts": ("pos", "coord"), "tanh": True},
+    "gate": {"parts": ("pos", "coord", "gate")},
+    "all": {
+        "parts": ("pos", "coord", "gate", "attr"),
+        "normalize": True,
+        "tanh": True,
+        "clamp": 0.3,
+        "mean": False,
+    },
+}
+LAYOUTS = {"no batch": (), "zero batch": (0,), "batch": (3,), "two batches": (2, 2)}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 4e-2}
+
+
+def make_edges(graph):
+    """Sender and receiver of every edge; some edges come twice, some are loops."""
+    receivers, n = GRAPHS[graph]
+    rng = torch.Generator().manual_seed(0)
+    if isinstance(receivers, int):
+        receivers = torch.randint(n, (receivers,), generator=rng).sort().values
+    receivers = torch.as_tensor(receivers, dtype=torch.int64)
+    senders = torch.randint(n, receivers.shape, generator=rng)
+    return Segments.from_index(senders, n), Segments.from_index(receivers, n)
+
+
+def make_case(variant, graph, layout="batch", dtype=torch.float64):
+    """The tables, the tensors by name, and the options."""
+    torch.manual_seed(0)
+    source, segments = make_edges(graph)
+    n, e, batch = segments.num_segments, segments.index.numel(), LAYOUTS.get(layout, (3,))
+    options = dict(VARIANTS[variant])
+    parts = options.pop("parts")
+
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+    tensors = {
+        "receiver": leaf(*batch, n, H),
+        "sender": leaf(*batch, n, H),
+        "weight": leaf(H, H),
+        "bias": leaf(H),
+    }
+    if layout == "non-contiguous":
+        tensors["receiver"] = leaf(H, n, *batch).permute(2, 1, 0)
+        tensors["sender"] = leaf(1, n, H).expand(3, -1, -1)
+    if "pos" in parts:
+        tensors |= {"pos": leaf(*batch, n, D), "distance": leaf(H)}
+    if "attr" in parts:
+        own = layout != "shared attributes"
+        tensors |= {"attr": leaf(*(batch if own else ()), e, A), "attr_weight": leaf(H, A)}
+    if "gate" in parts:
+        tensors |= {"gate": leaf(1, H), "gate_bias": leaf(1)}
+    if "coord" in parts:
+        tensors |= {"coord": leaf(H, H), "coord_bias": leaf(H), "coord_last": leaf(1, H)}
+    return (source, segments), tensors, options
+
+
+def call(function, tables, tensors, options, **more):
+    t = dict(tensors)
+    args = [t.pop(name) for name in ("receiver", "sender")]
+    args += [*tables, t.pop("weight"), t.pop("bias")]
+    groups = {
+        "edge_attr": ("attr", "attr_weight"),
+        "gate": ("gate", "gate_bias"),
+        "coord": ("coord", "coord_bias", "coord_last"),
+    }
+    for group, names in groups.items():
+        if names[0] in t:
+            more[group] = tuple(t.pop(name) for name in names)
+    total, moved = function(*args, **t, **options, **more)
+    return (total,) if moved is None else (total, moved)
+
+
+def assert_near(found, expected, allowed, name):
+    assert found.shape == expected.shape, name
+    if found.numel():
+        assert found.isfinite().all(), name
+        error = (found.double() - expected).abs().amax()
+        scale = max(float(expected.abs().amax()), 1e-3)
+        assert error <= allowed * scale, f"{name}: error {error:.2e} beside {scale:.2e}"
+
+
+def assert_parity(function, tables, tensors, options):
+    """Values and the gradient of every tensor by name, against the definition in float64."""
+    leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
+    exact = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
+    allowed = TOLERANCE[tensors["receiver"].dtype]
+    found = call(function, tables, leaves, options)
+    right = call(reference.edge_mlp_sum, tables, exact, options)
+    assert len(found) == len(right) == 1 + ("coord" in tensors)
+    for name, a, b in zip(("messages", "moves"), found, right, strict=False):
+        assert a.dtype == tensors["receiver"].dtype
+        assert_near(a.detach(), b.detach(), allowed, name)
+    weights = [torch.randn(y.shape, dtype=torch.float64) for y in right]
+    grads = torch.autograd.grad(found, leaves.values(), [w.to(found[0]) for w in weights])
+    wanted = torch.autograd.grad(right, exact.values(), weights, materialize_grads=True)
+    for name, a, b in zip(leaves, grads, wanted, strict=True):
+        assert a.dtype == leaves[name].dtype
+        assert_near(a, b, allowed, f"gradient of {name}")
+
+
+def on(backend):
+    def function(*args, **options):
+        with kernels.trace() as ran:
+            y = kernels.edge_mlp_sum(*args, backend=backend, **options)
+        assert ran == [backend]
+        return y
+
+    return function
+
+
+@pytest.fixture(params=["fused", "composed"])
+def path(request, monkeypatch):
+    """Both ways of the native back-end; the second is what runs on CUDA."""
+    calls = []
+    fused = _edges.edge_mlp_sum
+
+    def counted(tensors, names, index, columns, pointers, *options):
+        calls.append(request.param)
+        if request.param == "fused":
+            return fused(tensors, names, index, columns, pointers, *options)
+        return native._compose_flat(tensors, names, index, columns, pointers, *options)
+
+    monkeypatch.setattr(_edges, "edge_mlp_sum", counted)
+    yield request.param
+    assert calls
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_parity_of_graphs(path, variant, graph):
+    assert_parity(on("native"), *make_case(variant, graph))
+
+
+@pytest.mark.parametrize("variant", ["attributes", "all"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "non-contiguous", "shared attributes"])
+def test_parity_of_layouts(path, variant, layout):
+    assert_parity(on("native"), *make_case(variant, "empty segments", layout))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parity_of_types(variant, dtype):
+    assert_parity(on("native"), *make_case(variant, "65 edges", dtype=dtype))
+
+
+@pytest.mark.parametrize("variant", ["attributes", "all"])
+@pytest.mark.parametrize("size", [1, 16, 65, 130, 2**13])
+def test_parity_of_blocks(variant, size, monkeypatch):
+    # One edge, parts of a sample, one whole sample, two and a rest, and all at once.
+    monkeypatch.setattr(_edges, "BLOCK_EDGES", size)
+    assert_parity(on("native"), *make_case(variant, "65 edges"))
+
+
+def test_reference_is_a_back_end():
+    tables, tensors, options = make_case("all", "empty segments")
+    assert_parity(on("reference"), tables, tensors, options)
+
+
+@pytest.mark.parametrize("variant", ["messages", "all"])
+def test_first_and_second_derivatives(variant):
+    tables, tensors, options = make_case(variant, "empty segments", "no batch")
+    # normalize holds the length for constant in the gradient, so differences do not agree.
+    options = options | {"normalize": False}
+    names = list(tensors)
+
+    def function(*values):
+        return call(kernels.edge_mlp_sum, tables, dict(zip(names, values, strict=True)), options)
+
+    values = [x.detach().clone().requires_grad_() for x in tensors.values()]
+    assert gradcheck(function, values)
+    assert gradgradcheck(function, values)
+
+
+def test_passes_opcheck():
+    for variant in ("messages", "all"):
+        (source, segments), tensors, options = make_case(variant, "empty segments")
+        tables = (segments.index, source.index, segments.pointers)
+        defaults = {"normalize": False, "tanh": False, "clamp": None, "mean": True}
+        values = (defaults | options).values()
+        args = (list(tensors.values()), " ".join(tensors), *tables, *values)
+        torch.library.opcheck(_edges.edge_mlp_sum, args)
+        grads = [torch.randn_like(y) for y in _edges.edge_mlp_sum(*args)]
+        still = [x.detach() for x in tensors.values()]
+        torch.library.opcheck(_edges.edge_mlp_grads, (still, *args[1:], *grads))
+
+
+def test_compiles_in_one_graph():
+    tables, tensors, options = make_case("all", "65 edges")
+    options = options | {"clamp": None}
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
+    def compiled(*args, **more):
+        return kernels.edge_mlp_sum(*args, **more)
+
+    for copies in range(2, 12):
+        batch = {name: x.detach() for name, x in tensors.items()}
+        for name in ("receiver", "sender", "pos", "attr"):
+            batch[name] = batch[name][:1].repeat(copies, 1, 1)
+        assert_parity(compiled, tables, batch, options)
+    assert counter.frame_count <= 3
+
+
+def test_same_bits_every_time():
+    tables, tensors, options = make_case("all", "one huge segment", dtype=torch.float32)
+    results = []
+    for _ in range(5):
+        y = call(kernels.edge_mlp_sum, tables, tensors, options)
+        results.append([*y, *torch.autograd.grad(sum(v.sum() for v in y), tensors.values())])
+    for first, other in itertools.product(results[:1], results[1:]):
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_coincident_points_have_finite_gradients():
+    tables, tensors, options = make_case("all", "65 edges")
+    tensors["pos"] = torch.zeros_like(tensors["pos"], requires_grad=True)
+    y = call(kernels.edge_mlp_sum, tables, tensors, options)
+    assert (y[1] == 0).all()
+    for grad in torch.autograd.grad(sum(v.sum() for v in y), tensors.values()):
+        assert grad.isfinite().all()
+
+
+def test_autocast_takes_products_in_its_type_and_leaves_coordinates():
+    tables, tensors, options = make_case("all", "65 edges", dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, moved = call(kernels.edge_mlp_sum, tables, tensors, options)
+    assert (total.dtype, moved.dtype) == (torch.bfloat16, torch.float32)
+    exact = {name: x.detach().double() for name, x in tensors.items()}
+    right = call(reference.edge_mlp_sum, tables, exact, options)
+    assert_near(total.detach(), right[0], 0.1, "messages")
+    assert_near(moved.detach(), right[1], 0.1, "moves")
+
+
+@pytest.mark.parametrize("fault", ["shifted receivers", "gradient of the wrong edge"])
+def test_sees_a_fault(fault):
+    tables, tensors, options = make_case("all", "65 edges")
+
+    class WrongGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad.roll(1, dims=-2)
+
+    def faulty(receiver, *args, **more):
+        if fault == "shifted receivers":
+            total, moved = kernels.edge_mlp_sum(receiver, *args, **more)
+            return total.roll(1, dims=-2), moved
+        return kernels.edge_mlp_sum(WrongGradient.apply(receiver), *args, **more)
+
+    message = "messages" if fault == "shifted receivers" else "gradient of receiver"
+    with pytest.raises(AssertionError, match=f"{message}: error"):
+        assert_parity(faulty, tables, tensors, options)
+
+
+class TestBadInput:
+    def rejects(self, error, message, **changes):
+        tables, tensors, options = make_case("all", "65 edges")
+        tables = changes.pop("tables", tables)
+        tensors = {name: changes.pop(name, x) for name, x in tensors.items()}
+        tensors = {name: x for name, x in tensors.items() if x is not None}
+        assert not changes
+        with pytest.raises(error, match=message):
+            call(kernels.edge_mlp_sum, tables, tensors, options)
+
+    def test_unsorted_edges(self):
+        source, segments = make_edges("65 edges")
+        flipped = Segments.from_index(segments.index.flip(0), segments.num_segments)
+        self.rejects(ValueError, "sorted by receiver", tables=(source, flipped))
+
+    def test_another_number_of_edges(self):
+        source, segments = make_edges("65 edges")
+        shorter = Segments.from_index(source.index[1:], source.num_segments)
+        self.rejects(ValueError, "same edges; got 64 and 65", tables=(shorter, segments))
+
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [
+            ("receiver", (3, 8, H)),
+            ("sender", (3, 9, H + 1)),
+            ("weight", (H, H + 1)),
+            ("bias", (H + 1,)),
+            ("distance", (1,)),
+            ("pos", (3, 8, D)),
+            ("attr", (3, 64, A)),
+            ("attr_weight", (H, A + 1)),
+            ("gate", (1, H + 1)),
+            ("coord_last", (H, 1)),
+        ],
+    )
+    def test_width_mismatch(self, name, shape):
+        group = {"attr": "edge_attr", "attr_weight": "edge_attr", "coord_last": "coord"}
+        self.rejects(
+            ValueError,
+            f"{group.get(name, name)} must be",
+            **{name: torch.zeros(shape, dtype=torch.float64)},
+        )
+
+    @pytest.mark.parametrize("name", ["sender", "weight", "pos", "attr", "gate", "coord_bias"])
+    def test_mixed_types(self, name):
+        _, tensors, _ = make_case("all", "65 edges")
+        self.rejects(
+            TypeError, "must have the type of receiver", **{name: tensors[name].detach().float()}
+        )
+
+    def test_parts_that_go_together(self):
+        self.rejects(ValueError, "pos and distance go together", distance=None)
+        self.rejects(ValueError, "needs pos", distance=None, pos=None)
