@@ -422,8 +422,26 @@ def _tie_spread(
     g: Tensor, x: Tensor, y: Tensor, index: Tensor, order: Tensor, pointers: Tensor
 ) -> Tensor:
     """Share the row ``g`` of every segment among the rows that hold its maximum ``y``."""
-    held, count = _ties(x, y, index, order, pointers)
-    return held.mul_((g / count).index_select(-2, index)).to(g.dtype)
+    batch, entries, channels = x.shape[:-2].numel(), x.size(-2), x.size(-1)
+    x, out = x.reshape(batch, entries, channels), x.new_empty(x.shape)
+    flat_out = out.view(x.shape)
+    high, g = y.reshape(-1, channels), g.reshape(-1, channels)
+
+    def blocks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Which rows hold the maximum, their segments among all samples, and their result."""
+        for first, end, rows in _blocks(batch, entries, 1):
+            sample = torch.arange(first, end, device=x.device)[:, None]
+            at = (index[rows] + sample * y.size(-2)).view(-1)
+            held = x[first:end, rows].reshape(-1, channels) == high.index_select(0, at)
+            yield held, at, flat_out[first:end, rows].view(-1, channels)
+
+    count = torch.zeros_like(high, dtype=accumulation_type(high.dtype))
+    for held, at, _ in blocks():  # small whole numbers, whose sum does not depend on the order
+        count.index_add_(0, at, held.to(count.dtype))
+    share = (g / count.clamp_(min=1)).to(g.dtype)
+    for held, at, result in blocks():
+        torch.mul(share.index_select(0, at), held, out=result)
+    return out
 
 
 @_tie_spread.register_fake
