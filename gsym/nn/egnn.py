@@ -111,7 +111,8 @@ class NodeLinear(nn.Module):
         """Map ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
         if self.tiles is not None:
             return kernels.indexed_linear(x, self.weight, self.tiles, self.bias)
-        return F.linear(x, self.weight[0].t(), None if self.bias is None else self.bias[0])
+        bias = None if self.bias is None else self.bias.squeeze(0)
+        return F.linear(x, self.weight.squeeze(0).t(), bias)
 
     def extra_repr(self) -> str:
         """Channels and orbits, for ``repr``."""
