@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= results
 RUN := $(VENV)/bin/python
 
-.PHONY: bench test lint docs clean
+.PHONY: bench test test-scatter lint docs clean
 
 bench: $(VENV)/.ok  ## run the suite on embedded data: three tasks, every group, three seeds
 	@echo "Running the benchmark suite on embedded data; about six minutes on two cores."
@@ -13,6 +13,11 @@ bench: $(VENV)/.ok  ## run the suite on embedded data: three tasks, every group,
 test: $(VENV)/.ok  ## run all tests and the examples in the documentation
 	@echo "Running the tests; some minutes on two cores."
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
+
+test-scatter: $(VENV)/.ok  ## build torch-scatter (ten minutes and more), test the kernels with it
+	$(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt setuptools wheel
+	$(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt --no-build-isolation '.[scatter]'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q tests/kernels
 
 lint: $(VENV)/.ok  ## check style and types
 	$(RUN) -m ruff check .

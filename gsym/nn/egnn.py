@@ -398,8 +398,10 @@ class EGNNConv(GeometricLayer):
         GroupError: Loading a checkpoint of another group.
 
     Cost:
-        ``O(n d h + e h^2)`` for width h, the memory of some ``[e, h]`` arrays. The graph is
-        prepared as in :class:`GNetConv`: once, and before ``torch.compile(fullgraph=True)``.
+        ``O(n d h + e h^2)`` for width h. The edges run through
+        :func:`gsym.kernels.edge_mlp_sum`, which stores nothing per edge and hidden channel. The
+        graph is prepared as in :class:`GNetConv`: once, and before
+        ``torch.compile(fullgraph=True)``.
 
     Example:
         >>> conv = EGNNConv(8, 8, hidden_channels=16)

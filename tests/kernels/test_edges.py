@@ -263,6 +263,34 @@ def test_autocast_takes_products_in_its_type_and_leaves_coordinates():
     assert_near(moved.detach(), right[1], 0.1, "moves")
 
 
+def test_no_tensor_of_all_edges():
+    # The largest storage allocated anywhere, gradients included, is far below [e, h].
+    torch.manual_seed(0)
+    n, e, h = 50, 40000, 32
+    source, segments = (
+        Segments.from_index(torch.randint(n, (e,)).sort().values, n) for _ in range(2)
+    )
+    tensors = {"receiver": (n, h), "sender": (n, h), "weight": (h, h), "bias": (h,)}
+    tensors |= {"pos": (n, D), "distance": (h,)}
+    tensors |= {"coord": (h, h), "coord_bias": (h,), "coord_last": (1, h)}
+    leaves = {name: torch.randn(shape, requires_grad=True) for name, shape in tensors.items()}
+
+    def largest(function):
+        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            y = function()
+            sum(v.square().sum() for v in y).backward()
+        return max(event.self_cpu_memory_usage for event in profile.function_events)
+
+    names, tables = " ".join(leaves), (segments.index, source.index, segments.pointers)
+    options = (False, False, None, True)
+    composed = largest(
+        lambda: native._compose_flat(list(leaves.values()), names, *tables, *options)
+    )
+    fused = largest(lambda: call(kernels.edge_mlp_sum, (source, segments), leaves, {}))
+    assert composed >= 4 * e * h
+    assert fused <= 4 * _edges.BLOCK_EDGES * h
+
+
 @pytest.mark.parametrize("fault", ["shifted receivers", "gradient of the wrong edge"])
 def test_sees_a_fault(fault):
     tables, tensors, options = make_case("all", "65 edges")
