@@ -1,0 +1,185 @@
+"""What gsym's layers are measured against: the same maps, written as one writes them at first.
+
+Every class takes its weights from a layer of gsym, so that both can be checked equal.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import scatter
+
+from gsym import Partition
+from gsym.nn import EGNNConv, OrbitLinear
+
+
+class DenseClusterLinear(nn.Module):
+    """The cluster map through one materialised weight, as the published code computes it.
+
+    Equal clusters only. Every forward pass expands the tied weights to a matrix of ``(out n)`` by
+    ``(in n)``; the arithmetic is that of a dense linear layer whatever the group.
+    """
+
+    order: Tensor
+    inverse: Tensor
+
+    def __init__(self, layer: OrbitLinear, partition: Partition) -> None:
+        super().__init__()
+        own, mixing, bias = _orbit_weights(layer, partition)
+        self.size = partition.sizes[0]
+        self.in_channels, self.out_channels = own.shape[1:]
+        self.register_buffer("order", partition.order, persistent=False)
+        self.register_buffer("inverse", torch.argsort(partition.order), persistent=False)
+        k, pairs = partition.num_clusters, self.in_channels * self.out_channels
+        self.weight_diagonal = nn.Parameter(own.permute(2, 1, 0).reshape(pairs, k).contiguous())
+        self.weight_block = nn.Parameter(
+            mixing.permute(3, 1, 2, 0).reshape(pairs, k, k).contiguous()
+        )
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.size(1)
+        diagonal = torch.kron(torch.diag_embed(self.weight_diagonal), torch.eye(self.size).to(x))
+        block = torch.kron(self.weight_block, x.new_ones(self.size, self.size) / self.size)
+        weight = (diagonal + block).view(self.out_channels, self.in_channels, n, n)
+        weight = weight.transpose(1, 2).reshape(self.out_channels * n, self.in_channels * n)
+        flat = x.index_select(1, self.order).transpose(1, 2).flatten(1)
+        y = (flat @ weight.T).view(-1, self.out_channels, n).transpose(1, 2)
+        y = y + self.bias.repeat_interleave(self.size, 0)
+        return y.index_select(1, self.inverse)
+
+
+class NaiveClusterLinear(nn.Module):
+    """The cluster map by PyG's scatter and one gathered matrix per node."""
+
+    labels: Tensor
+
+    def __init__(self, layer: OrbitLinear, partition: Partition) -> None:
+        super().__init__()
+        own, mixing, bias = _orbit_weights(layer, partition)
+        self.num_clusters = partition.num_clusters
+        self.register_buffer("labels", partition.labels, persistent=False)
+        self.own, self.mixing, self.bias = (nn.Parameter(w) for w in (own, mixing, bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = scatter(x, self.labels, dim=1, dim_size=self.num_clusters, reduce="mean")
+        shared = torch.einsum("bsi,sito->bto", means, self.mixing) + self.bias
+        own = torch.einsum("bni,nio->bno", x, self.own.index_select(0, self.labels))
+        return own + shared.index_select(1, self.labels)
+
+
+def _orbit_weights(layer: OrbitLinear, partition: Partition) -> tuple[Tensor, ...]:
+    """Copies of D ``[k, in, out]``, W ``[k, in, k, out]`` and b ``[k, out]``."""
+    k = partition.num_clusters
+    mixing = layer.mixing.weight.detach().clone()  # type: ignore[union-attr]
+    own = mixing.new_zeros(k, mixing.size(1), mixing.size(3))
+    if layer.weight_self is not None:  # clusters of one node have no D
+        own = layer.weight_self.detach().expand_as(own).clone()
+    bias = (
+        mixing.new_zeros(k, mixing.size(3)) if layer.bias is None else layer.bias.detach().clone()
+    )
+    return own, mixing, bias
+
+
+class PlainEGNN(nn.Module):
+    """EGNN from its formulas: concatenate both ends of every edge, run the networks, add up.
+
+    Args:
+        layer: An :class:`EGNNConv` without options, for its widths and weights.
+
+    Reference:
+        Satorras, Hoogeboom, Welling, arXiv 2102.09844, equations 3 to 6.
+    """
+
+    def __init__(self, layer: EGNNConv) -> None:
+        super().__init__()
+        self.residual = layer.residual
+        self.edge, self.coord, self.node = _egnn_networks(layer)
+
+    def forward(
+        self, x: Tensor, pos: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        source, target = edge_index
+        r = pos.index_select(0, target) - pos.index_select(0, source)
+        s = r.square().sum(-1, keepdim=True)
+        parts = [x.index_select(0, target), x.index_select(0, source), s]
+        parts += [] if edge_attr is None else [edge_attr]
+        message = self.edge(torch.cat(parts, dim=-1))
+        move = r * self.coord(message)
+        n = x.size(0)
+        degree = x.new_zeros(n).index_add(0, target, x.new_ones(target.size(0))).clamp(min=1)
+        moves = pos.new_zeros(pos.shape).index_add(0, target, move) / degree[:, None]
+        messages = x.new_zeros(n, message.size(-1)).index_add(0, target, message)
+        new = self.node(torch.cat([x, messages], dim=-1))
+        return x + new if self.residual else new, pos + moves
+
+
+class PyGEGNN(MessagePassing):
+    """EGNN as a PyG user writes it: a subclass of ``MessagePassing``.
+
+    Args:
+        layer: As in :class:`PlainEGNN`.
+    """
+
+    def __init__(self, layer: EGNNConv) -> None:
+        super().__init__()
+        self.residual = layer.residual
+        self.edge, self.coord, self.node = _egnn_networks(layer)
+
+    def forward(
+        self, x: Tensor, pos: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        messages, moves = self.propagate(edge_index, x=x, pos=pos, edge_attr=edge_attr)
+        new = self.node(torch.cat([x, messages], dim=-1))
+        return x + new if self.residual else new, pos + moves
+
+    def message(
+        self, x_i: Tensor, x_j: Tensor, pos_i: Tensor, pos_j: Tensor, edge_attr: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        r = pos_i - pos_j
+        parts = [x_i, x_j, r.square().sum(-1, keepdim=True)]
+        parts += [] if edge_attr is None else [edge_attr]
+        message = self.edge(torch.cat(parts, dim=-1))
+        return message, r * self.coord(message)
+
+    def aggregate(
+        self, inputs: tuple[Tensor, Tensor], index: Tensor, dim_size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        message, move = inputs
+        return (
+            scatter(message, index, dim_size=dim_size, reduce="sum"),
+            scatter(move, index, dim_size=dim_size, reduce="mean"),
+        )
+
+
+@torch.no_grad()
+def _egnn_networks(layer: EGNNConv) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+    """The networks of edges, moves and nodes with copies of the layer's weights."""
+    edges, update = layer.edges, layer.update
+    assert edges.distance is not None and edges.coord is not None and edges.coord_last is not None
+    first = [edges.target.weight[0].t(), edges.source.weight[0].t(), edges.distance[:, None]]
+    first += [] if edges.attr is None else [edges.attr]
+    edge = nn.Sequential(
+        _linear(torch.cat(first, dim=1), edges.target.bias[0]),
+        nn.SiLU(),
+        _linear(edges.second.weight, edges.second.bias),
+        nn.SiLU(),
+    )
+    coord = nn.Sequential(
+        _linear(edges.coord.weight, edges.coord.bias), nn.SiLU(), _linear(edges.coord_last.weight)
+    )
+    node = nn.Sequential(
+        _linear(update.first.weight[0].t(), update.first.bias[0]),
+        nn.SiLU(),
+        _linear(update.last.weight[0].t(), update.last.bias[0]),
+    )
+    return edge, coord, node
+
+
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    linear = nn.Linear(weight.size(1), weight.size(0), bias is not None).to(weight)
+    linear.weight.copy_(weight)
+    if bias is not None:
+        linear.bias.copy_(bias)
+    return linear
