@@ -115,17 +115,30 @@ def list_tasks(*, data: Path | None = None, profile: str = "quick") -> None:
 
 
 @app.command
-def kernels(*, out: Path = OUT) -> None:
-    """Measure speed and memory of the kernels.
+def kernels(
+    *, profile: str = "standard", only: str = "", device: str = "cpu", out: Path = OUT
+) -> None:
+    """Measure speed and memory of kernels and layers beside other code.
+
+    Rows go to kernels.csv, and kernels.md with its pictures is made of them. Let nothing else run
+    meanwhile. Examples:
+
+      python -m benchmarks kernels
+
+      python -m benchmarks kernels --only C4,C6
+
+      python -m benchmarks kernels --device cuda --profile full
 
     Args:
+        profile: quick (seconds, judges nothing), standard (all bars, minutes) or full (hours).
+        only: Names of bars with commas between; all bars and all else if empty.
+        device: cpu or cuda.
         out: Folder of results.
     """
-    from benchmarks.kernels import main as measure
-    from benchmarks.run import check_writable
+    from benchmarks.kernels.suite import main as measure
 
-    check_writable(out)
-    measure(out)
+    bars = [name.strip() for name in only.split(",") if name.strip()]
+    measure(out, profile=profile, device=device, only=bars)
 
 
 def _folder(data: Path | None) -> Path | None:

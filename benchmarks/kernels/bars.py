@@ -1,0 +1,170 @@
+"""What the kernels have to reach: every bar against every peer, at one size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+FORWARD, BOTH = "forward", "forward and backward"
+
+# What torch is told before it starts; every setting is measured in a process of its own.
+PLAIN, HUGE, KEPT, EXACT, TF32 = "THP off", "THP on", "memory kept", "float32", "TF32"
+SETTINGS = {"cpu": (PLAIN, HUGE, KEPT), "cuda": (EXACT, TF32)}
+
+
+class Size(NamedTuple):
+    """Of one measurement.
+
+    Attributes:
+        n: Edges, or whatever the rows are.
+        k: Nodes that the edges join, or what the rows belong to: segments or clusters.
+        channels: Width of all features.
+        batch: Signals side by side.
+    """
+
+    n: int
+    k: int
+    channels: int
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What one peer's time and memory over those of gsym must reach.
+
+    Attributes:
+        bar: Name of the bar, which is met when all its goals are.
+        case: Name in `cases.CASES`.
+        size: Where it holds.
+        mode: ``FORWARD`` or ``BOTH``.
+        peer: Against what. ``"copy"``: the bandwidth of gsym over that of a copy.
+        least: Least ratio of times.
+        stretch: What the machine should allow; NaN if nothing is stated.
+        memory: Least ratio of peak memories; NaN if nothing is stated.
+        huge: ``least`` with transparent huge pages; the same if ``None``.
+        settings: Where the goal has to be met.
+    """
+
+    bar: str
+    case: str
+    size: Size
+    mode: str
+    peer: str
+    least: float
+    stretch: float = math.nan
+    memory: float = math.nan
+    huge: float | None = None
+    settings: tuple[str, ...] = (PLAIN, HUGE)
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda"``."""
+        return "cuda" if self.bar.startswith("H") else "cpu"
+
+    def least_in(self, setting: str) -> float:
+        """Least ratio of times in a setting."""
+        return self.huge if setting == HUGE and self.huge is not None else self.least
+
+    def is_met(self, setting: str, ratio: float, memory_ratio: float) -> bool:
+        """Whether measured ratios reach the goal; what could not be measured does not."""
+        enough = math.isnan(self.memory) or memory_ratio >= self.memory
+        return ratio >= self.least_in(setting) and enough
+
+
+_MILLION = Size(10**6, 62_500, 64)
+_FOUR = Size(4 * 10**6, 250_000, 64)
+_GATHER = Size(1_600_000, 100_000, 64)
+_EGNN = Size(160_000, 10_000, 64)
+_EGNN_LARGE = Size(1_600_000, 100_000, 64)
+_NBODY = Size(2_000, 500, 64, 100)
+_ORBIT = tuple(Size(100_000, k, 32, 32) for k in (100, 4))
+_WIDE = Size(784, 4, 32, 32)
+
+_SEGMENTS_GPU = Size(16 * 10**6, 10**6, 64)
+_GATHER_GPU = Size(10**7, 625_000, 64)
+_EGNN_GPU = Size(10**7, 625_000, 64)
+_EGNN_GPU_WIDE = Size(10**7, 625_000, 128)
+
+
+def _both_peers(
+    bar: str,
+    case: str,
+    size: Size,
+    mode: str,
+    least: float,
+    stretch: float,
+    memory: float = math.nan,
+    huge: float | None = None,
+    settings: tuple[str, ...] = (PLAIN, HUGE),
+) -> tuple[Goal, ...]:
+    """Faster than the better of two is faster than either."""
+    return tuple(
+        Goal(bar, case, size, mode, peer, least, stretch, memory, huge, settings)
+        for peer in ("plain EGNN", "PyG MessagePassing")
+    )
+
+
+GOALS = (
+    Goal("C1", "segment_sum", _MILLION, FORWARD, "copy", 0.9, 0.95),
+    Goal("C1", "segment_sum", _MILLION, FORWARD, "PyG scatter", 3),
+    Goal("C1", "segment_sum", _MILLION, FORWARD, "torch-scatter", 4.4),
+    Goal("C1", "segment_sum", _MILLION, FORWARD, "segment_reduce", 7),
+    Goal("C1", "segment_sum", _FOUR, FORWARD, "copy", 0.65, 0.85),
+    Goal("C2", "gather_segment_sum", _GATHER, FORWARD, "PyG scatter", 7, 12, 15),
+    Goal("C2", "gather_segment_sum", _GATHER, BOTH, "PyG scatter", 10, 12, 15),
+    Goal("C2", "gather_segment_sum", _GATHER, BOTH, "torch.sparse", 5),
+    Goal("C3", "segment_max", _MILLION, BOTH, "scatter_reduce", 1.5, 2.5),
+    *_both_peers("C4", "EGNNConv", _EGNN, FORWARD, 3.5, 4.5, 12, 2.3),
+    *_both_peers("C4", "EGNNConv", _EGNN, BOTH, 2.1, 2.8, 6, 1.6),
+    *_both_peers("C6", "EGNNConv", _EGNN_LARGE, FORWARD, 3.4, 6, 14),
+    *_both_peers("C6", "EGNNConv", _EGNN_LARGE, BOTH, 2.3, 6, 12),
+    *_both_peers("C7", "EGNNConv, n-body", _NBODY, BOTH, 1.5, 2.5),
+    *(
+        Goal("C8", "OrbitLinear", size, mode, peer, least, stretch)
+        for size in _ORBIT
+        for mode, peer, least, stretch in (
+            (FORWARD, "nn.Linear", 1 / 1.15, 1 / 1.05),
+            (FORWARD, "naive scatter", 4.5, math.nan),
+            (BOTH, "nn.Linear", 1 / 1.6, 1 / 1.2),
+            (BOTH, "naive scatter", 3, math.nan),
+        )
+    ),
+    Goal("C9", "OrbitLinear, dense", _WIDE, BOTH, "dense", 3000, 6000, 500, settings=(PLAIN,)),
+    Goal("H1", "segment_sum", _SEGMENTS_GPU, FORWARD, "copy", 0.85, 0.92, settings=(EXACT,)),
+    Goal("H1", "segment_sum", _SEGMENTS_GPU, FORWARD, "index_add", 2, settings=(EXACT,)),
+    Goal("H1", "segment_sum", _SEGMENTS_GPU, FORWARD, "segment_reduce", 4, settings=(EXACT,)),
+    Goal("H1", "segment_sum, Zipf", _SEGMENTS_GPU, FORWARD, "copy", 0.7, settings=(EXACT,)),
+    *(
+        Goal(
+            "H2",
+            "gather_segment_sum",
+            _GATHER_GPU,
+            FORWARD,
+            peer,
+            least,
+            stretch,
+            settings=(EXACT,),
+        )
+        for peer, least, stretch in (("torch.sparse", 0.95, 1.1), ("PyG scatter", 3, 4))
+    ),
+    *_both_peers("H3", "EGNNConv", _EGNN_GPU, FORWARD, 5, 8, 20, settings=(EXACT,)),
+    *_both_peers("H3", "EGNNConv", _EGNN_GPU, BOTH, 3.5, 5, 20, settings=(EXACT,)),
+    Goal("H3", "EGNNConv", _EGNN_GPU, FORWARD, "torch.compile", 2.5, settings=(EXACT,)),
+    *_both_peers("H4", "EGNNConv", _EGNN_GPU, FORWARD, 7, 11, settings=(TF32,)),
+    *_both_peers("H4", "EGNNConv", _EGNN_GPU, BOTH, 4.5, 7, settings=(TF32,)),
+    *_both_peers("H5", "EGNNConv", _EGNN_GPU_WIDE, FORWARD, 6, 9, settings=(TF32,)),
+    *_both_peers("H5", "EGNNConv", _EGNN_GPU_WIDE, BOTH, 4, 9, settings=(TF32,)),
+    *(
+        Goal("H6", "OrbitLinear", size, FORWARD, peer, least, stretch, settings=(EXACT,))
+        for size in _ORBIT
+        for peer, least, stretch in (
+            ("nn.Linear", 1 / 1.3, 1 / 1.1),
+            ("naive scatter", 6, math.nan),
+        )
+    ),
+    *_both_peers("H8", "EGNN, n-body", _NBODY, BOTH, 8, 15, settings=(EXACT,)),
+    Goal("H8", "EGNN, n-body", _NBODY, BOTH, "CUDA graph", 2, settings=(EXACT,)),
+)
+
+BARS = tuple(dict.fromkeys(goal.bar for goal in GOALS))

@@ -1,0 +1,438 @@
+"""Measure cases in this process: every variant in turn, round after round.
+
+``python -m benchmarks.kernels.measure`` reads a `Job` as JSON and prints the rows of each workload
+on a line. It runs in a process of its own, since torch reads some settings when it starts.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.kernels.bars import BOTH, GOALS, HUGE, KEPT, TF32, Size
+from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
+from benchmarks.kernels.rows import Row
+from benchmarks.memory import keep_freed_memory, peak_memory
+from benchmarks.results import BenchmarkError
+from benchmarks.run import provenance
+from gsym import ClusterGroup, Partition
+from gsym.nn import OrbitLinear
+
+THREADS = 2
+COPY, PRODUCT = "copy", "matrix product"
+GROWTH = "growth"
+
+# What a slow case is repeated at least, where a job has a limit of time.
+LEAST_ROUNDS = 3
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One case at one size.
+
+    Attributes:
+        case: Name in `CASES`, or ``GROWTH``.
+        size: Its size.
+        modes: ``FORWARD``, ``BOTH`` or both of them.
+        compiled: Whether ``torch.compile`` takes part.
+    """
+
+    case: str
+    size: Size
+    modes: tuple[str, ...]
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process measures.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        setting: One of `bars.SETTINGS`.
+        rounds: Times that every variant is timed.
+        seconds: After which a case is not repeated any more, but for `LEAST_ROUNDS`.
+        workloads: What to measure.
+    """
+
+    device: str
+    setting: str
+    rounds: int
+    seconds: float
+    workloads: tuple[Workload, ...]
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Undo ``json.dumps(asdict(job))``."""
+        fields = json.loads(text)
+        fields["workloads"] = tuple(
+            Workload(w["case"], Size(*w["size"]), tuple(w["modes"]), w["compiled"])
+            for w in fields["workloads"]
+        )
+        return cls(**fields)
+
+
+def main() -> None:
+    job = Job.from_json(sys.stdin.read())
+    for workload in job.workloads:
+        rows = measure(job, workload)
+        sys.stdout.write(json.dumps([asdict(row) for row in rows]) + "\n")
+        sys.stdout.flush()
+
+
+def environment(setting: str) -> dict[str, str]:
+    """What the process of a setting has to find when it starts."""
+    huge = {"THP_MEM_ALLOC_ENABLE": "1" if setting == HUGE else "0"}
+    return {**os.environ, **huge}
+
+
+def measure(job: Job, workload: Workload) -> list[Row]:
+    """All variants of one workload; nothing for a size that does not fit into memory.
+
+    Raises:
+        BenchmarkError: A variant does not give the values or gradients of gsym.
+    """
+    device = torch.device(job.device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if job.setting == TF32 else "highest")
+    torch.manual_seed(0)
+    if workload.compiled:
+        # A function is compiled some eight times at most, then runs as it is without a word.
+        torch.compiler.reset()
+    gc.collect()
+    try:
+        if workload.case == GROWTH:
+            return _growth(job)
+        case = CASES[workload.case]
+        if case.bytes(workload.size) > 0.8 * _memory_of(device):
+            return []
+        work = case.make(workload.size, device)
+        rows = []
+        for mode in workload.modes:
+            peers = dict(work.peers)
+            if not workload.compiled:
+                peers.pop(COMPILED, None)
+            peers |= _ceilings(work, device)
+            steps = prepare(peers, mode, workload, job.setting)
+            times, memory = interleave(steps, job.rounds, device, job.seconds)
+            rows += make_rows(job, workload, mode, work, times, memory)
+        return rows
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def make_rows(
+    job: Job,
+    workload: Workload,
+    mode: str,
+    work: Work,
+    times: Mapping[str, np.ndarray],
+    memory: Mapping[str, float],
+) -> list[Row]:
+    """The rows of what was measured, judged by the goals that they belong to.
+
+    Args:
+        job: Device and setting.
+        workload: Case and size.
+        mode: Forward, or forward and backward.
+        work: What the case needs at least; a backward pass needs as much traffic again and twice
+            the arithmetic of the forward one.
+        times: Milliseconds of every round, by variant.
+        memory: Peak in MiB, by variant.
+    """
+    moved, flops = work.moved, work.flops
+    if mode == BOTH:
+        moved, flops = 2 * moved, 3 * flops
+    # A copy reads and writes its buffer, so it moves twice its size.
+    ceilings = {COPY: (2 * _copied(work), 0.0), PRODUCT: (0.0, _product_flops(job.device))}
+    floor = times[COPY] * moved / ceilings[COPY][0]
+    if PRODUCT in times:
+        floor = np.maximum(floor, times[PRODUCT] * flops / ceilings[PRODUCT][1])
+    rows = []
+    for name, taken in times.items():
+        ratio, memory_ratio = taken / times[OURS], _divide(memory[name], memory[OURS])
+        roofline, needs = float(np.median(floor / taken)), (moved, flops)
+        if name in ceilings:
+            needs, memory_ratio, roofline = ceilings[name], np.nan, np.nan
+            ratio = ratio * (moved / needs[0] if name == COPY else flops / needs[1])
+        numbers = {"memory_ratio": memory_ratio, "roofline": roofline, "needs": needs}
+        place = job, workload.case, workload.size, mode, name
+        rows.append(_row(*place, taken, ratio, memory[name], **numbers))  # type: ignore[arg-type]
+    return rows
+
+
+def interleave(
+    steps: Mapping[str, Step], rounds: int, device: torch.device, seconds: float = math.inf
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Run every step in every round; the order turns from round to round.
+
+    Args:
+        steps: What to run, each of which has run before.
+        rounds: How often; after `LEAST_ROUNDS` no round begins once the time is up.
+        device: Where the steps run.
+        seconds: The time.
+
+    Returns:
+        Times in ms ``[rounds]``, and peaks of memory in MiB, those of the first round.
+    """
+    names = list(steps)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    memory: dict[str, float] = {}
+    gc.collect()
+    begin = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= LEAST_ROUNDS and time.perf_counter() - begin > seconds:
+            break
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if turn == 0:
+                peak = peak_memory(device)
+            _synchronize(device)
+            start = time.perf_counter()
+            steps[name]()
+            _synchronize(device)
+            times[name].append((time.perf_counter() - start) * 1e3)
+            if turn == 0:
+                memory[name] = peak()
+    return {name: np.array(taken) for name, taken in times.items()}, memory
+
+
+def prepare(
+    peers: Mapping[str, Peer], mode: str, workload: Workload, setting: str
+) -> dict[str, Step]:
+    """What to time, each run once and found equal to gsym."""
+    steps: dict[str, Step] = {}
+    shared: list[Tensor] = []
+    expected: list[Tensor] = []
+    for name, peer in peers.items():
+        step = _both(peer, shared) if mode == BOTH and peer.inputs else _forward(peer)
+        found = step()
+        if name == OURS:
+            expected = found
+        elif peer.same:
+            _check_equal(f"{name} of {workload.case} {mode}", found, expected, setting)
+        del found
+        steps[name] = step
+    return steps
+
+
+def _forward(peer: Peer) -> Callable[[], list[Tensor]]:
+    def step() -> list[Tensor]:
+        with torch.no_grad():
+            return _tuple(peer.call())
+
+    return step
+
+
+def _both(peer: Peer, cotangents: list[Tensor]) -> Callable[[], list[Tensor]]:
+    """Values and gradients of the inputs, those of the weights left out.
+
+    The first call of any peer draws the cotangents of all. Gradients are kept until the next call,
+    as in training, so that the rise of the peak does not count them twice.
+    """
+    leaves = [*peer.inputs, *peer.weights]
+    kept: list[Tensor] = []
+
+    def step() -> list[Tensor]:
+        kept.clear()
+        outputs = _tuple(peer.call())
+        if not cotangents:
+            cotangents.extend(torch.randn(y.shape, device=y.device) for y in outputs)
+        given = [g.view(y.shape) for g, y in zip(cotangents, outputs, strict=True)]
+        kept.extend(torch.autograd.grad(outputs, leaves, given))
+        return [*(y.detach() for y in outputs), *kept[: len(peer.inputs)]]
+
+    return step
+
+
+def _tuple(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _check_equal(
+    name: str, found: Sequence[Tensor], expected: Sequence[Tensor], setting: str
+) -> None:
+    tolerance = 2e-2 if setting == TF32 else 1e-3
+    for place, (a, b) in enumerate(zip(found, expected, strict=True)):
+        a, b = a.flatten(), b.flatten()
+        error = float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) if b.numel() else 0.0
+        if not error <= tolerance:
+            raise BenchmarkError(
+                f"{name} differs from gsym by {error:.2g} in tensor {place}, more than "
+                f"{tolerance:g}; a time of other values says nothing"
+            )
+
+
+def _ceilings(work: Work, device: torch.device) -> dict[str, Peer]:
+    """What the machine does at its best: a copy of what must move, and a matrix product."""
+    source = torch.ones(_copied(work) // 4, device=device)
+    target = torch.empty_like(source)
+    ceilings = {COPY: Peer(lambda: target.copy_(source), same=False)}
+    if work.flops:
+        side = _product_side(device.type)
+        a, b = torch.randn(2, side, side, device=device)
+        out = torch.empty_like(a)
+        ceilings[PRODUCT] = Peer(lambda: torch.mm(a, b, out=out), same=False)
+    return ceilings
+
+
+def _copied(work: Work) -> int:
+    """Bytes of the buffer that is copied: those that must move, within bounds."""
+    return 4 * int(min(max(work.moved, 2**12), 2**30) // 4)
+
+
+def _product_side(device: str) -> int:
+    return 4096 if device == "cuda" else 1024
+
+
+def _product_flops(device: str) -> float:
+    return 2.0 * _product_side(device) ** 3
+
+
+def _growth(job: Job) -> list[Row]:
+    """OrbitLinear from one size to ten times that; the ratio is that of both times.
+
+    A tensor of 64 MB comes from fresh pages each time, unless freed memory is kept.
+    """
+    if job.setting == KEPT and not keep_freed_memory():
+        return []
+    sizes = [Size(n, 16, 16) for n in (10**4, 10**5, 10**6)]
+    steps: dict[tuple[str, Size], Step] = {}
+    for size in sizes:
+        labels = torch.randint(16, (size.n,), generator=torch.Generator().manual_seed(0))
+        layers = {
+            OURS: OrbitLinear(16, 16, ClusterGroup(Partition(labels))),
+            "nn.Linear": nn.Linear(16, 16),
+        }
+        for name, layer in layers.items():
+            steps[name, size] = _training_step(layer, torch.randn(1, size.n, 16))
+    device = torch.device("cpu")
+    for step in steps.values():
+        step()
+    names = {f"{name} {size.n}": (name, size) for name, size in steps}
+    times, memory = interleave({key: steps[names[key]] for key in names}, job.rounds, device)
+    rows = []
+    for key, (name, size) in names.items():
+        tenth = times.get(f"{name} {size.n // 10}")
+        ratio = np.full(1, np.nan) if tenth is None else times[key] / tenth
+        rows.append(_row(job, GROWTH, size, BOTH, name, times[key], ratio, memory[key]))
+    return rows
+
+
+def _training_step(model: nn.Module, x: Tensor) -> Step:
+    peer = Peer(lambda: model(x), (x.requires_grad_(),), tuple(model.parameters()))
+    return _both(peer, [])
+
+
+def _row(
+    job: Job,
+    case: str,
+    size: Size,
+    mode: str,
+    variant: str,
+    times: np.ndarray,
+    ratio: np.ndarray,
+    memory: float,
+    *,
+    memory_ratio: float = np.nan,
+    roofline: float = np.nan,
+    needs: tuple[float, float] = (np.nan, np.nan),
+) -> Row:
+    low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+    key = job.setting, case, size, mode, variant
+    goal = next(
+        (
+            g
+            for g in GOALS
+            for setting in g.settings
+            if g.device == job.device and (setting, g.case, g.size, g.mode, g.peer) == key
+        ),
+        None,
+    )
+    met = ""
+    if goal is not None:
+        met = "yes" if goal.is_met(job.setting, float(middle), memory_ratio) else "no"
+    return Row(
+        device=job.device,
+        setting=job.setting,
+        case=case,
+        **size._asdict(),
+        mode=mode,
+        variant=variant,
+        rounds=len(times),
+        median_ms=_rounded(np.median(times)),
+        memory_mib=_rounded(memory),
+        gigabytes=_rounded(needs[0] / 1e9),
+        gflop=_rounded(needs[1] / 1e9),
+        ratio=_rounded(middle),
+        ratio_low=_rounded(low),
+        ratio_high=_rounded(high),
+        memory_ratio=_rounded(memory_ratio),
+        roofline=_rounded(roofline),
+        bar="" if goal is None else goal.bar,
+        least=np.nan if goal is None else _rounded(goal.least_in(job.setting)),
+        stretch=np.nan if goal is None else _rounded(goal.stretch),
+        least_memory=np.nan if goal is None else float(goal.memory),
+        met=met,
+        threads=torch.get_num_threads(),
+        commit=_commit(),
+        torch=torch.__version__,
+        machine=_machine(job.device),
+    )
+
+
+@cache
+def _commit() -> str:
+    return provenance()["commit"]
+
+
+def _rounded(value: float) -> float:
+    """Four digits."""
+    return float(f"{value:.4g}")
+
+
+def _divide(a: float, b: float) -> float:
+    return a / b if b else np.nan
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _memory_of(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _machine(device: str) -> str:
+    """Name of the processor; commas and line ends have no place in it."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((s.partition(":")[2].strip() for s in lines if s.startswith("model name")), "CPU")
+
+
+if __name__ == "__main__":
+    main()

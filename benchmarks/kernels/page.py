@@ -1,0 +1,247 @@
+"""The page of the kernels from their rows; no number is typed by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.data import replacing
+from benchmarks.kernels.bars import FORWARD, GOALS, HUGE, SETTINGS
+from benchmarks.kernels.cases import CASES, OURS
+from benchmarks.kernels.measure import COPY, GROWTH, PRODUCT
+from benchmarks.kernels.rows import FILE, Row, read_rows
+from benchmarks.results import BenchmarkError
+
+COMMAND = "python -m benchmarks kernels"
+MISSING = "not measured"
+_PLOTTED_CHANNELS = 64
+_COLUMNS = 4
+_COLORS = [colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+
+
+def write_page(out: Path) -> Path:
+    """Write ``kernels.md`` and its pictures from ``kernels.csv``.
+
+    Raises:
+        BenchmarkError: There are no rows.
+    """
+    rows = read_rows(out)
+    if not rows:
+        raise BenchmarkError(f"no rows in {out / FILE}; make some with {COMMAND}")
+    lines = ["# Speed and memory of kernels and layers", "", *_introduction(out, rows)]
+    for device, name in (("cpu", "CPU"), ("cuda", "GPU")):
+        own = [row for row in rows if row.device == device]
+        lines += ["", f"## Bars on the {name}", "", *_bars(device, own)]
+        if own:
+            lines += [
+                f"\n![{title}]({_draw(out, device, own, column, title)})"
+                for column, title in (
+                    ("median_ms", "Time of a forward pass in ms against n"),
+                    ("roofline", "Share of the roofline that a forward pass reaches"),
+                )
+            ]
+            lines += _tables(name, own)
+    page = out / "kernels.md"
+    with replacing(page) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+    return page
+
+
+def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
+    about = {
+        f"on {row.machine}"
+        + (f" ({row.threads} threads)" if row.device == "cpu" else "")
+        + f" with torch {row.torch} at commit {row.commit}"
+        for row in rows
+    }
+    return [
+        f"Made by `{COMMAND} --out {out.as_posix()}` {'; '.join(sorted(about))}. All rows stand in "
+        f"[{FILE}]({FILE}), this page shows those of the bars and the largest of every other case.",
+        "",
+        "Every round times the variants in turn, float32; a *ratio* is the median over rounds of "
+        "the time over that of gsym, with its quartiles, so above 1 gsym is faster. In the row of "
+        "the *copy* it is the bandwidth of gsym over that of the copy, in the row of the *matrix "
+        "product* its arithmetic over that of the product, both of the same rounds. Before it is "
+        "timed, every variant is found equal to gsym in values and gradients, but for nn.Linear, "
+        "which does less. *Memory* is the rise of the peak over one call, above signals, weights "
+        "and the gradients of the call before. The *roofline* is the "
+        "shortest time that the copy and the matrix product of the same round allow for what must "
+        "move (inputs and outputs, once; the gradients as much again) and be multiplied (with "
+        "gradients three times as much); small cases may beat it from the cache. Absolute times "
+        "depend on the machine and its load: read the ratios.",
+        "",
+        "*THP* are transparent huge pages for torch (`THP_MEM_ALLOC_ENABLE`): with them a fresh "
+        "large tensor costs fewer page faults, which helps code that makes many.",
+    ]
+
+
+def _bars(device: str, rows: Sequence[Row]) -> list[str]:
+    """One line per goal, whether measured or not."""
+    found = {(r.setting, r.case, r.size, r.mode, r.variant): r for r in rows}
+    goals = [goal for goal in GOALS if goal.device == device]
+    settings = list(dict.fromkeys(setting for goal in goals for setting in goal.settings))
+    heading = ["bar", "case", "n", "k", "channels", "mode", "against", "least ratio", "stretch"]
+    heading += ["least memory ratio"]
+    for setting in settings:
+        heading += [f"ratio (quartiles), {setting}", "memory ratio", "met"]
+    body: list[list[str]] = []
+    measured: dict[str, list[str]] = {goal.bar: [] for goal in goals}
+    for goal in goals:
+        least = _number(goal.least)
+        if goal.huge is not None:
+            least += f" ({_number(goal.huge)} with {HUGE})"
+        cells = [goal.bar, goal.case, f"{goal.size.n:,}", f"{goal.size.k:,}"]
+        cells += [str(goal.size.channels), goal.mode, goal.peer]
+        cells += [least, _number(goal.stretch), _number(goal.memory)]
+        for setting in settings:
+            row = found.get((setting, goal.case, goal.size, goal.mode, goal.peer))
+            if setting not in goal.settings:
+                cells += ["-"] * 3
+            elif row is None:
+                cells += [MISSING] * 3
+            else:
+                cells += [_ratio(row), _number(row.memory_ratio), row.met]
+                measured[goal.bar].append(row.met)
+        body.append(cells)
+    words = [f"{bar} {_verdict(results)}" for bar, results in measured.items()]
+    text = f"A bar is met when each of its lines that was measured is: {', '.join(words)}."
+    return [text, "", *_markdown(heading, body)]
+
+
+def _verdict(results: Sequence[str]) -> str:
+    if not results:
+        return MISSING
+    return "missed" if "no" in results else "met"
+
+
+def _ratio(row: Row) -> str:
+    if math.isnan(row.ratio):
+        return "-"
+    return f"{_number(row.ratio)} ({_number(row.ratio_low)} to {_number(row.ratio_high)})"
+
+
+def _tables(device: str, rows: Sequence[Row]) -> list[str]:
+    """One table per case: the first setting in full, time and ratio in the other ones."""
+    lines: list[str] = []
+    names = [name for name in CASES if any(row.case == name for row in rows)]
+    for name in names:
+        own = [row for row in rows if row.case == name]
+        shown = {row.size for row in own if row.bar}
+        if not shown:
+            shown = (
+                {row.size for row in own} if name.endswith("dense") else {max(r.size for r in own)}
+            )
+        own = [row for row in own if row.size in shown]
+        settings = [s for s in SETTINGS[own[0].device] if any(r.setting == s for r in own)]
+        found = {(r.setting, r.size, r.mode, r.variant): r for r in own}
+        heading = ["n", "k", "channels", "batch", "mode", "variant", "setting", "rounds", "ms"]
+        heading += ["GB/s", "GFLOP/s", "MiB", "ratio (quartiles)", "memory ratio", "roofline"]
+        heading += [f"{word}, {setting}" for setting in settings[1:] for word in ("ms", "ratio")]
+        body = []
+        for key in dict.fromkeys((row.size, row.mode, row.variant) for row in own):
+            row = next(found[s, *key] for s in settings if (s, *key) in found)
+            cells = [str(number) for number in row.size]
+            cells += [row.mode, row.variant, row.setting, str(row.rounds), _number(row.median_ms)]
+            cells += [_number(_rate(amount, row)) for amount in (row.gigabytes, row.gflop)]
+            cells += [_number(row.memory_mib), _ratio(row), _number(row.memory_ratio)]
+            cells += [_percent(row.roofline)]
+            for setting in settings[1:]:
+                other = found.get((setting, *key))
+                cells += ["-", "-"] if other is None else [_number(other.median_ms), _ratio(other)]
+            body.append(cells)
+        lines += ["", f"## {CASES[name].title} ({device})", "", *_markdown(heading, body)]
+    growth = [row for row in rows if row.case == GROWTH]
+    if growth:
+        lines += ["", "## Growth of OrbitLinear with the number of nodes", ""]
+        lines += ["Channels 16 to 16; the ratio is the time over that of a tenth of the nodes."]
+        lines += ["A large tensor from fresh memory costs a page fault per page; *memory kept*"]
+        lines += ["tells the C library to use freed memory again, as caching allocators do.", ""]
+        body = [
+            [
+                *(str(row.n), str(row.k), row.setting, row.variant),
+                *(_number(row.median_ms), _number(row.memory_mib), _ratio(row)),
+            ]
+            for row in growth
+        ]
+        lines += _markdown(["n", "k", "setting", "variant", "ms", "MiB", "ratio (quartiles)"], body)
+    return lines
+
+
+def _rate(amount: float, row: Row) -> float:
+    """Per second; nothing where nothing of the kind is needed."""
+    return amount / row.median_ms * 1e3 if amount > 0 else math.nan
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0%}"
+
+
+def _markdown(heading: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *body)]
+
+
+def _draw(out: Path, device: str, rows: Sequence[Row], column: str, title: str) -> str:
+    """One small picture per case, all variants over n; returns the name of the file."""
+    swept = {name for name, case in CASES.items() if case.segments is not None}
+    chosen = [
+        row
+        for row in rows
+        if row.setting == SETTINGS[device][0]
+        and row.mode == FORWARD
+        and row.channels == _PLOTTED_CHANNELS
+        and row.batch == 1
+        and row.variant not in (COPY, PRODUCT)
+        and row.case in swept
+    ]
+    cases = [name for name in CASES if any(row.case == name for row in chosen)]
+    variants = sorted({row.variant for row in chosen}, key=lambda v: (v != OURS, v))
+    colors = dict(zip(variants, itertools.cycle(_COLORS), strict=False))
+    widest = min((r.n for r in chosen), default=1) / 2, 2 * max((r.n for r in chosen), default=1)
+    height = max(math.ceil(len(cases) / _COLUMNS), 1)
+    figure = Figure(figsize=(12, 2.6 * height + 1), layout="constrained")
+    grid = figure.subplots(height, _COLUMNS, squeeze=False).flat
+    handles = {}
+    for axes, name in itertools.zip_longest(grid, cases):
+        if name is None:
+            axes.set_axis_off()
+            continue
+        for variant in variants:
+            points = sorted(
+                {
+                    r.n: getattr(r, column)
+                    for r in chosen
+                    if (r.case, r.variant) == (name, variant)
+                }.items()
+            )
+            if points:
+                width = 2.2 if variant == OURS else 1.2
+                style = {"color": colors[variant], "linewidth": width, "marker": "o"}
+                handles[variant] = axes.plot(*zip(*points, strict=True), markersize=3, **style)[0]
+        axes.set_xscale("log")
+        axes.set_xlim(widest)
+        if column == "roofline":
+            axes.set_ylim(0, 1.2)
+            axes.axhline(1, color="0.7", linewidth=0.8)
+        else:
+            axes.set_yscale("log")
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{title}, {_PLOTTED_CHANNELS} channels, {SETTINGS[device][0]}")
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False
+    )
+    FigureCanvasAgg(figure)
+    name = f"kernels_{'time' if column == 'median_ms' else column}_{device}.png"
+    with replacing(out / name) as file:
+        figure.savefig(file, format="png", dpi=110)
+    return name

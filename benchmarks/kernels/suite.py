@@ -1,0 +1,202 @@
+"""Which cases are measured, at which sizes, and the processes that do it."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.kernels.bars import BARS, BOTH, FORWARD, GOALS, KEPT, PLAIN, SETTINGS, Size
+from benchmarks.kernels.cases import CASES, OURS
+from benchmarks.kernels.measure import GROWTH, Job, Workload, environment
+from benchmarks.kernels.page import write_page
+from benchmarks.kernels.rows import Row, merge, read_rows, write_rows
+from benchmarks.results import BenchmarkError
+from benchmarks.run import check_writable
+from benchmarks.tasks import check_names
+
+PROFILES = {
+    "quick": "seconds, small sizes: shows that all runs, judges nothing",
+    "standard": "all bars, and every case by the number of edges; minutes",
+    "full": "also every case from 10^3 to 10^7 edges and 32 to 256 channels, each with "
+    "torch.compile; hours",
+}
+ROUNDS = {"quick": 3, "standard": 9, "full": 9}
+SECONDS = {"quick": 1.0, "standard": 12.0, "full": math.inf}
+WIDTHS = {"quick": (64,), "standard": (64,), "full": (32, 64, 128, 256)}
+PATCHES = (1, 4, 16, 49, 196, 784)
+
+# Entries that torch.compile takes part up to, and rows held in the sweep, where minutes count.
+COMPILED_ENTRIES = 64 * 10**6
+SWEPT_ROWS = 5 * 10**6
+
+
+def main(
+    out: Path, *, profile: str = "standard", device: str = "cpu", only: Sequence[str] = ()
+) -> Path:
+    """Measure, and write ``kernels.csv`` and the page ``kernels.md`` with its pictures to ``out``.
+
+    Rows are written as they come and take the place of older ones of the same measurement. Those
+    of the other device stay.
+
+    Args:
+        out: Folder to write to.
+        profile: One of `PROFILES`.
+        device: ``"cpu"`` or ``"cuda"``.
+        only: Names of bars to measure; all bars and all else if empty.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        BenchmarkError: An unknown profile, device or bar, a bar of the other device, an ``out``
+            that cannot be written or holds rows of other code, or a process that failed.
+    """
+    check_names("profile", [profile], PROFILES)
+    check_names("device", [device], SETTINGS)
+    check_names("bar", only, BARS)
+    for goal in GOALS:
+        if goal.bar in only and goal.device != device:
+            raise BenchmarkError(f"{goal.bar} is a bar of --device {goal.device}; got {device}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError("torch finds no CUDA device here; leave --device out for the CPU")
+    check_writable(out)
+    old = read_rows(out)
+    jobs = plan(profile, device, only)
+    console = Console()
+    console.print(f"Kernels on {device}, profile {profile}: {PROFILES[profile]}.")
+    new: list[Row] = []
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=sum(len(job.workloads) for job in jobs))
+        for job in jobs:
+            progress.update(bar, description=job.setting)
+            for workload, rows in run(job):
+                progress.advance(bar)
+                new += rows
+                write_rows(out, merge(old, new))
+                for line in _summary(workload, rows):
+                    console.print(line, highlight=False)
+    if not only:
+        write_rows(out, merge((row for row in old if row.device != device), new))
+    page = write_page(out)
+    console.print(f"The whole report is in {page}", soft_wrap=True)
+    return page
+
+
+def plan(profile: str, device: str, only: Sequence[str] = ()) -> list[Job]:
+    """One job per setting: bars, sweeps, then what the pages of the layers are about."""
+    jobs = []
+    for setting in SETTINGS[device]:
+        first = setting == SETTINGS[device][0]
+        modes: dict[tuple[str, Size], set[str]] = {}
+        bars: set[tuple[str, Size]] = set()
+        for goal in GOALS:
+            if goal.device == device and setting in goal.settings:
+                if not only or goal.bar in only:
+                    modes.setdefault((goal.case, goal.size), set()).add(goal.mode)
+                bars.add((goal.case, goal.size))
+        if not only and first:
+            for key in _swept(profile, device):
+                modes.setdefault(key, set()).add(FORWARD)
+                if profile == "full":
+                    modes[key].add(BOTH)
+            if device == "cpu":
+                for k in PATCHES:
+                    modes["GNet, dense", Size(784, k, 28, 64)] = {BOTH}
+        if profile == "quick":
+            small: dict[tuple[str, Size], set[str]] = {}
+            for (case, size), wanted in modes.items():
+                small.setdefault((case, _small(case, size)), set()).update(wanted)
+            modes = small
+        workloads = [
+            Workload(
+                case,
+                size,
+                tuple(mode for mode in (FORWARD, BOTH) if mode in wanted),
+                compiled=_is_compiled(profile, device, size, (case, size) in bars and first),
+            )
+            for (case, size), wanted in modes.items()
+        ]
+        if not only and setting in (PLAIN, KEPT) and profile != "quick":
+            workloads.append(Workload(GROWTH, Size(10**6, 16, 16), (BOTH,), False))
+        if workloads:
+            jobs.append(Job(device, setting, ROUNDS[profile], SECONDS[profile], tuple(workloads)))
+    return jobs
+
+
+def run(job: Job) -> Iterator[tuple[Workload, list[Row]]]:
+    """Measure in a new process, since torch reads its setting when it starts."""
+    command = [sys.executable, "-m", "benchmarks.kernels.measure"]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment(job.setting),
+            text=True,
+        ) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(asdict(job)))
+            process.stdin.close()
+            for workload in job.workloads:
+                line = process.stdout.readline()
+                if not line:
+                    code = process.wait()
+                    errors.seek(0)
+                    last = (errors.read().strip().splitlines() or ["no message"])[-1]
+                    raise BenchmarkError(
+                        f"measuring {workload.case} at {tuple(workload.size)} with {job.setting} "
+                        f"ended with code {code}: {last}"
+                    )
+                yield workload, [Row(**row) for row in json.loads(line)]
+        finally:
+            process.kill()
+
+
+def _swept(profile: str, device: str) -> Iterator[tuple[str, Size]]:
+    largest = 10**7 if profile == "full" or device == "cuda" else 10**6
+    for name, case in CASES.items():
+        n = 10**3
+        while case.segments is not None and n <= largest:
+            enough = profile == "full" or device == "cuda" or case.held * n <= SWEPT_ROWS
+            for channels in WIDTHS[profile] if enough else ():
+                yield name, Size(n, case.segments(n), channels)
+            n *= 10
+
+
+def _is_compiled(profile: str, device: str, size: Size, wanted: bool) -> bool:
+    entries = size.n * size.channels * size.batch
+    return profile == "full" or (wanted and (device == "cuda" or entries <= COMPILED_ENTRIES))
+
+
+def _small(case: str, size: Size) -> Size:
+    if case.endswith("dense"):
+        return Size(16, 4, size.channels, 2)
+    factor = max(size.n // 500, 1)
+    n, k, channels, batch = size
+    return Size(n // factor, max(k // factor, 1), channels, max(batch // factor, 1))
+
+
+def _summary(workload: Workload, rows: Sequence[Row]) -> Iterator[str]:
+    n, k, channels, _ = workload.size
+    if not rows:
+        yield f"{workload.case} n={n} c={channels}: left out"
+    for row in rows:
+        if row.variant == OURS:
+            others = [r for r in rows if r.mode == row.mode and r.variant != OURS]
+            ratios = ", ".join(f"{r.variant} {r.ratio:.2g} {r.met}".strip() for r in others)
+            yield f"{row.case} n={n} k={k} c={channels}, {row.mode}, {row.setting}: {ratios}"

@@ -1,0 +1,274 @@
+"""The benchmark of the kernels: equal values, honest judgement, a page made of rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.kernels.bars import BARS, BOTH, FORWARD, GOALS, HUGE, PLAIN, SETTINGS, Goal, Size
+from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
+from benchmarks.kernels.measure import (
+    COPY,
+    GROWTH,
+    PRODUCT,
+    Job,
+    Workload,
+    environment,
+    interleave,
+    make_rows,
+    prepare,
+)
+from benchmarks.kernels.page import MISSING, write_page
+from benchmarks.kernels.rows import merge, read_rows, write_rows
+from benchmarks.kernels.suite import plan, run
+from benchmarks.results import BenchmarkError
+
+CPU = torch.device("cpu")
+MILLION = Size(10**6, 62_500, 64)
+SMALL = {
+    "EGNNConv, n-body": Size(40, 10, 8, 2),
+    "EGNN, n-body": Size(40, 10, 8, 2),
+    "OrbitLinear": Size(12, 3, 4, 2),
+    "OrbitLinear, dense": Size(16, 4, 3, 2),
+    "GNet, dense": Size(16, 4, 3, 2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_runs_and_its_peers_agree(name):
+    size = SMALL.get(name, Size(48, 6, 8))
+    work = CASES[name].make(size, CPU)
+    assert next(iter(work.peers)) == OURS and len(work.peers) > 1 and work.moved > 0
+    peers = {key: peer for key, peer in work.peers.items() if key != COMPILED}
+    for mode in (FORWARD, BOTH):
+        # Raises where values or gradients of a peer differ from ours.
+        steps = prepare(peers, mode, Workload(name, size, (mode,), False), PLAIN)
+        assert list(steps) == list(peers)
+    named = {goal.peer for goal in GOALS if goal.case == name}
+    assert named <= {*work.peers, COPY, "torch-scatter", "CUDA graph"}
+
+
+def test_a_peer_of_other_values_is_refused():
+    x = torch.ones(3, 2, requires_grad=True)
+    workload = Workload("toy", Size(3, 1, 2), (BOTH,), False)
+    peers = {OURS: Peer(lambda: x * 2, (x,)), "wrong": Peer(lambda: x * 2.01, (x,))}
+    with pytest.raises(BenchmarkError, match=r"wrong of toy .* differs from gsym by 0\.005"):
+        prepare(peers, FORWARD, workload, PLAIN)
+    # Equal values, another gradient.
+    peers["wrong"] = Peer(lambda: x + x.detach(), (x,))
+    prepare(peers, FORWARD, workload, PLAIN)
+    with pytest.raises(BenchmarkError, match="in tensor 1"):
+        prepare(peers, BOTH, workload, PLAIN)
+
+
+def test_rounds_take_turns():
+    order = []
+    steps = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    times, memory = interleave(steps, 4, CPU)
+    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
+    assert {len(taken) for taken in times.values()} == {4} and list(memory) == list("abc")
+    times, _ = interleave(steps, 9, CPU, seconds=0)
+    assert {len(taken) for taken in times.values()} == {3}
+
+
+def rows_of(times, memory=None, *, setting=PLAIN, case="segment_sum", size=MILLION, mode=FORWARD):
+    """Rows of given times, one number or one per round."""
+    times = {name: np.broadcast_to(np.array(t, float), 3) for name, t in times.items()}
+    memory = {**dict.fromkeys(times, 1.0), **(memory or {})}
+    workload = Workload(case, size, (mode,), False)
+    work = Work({}, moved=1e8, flops=1e9 if PRODUCT in times else 0)
+    job = Job("cpu", setting, 3, math.inf, (workload,))
+    return {row.variant: row for row in make_rows(job, workload, mode, work, times, memory)}
+
+
+def test_a_slow_row_misses_its_bar():
+    # The buffer of 100 MB is read and written in 2 ms, twice what gsym has to move.
+    rows = rows_of({OURS: 1.05, "PyG scatter": 4, "segment_reduce": 6, COPY: 2, "index_add": 9})
+    assert rows[COPY].ratio == pytest.approx(0.5 * 2 / 1.05, rel=1e-3)
+    expected = {COPY: ("C1", 0.9, "yes"), "PyG scatter": ("C1", 3.0, "yes")}
+    expected |= {"segment_reduce": ("C1", 7.0, "no"), "index_add": ("", math.nan, "")}
+    for name, (bar, least, met) in expected.items():
+        row = rows[name]
+        assert (row.bar, row.met) == (bar, met) and row.least == pytest.approx(least, nan_ok=True)
+    slow = rows_of({OURS: 2.1, "PyG scatter": 4, COPY: 2})
+    assert slow[COPY].met == "no" and slow["PyG scatter"].met == "no"
+    # Another size is not judged.
+    assert rows_of({OURS: 9, "PyG scatter": 1, COPY: 1}, size=Size(10, 2, 64))[COPY].met == ""
+
+
+def test_the_ratio_is_the_median_of_ratios():
+    row = rows_of({OURS: [1, 10, 100], "PyG scatter": [3, 40, 200], COPY: 2})["PyG scatter"]
+    assert (row.ratio, row.ratio_low, row.ratio_high) == (3, 2.5, 3.5)
+    assert row.median_ms == 40
+
+
+def test_roofline_is_the_slower_of_copy_and_product():
+    rows = rows_of({OURS: 10, COPY: 2, PRODUCT: 8})
+    # 1 GFLOP where 2.147 take 8 ms is 3.725 ms; moving 100 MB is 1 ms.
+    assert rows[OURS].roofline == pytest.approx(0.3725, rel=1e-3)
+    assert rows[PRODUCT].ratio == pytest.approx(0.3725, rel=1e-3)
+    assert rows_of({OURS: 10, COPY: 2})[OURS].roofline == pytest.approx(0.1)
+    # With gradients three times the arithmetic.
+    assert rows_of({OURS: 10, COPY: 2, PRODUCT: 8}, mode=BOTH)[OURS].roofline > 1.1
+
+
+def test_memory_and_huge_pages_belong_to_the_bar():
+    size, times = Size(160_000, 10_000, 64), {OURS: 1, "plain EGNN": 3, COPY: 1}
+    where = {"case": "EGNNConv", "size": size}
+    for setting, ours, met in ((PLAIN, 1, "no"), (HUGE, 1, "yes"), (HUGE, 2, "no")):
+        memory = {OURS: ours, "plain EGNN": 12}
+        row = rows_of(times, memory, setting=setting, **where)["plain EGNN"]
+        assert (row.bar, row.met, row.least_memory) == ("C4", met, 12)
+    goal = Goal("C4", "EGNNConv", size, FORWARD, "plain EGNN", 3, memory=12)
+    assert goal.is_met(PLAIN, 3, 12)
+    assert not goal.is_met(PLAIN, 3, math.nan) and not goal.is_met(PLAIN, math.nan, 12)
+
+
+@pytest.mark.parametrize("device", SETTINGS)
+@pytest.mark.parametrize("profile", ["standard", "full"])
+def test_the_plan_holds_every_bar(device, profile):
+    planned = {
+        (job.setting, w.case, w.size, mode)
+        for job in plan(profile, device)
+        for w in job.workloads
+        for mode in w.modes
+    }
+    for goal in GOALS:
+        for setting in goal.settings:
+            key = setting, goal.case, goal.size, goal.mode
+            assert (key in planned) == (goal.device == device), goal
+    swept = {(case, size.n) for _, case, size, _ in planned}
+    assert {("segment_mean", 10**n) for n in range(3, 7)} <= swept
+    assert (("segment_mean", 10**7) in swept) == (profile == "full" or device == "cuda")
+    assert {job.rounds for job in plan(profile, device)} == {9}
+
+
+def test_the_plan_of_one_bar():
+    jobs = plan("standard", "cpu", ["C4", "C7"])
+    assert [job.setting for job in jobs] == [PLAIN, HUGE]
+    for job in jobs:
+        assert [w.case for w in job.workloads] == ["EGNNConv", "EGNNConv, n-body"]
+        assert [w.modes for w in job.workloads] == [(FORWARD, BOTH), (BOTH,)]
+        assert Job.from_json(json.dumps(asdict(job))) == job
+    assert all(w.size.n <= 784 for job in plan("quick", "cpu") for w in job.workloads)
+
+
+def test_a_setting_is_there_before_torch_starts():
+    assert environment(HUGE)["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert environment(PLAIN)["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
+def test_a_process_measures_and_a_failure_is_told():
+    good = Workload("permute_rows", Size(20, 1, 4), (FORWARD,), False)
+    bad = Workload("no such case", Size(20, 1, 4), (FORWARD,), False)
+    results = run(Job("cpu", HUGE, 2, math.inf, (good, bad)))
+    workload, rows = next(results)
+    assert workload == good
+    assert [row.variant for row in rows] == [OURS, "index_select", COPY]
+    assert all(row.rounds == 2 and row.median_ms > 0 and row.setting == HUGE for row in rows)
+    with pytest.raises(BenchmarkError, match=r"no such case at \(20, 1, 4, 1\).*KeyError"):
+        next(results)
+
+
+def some_rows():
+    bars = rows_of({OURS: 1.0, "PyG scatter": 4, "segment_reduce": 6, COPY: 2})
+    swept = [
+        row
+        for n in (100, 1000)
+        for row in rows_of(
+            {OURS: n / 100, "scatter_reduce": n / 50, COPY: 1},
+            case="segment_max",
+            size=Size(n, n // 16, 64),
+        ).values()
+    ]
+    growth = replace(bars[OURS], case=GROWTH, n=77, ratio=math.nan)
+    return [*bars.values(), *swept, growth]
+
+
+def test_the_page_is_made_of_the_rows(tmp_path):
+    write_rows(tmp_path, some_rows())
+    page = write_page(tmp_path).read_text()
+    assert "C1 missed" in page and "C2 not measured" in page and "H1 not measured" in page
+    line = next(s for s in page.splitlines() if s.startswith("| C1 ") and "segment_reduce" in s)
+    assert f"| 7 | - | - | 6 (6 to 6) | 6 | no | {MISSING} |" in line.replace(
+        "| 1 | no", "| 6 | no"
+    )
+    assert all(f"| {bar} |" in page for bar in BARS)
+    # Of a case without bars the page shows the largest size, and the picture all.
+    assert "| 1000 | 62 | 64 |" in page and "| 100 | 6 | 64 |" not in page
+    for name in ("kernels_time_cpu.png", "kernels_roofline_cpu.png"):
+        assert f"({name})" in page
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert "cuda.png" not in page
+    assert "## Growth" in page and f"| 77 | 62500 | {PLAIN} | gsym |" in page
+
+
+def test_a_bar_is_met_when_all_its_lines_are(tmp_path):
+    rows = [row for row in some_rows() if row.variant != "segment_reduce"]
+    write_rows(tmp_path, rows)
+    assert "C1 met" in write_page(tmp_path).read_text()
+
+
+def test_rows_survive_the_file_and_new_ones_replace_old(tmp_path):
+    rows = some_rows()
+    write_rows(tmp_path, rows)
+    assert repr(read_rows(tmp_path)) == repr(rows)  # NaN is not equal to itself
+    new = [replace(row, commit="new") for row in rows if row.case == "segment_max" and row.n == 100]
+    merged = merge(rows, new)
+    assert len(merged) == len(rows) and merged[-len(new) :] == new
+    assert {row.n for row in merged if row.commit == "new"} == {100}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case,n,k\nold,1,2\n", "expected the columns"),
+        ("", "expected the columns"),
+        (None, "has not"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, text, message):
+    write_rows(tmp_path, some_rows())
+    path = tmp_path / "kernels.csv"
+    path.write_text(path.read_text()[:-60] if text is None else text)
+    with pytest.raises(BenchmarkError, match=message) as error:
+        read_rows(tmp_path)
+    assert "delete it or choose another --out" in str(error.value)
+
+
+def test_no_rows_no_page(tmp_path):
+    with pytest.raises(BenchmarkError, match="no rows in"):
+        write_page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--profile", "standart"], "unknown profile 'standart'; did you mean standard"),
+        (["--only", "C4,C99"], "unknown bar 'C99'"),
+        (["--only", "H1"], "H1 is a bar of --device cuda; got cpu"),
+        (["--only", "C1", "--device", "cuda"], "C1 is a bar of --device cpu; got cuda"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys, args, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["kernels", *args, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["kernels", "--device", "cuda", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "torch finds no CUDA device here" in capsys.readouterr().err
