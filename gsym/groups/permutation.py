@@ -28,11 +28,12 @@ from gsym._validate import (
     check_edge_weight,
     check_permutation,
 )
+from gsym.groups.chain import StabiliserChain
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
 
 # Above this many entries a table of generators is refused rather than built.
-_MAX_GENERATOR_ENTRIES = 2**28
+MAX_GENERATOR_ENTRIES = 2**28
 
 
 class PermutationGroup:
@@ -42,14 +43,17 @@ class PermutationGroup:
         num_nodes: Degree of the group.
         generators: Permutations as lists of images, int64 ``[m, n]``; ``m = 0`` gives the
             trivial group.
+        order: Number of elements, where it is known. It is taken at its word by :meth:`order`
+            and makes membership and sampling fast.
 
     Raises:
         GroupError: A generator that is not a permutation (the repeated image is named) or has
-            another degree.
+            another degree; ``order`` below 1, or, when membership or a sample is asked for, not
+            the order of what the generators make.
 
     Cost:
         Orbits take ``O(m)`` passes over the points. Order, membership and sampling run
-        Schreier-Sims in SymPy: good to some thousand nodes.
+        Schreier-Sims in SymPy: good to some thousand nodes; with ``order``, to groups of any size.
 
     Example:
         >>> flip = PermutationGroup(3, [[2, 1, 0]])
@@ -57,9 +61,20 @@ class PermutationGroup:
         (2, True, 5)
     """
 
-    def __init__(self, num_nodes: int, generators: Tensor | Iterable[IntegerArray] = ()) -> None:
+    exact = True
+    """Whether this is the very group that was asked for; False for one that contains it."""
+
+    def __init__(
+        self,
+        num_nodes: int,
+        generators: Tensor | Iterable[IntegerArray] = (),
+        *,
+        order: int | None = None,
+    ) -> None:
         if num_nodes < 1:
             raise GroupError(f"a group acts on at least one node; got num_nodes={num_nodes}")
+        if order is not None and order < 1:
+            raise GroupError(f"a group has at least one element; got order={order}")
         checked = [
             check_permutation(perm, num_nodes, f"generator {i}")
             for i, perm in enumerate(generators)
@@ -68,6 +83,7 @@ class PermutationGroup:
         self._generators = (
             torch.stack(checked) if checked else torch.empty(0, num_nodes, dtype=torch.int64)
         )
+        self._order = order
 
     @classmethod
     def from_cycles(cls, num_nodes: int, *generators: Sequence[Sequence[int]]) -> PermutationGroup:
@@ -117,6 +133,20 @@ class PermutationGroup:
         """Permutations that generate the group, int64 ``[m, n]``."""
         return self._generators
 
+    @property
+    def num_generators(self) -> int:
+        """Rows of :attr:`generators`."""
+        return self._generators.size(0)
+
+    @cached_property
+    def _chain(self) -> StabiliserChain | None:
+        """What answers for the group where its order is known."""
+        return (
+            None
+            if self._order is None
+            else StabiliserChain(self._generators, math.log(self._order))
+        )
+
     @cached_property
     def _sympy(self) -> SymPyGroup:
         identity = SymPyPermutation(list(range(self.num_nodes)))
@@ -124,7 +154,7 @@ class PermutationGroup:
 
     def order(self) -> int:
         """Number of permutations in the group."""
-        return int(self._sympy.order())
+        return int(self._sympy.order()) if self._order is None else self._order
 
     def log_order(self) -> float:
         """Natural logarithm of :meth:`order`."""
@@ -137,12 +167,16 @@ class PermutationGroup:
             GroupError: ``perm`` is no permutation of the nodes.
         """
         images = check_permutation(perm, self.num_nodes)
+        if self._chain is not None:
+            return self._chain.contains(images)
         return bool(self._sympy.contains(SymPyPermutation(images.tolist())))
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """A uniformly random element, int64 ``[n]``."""
         if not bool((self.generators != torch.arange(self.num_nodes)).any()):
             return torch.arange(self.num_nodes)
+        if self._chain is not None:
+            return self._chain.sample(generator)
         rank = _randbelow(self.order(), generator)
         return torch.tensor(self._sympy.coset_unrank(rank, af=True), dtype=torch.int64)
 
@@ -228,8 +262,9 @@ class PermutationGroup:
         return hashlib.sha256(b"pairs" + self.pair_orbits().index.numpy().tobytes()).digest()
 
     def __str__(self) -> str:
-        m = self.generators.size(0)
-        return f"<{m} generator{'s' * (m != 1)}>"
+        m = self.num_generators
+        order = "" if self._order is None else f", order {_short(self._order)}"
+        return f"<{m} generator{'s' * (m != 1)}{order}>"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self} on {self.num_nodes} nodes)"
@@ -254,6 +289,8 @@ class ClusterGroup(PermutationGroup):
     Args:
         partition: The clusters.
         swaps: Group on the clusters, exchanging clusters of equal size only.
+        exact: Whether this is the very group that was asked for; False for one that contains it,
+            as ``swaps`` that are not exact make it, too.
 
     Raises:
         GroupError: ``swaps`` acts on another number of clusters or exchanges unequal ones.
@@ -270,7 +307,13 @@ class ClusterGroup(PermutationGroup):
         The group of a coarsening in Huang, Levie, Villar, arXiv 2308.10436.
     """
 
-    def __init__(self, partition: Partition, *, swaps: PermutationGroup | None = None) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        *,
+        swaps: PermutationGroup | None = None,
+        exact: bool = True,
+    ) -> None:
         if not isinstance(partition, Partition):
             raise TypeError(
                 f"expected a Partition; got {type(partition).__name__}; "
@@ -288,18 +331,23 @@ class ClusterGroup(PermutationGroup):
                     f"swaps must act on the {partition.num_clusters} clusters; "
                     f"got a group on {swaps.num_nodes} points"
                 )
-            for perm in swaps.generators:
-                unequal = (self._sizes[perm] != self._sizes).nonzero()
-                if unequal.numel():
-                    c = int(unequal[0])
-                    raise GroupError(
-                        f"swaps exchange clusters of unequal size: cluster {c} with "
-                        f"{partition.sizes[c]} nodes and cluster {int(perm[c])} with "
-                        f"{partition.sizes[int(perm[c])]}"
-                    )
-            if bool((swaps.generators == torch.arange(swaps.num_nodes)).all()):
+            # Orbits rather than generators, of which a group of clusters may have too many.
+            orbits = swaps.node_orbits()
+            _, first = np.unique(orbits.index.numpy(), return_index=True)
+            model = torch.from_numpy(first)[orbits.index]
+            unequal = (self._sizes[model] != self._sizes).nonzero()
+            if unequal.numel():
+                c = int(unequal[0])
+                raise GroupError(
+                    f"swaps exchange clusters of unequal size: cluster {int(model[c])} with "
+                    f"{partition.sizes[int(model[c])]} nodes and cluster {c} with "
+                    f"{partition.sizes[c]}"
+                )
+            exact = exact and swaps.exact
+            if orbits.num_orbits == swaps.num_nodes:
                 swaps = None
         self.swaps = swaps
+        self.exact = exact
 
     @property
     def num_nodes(self) -> int:
@@ -310,12 +358,12 @@ class ClusterGroup(PermutationGroup):
     def num_generators(self) -> int:
         """Rows of :attr:`generators`, without building them."""
         within = int((self._sizes >= 2).sum() + (self._sizes >= 3).sum())
-        return within + (0 if self.swaps is None else self.swaps.generators.size(0))
+        return within + (0 if self.swaps is None else self.swaps.num_generators)
 
     @cached_property
     def _generator_table(self) -> Tensor:
         n = self.num_nodes
-        if self.num_generators * n > _MAX_GENERATOR_ENTRIES:
+        if self.num_generators * n > MAX_GENERATOR_ENTRIES:
             raise GroupError(
                 f"{self.num_generators} generators of {n} nodes would need "
                 f"{self.num_generators * n * 8 / 2**30:.1f} GiB; draw elements with sample()"
@@ -495,7 +543,14 @@ class ClusterGroup(PermutationGroup):
             name = " x ".join(f"S_{c}" for c in sizes)
         else:
             name = f"{len(sizes)} clusters of {min(sizes)} to {max(sizes)} in {n}"
-        return name if self.swaps is None else f"{name} x| {self.swaps}"
+        if self.swaps is not None:
+            name = f"{name} x| {self.swaps}"
+        return name if self.exact else f"at most {name}"
+
+
+def _short(order: int) -> str:
+    """The order in full, or its power of ten."""
+    return str(order) if order < 10**9 else f"10^{math.log10(order):.1f}"
 
 
 def _pair_images(keys: Tensor, generators: Tensor, n: int) -> Tensor:
