@@ -27,6 +27,10 @@ class SignalError(ValueError):
     """A signal whose shape or type does not fit the layer or the group."""
 
 
+class SolverUnavailableError(RuntimeError):
+    """A solver was named whose package is not installed; the message says which."""
+
+
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -156,6 +160,40 @@ def check_edge_weight(edge_weight: object, edges: int, copies: int = 1) -> Tenso
             f"got shape {list(edge_weight.shape)}"
         )
     return edge_weight
+
+
+def check_num_nodes(num_nodes: object) -> int:
+    """Return the number of nodes of a graph as it came, once it is known to be 1 or more."""
+    if not isinstance(num_nodes, int) or isinstance(num_nodes, bool):
+        raise TypeError(
+            f"num_nodes must be an int, the number of nodes of the graph; got {num_nodes!r:.80}"
+        )
+    if num_nodes < 1:
+        raise GraphError(f"a graph needs at least one node; got num_nodes={num_nodes}")
+    return num_nodes
+
+
+def check_finite_weight(edge_weight: Tensor | None) -> None:
+    """Check that every edge has a number for a weight."""
+    if edge_weight is None:
+        return
+    finite = torch.isfinite(edge_weight)
+    if not bool(finite.all()):
+        edge = int((~finite).nonzero()[0])
+        raise GraphError(
+            f"edge_weight must be finite; the weight of edge {edge} is {float(edge_weight[edge])}"
+        )
+
+
+def check_node_labels(node_labels: object, num_nodes: int) -> Tensor:
+    """Return ``node_labels`` as int64 ``[n]``, any integers."""
+    tensor = integer_tensor(node_labels, "node_labels", GraphError)
+    if tensor.shape != (num_nodes,):
+        raise GraphError(
+            f"node_labels must hold one integer for each of {num_nodes} nodes; "
+            f"got shape {list(tensor.shape)}"
+        )
+    return tensor
 
 
 def check_signal(x: Tensor, num_nodes: int | None, channels: int) -> None:

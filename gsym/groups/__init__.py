@@ -1,9 +1,11 @@
 """Partitions, permutation groups and their orbits: values that know nothing of layers."""
 
-from gsym._validate import GraphError, GroupError, PartitionError
+from gsym._validate import GraphError, GroupError, PartitionError, SolverUnavailableError
+from gsym.groups.automorphism import automorphisms
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
 from gsym.groups.permutation import ClusterGroup, PermutationGroup
+from gsym.groups.refinement import equitable_partition
 
 __all__ = [
     "ClusterGroup",
@@ -13,4 +15,7 @@ __all__ = [
     "Partition",
     "PartitionError",
     "PermutationGroup",
+    "SolverUnavailableError",
+    "automorphisms",
+    "equitable_partition",
 ]
