@@ -8,22 +8,23 @@ compiler.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gsym.kernels import _edges
-from gsym.kernels.segments import Segments, Tiles
+from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles
 
 # Samples with more entries than this are reduced one after another, which saves an index of the
 # whole batch; smaller ones are reduced in one call, which saves the calls.
 _LARGE_SAMPLE = 2**15
 
-# Rows that a product takes at a time: they and their products stay in the cache, and their memory
-# is used again, where a temporary of full size costs a page fault per page.
-_BLOCK_ROWS = 2**13
+# Segments of sorted rows are multiplied where they lie, one call each, if they hold this many rows
+# in all samples together; shorter ones are gathered into tiles, which saves the calls.
+_LONG_RUN = 2**12
 
 # Rows that are added one after another; longer segments are summed piece by piece, because the
 # rounding error of a running sum grows with its length.
@@ -211,7 +212,7 @@ def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
     """What the operators on tiles take."""
     segments = tiles.segments
     return (
-        *(tiles.segment, tiles.rows, tiles.places, tiles.copies, tiles.pointers),
+        *(tiles.segment, tiles.rows, tiles.places, tiles.blocks, tiles.runs),
         *(segments.index, segments.order, segments.pointers),
     )
 
@@ -354,7 +355,7 @@ def _gather_dot(
     segment = segment.repeat_interleave(pointers.diff(), output_size=entries)
     wide = accumulation_type(x.dtype)
     sorted_dots = x.new_empty(batch, entries)
-    for first, end, block in _blocks(batch, entries, 1):
+    for first, end, block in _blocks(batch, entries):
         left = y[first:end].index_select(1, segment[block]).to(wide)
         right = x[first:end].index_select(1, columns[block])
         sorted_dots[first:end, block] = left.mul_(right).sum(-1)
@@ -429,7 +430,7 @@ def _tie_spread(
 
     def blocks() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Which rows hold the maximum, their segments among all samples, and their result."""
-        for first, end, rows in _blocks(batch, entries, 1):
+        for first, end, rows in _blocks(batch, entries):
             sample = torch.arange(first, end, device=x.device)[:, None]
             at = (index[rows] + sample * y.size(-2)).view(-1)
             held = x[first:end, rows].reshape(-1, channels) == high.index_select(0, at)
@@ -503,30 +504,78 @@ def _permute_rows_backward(ctx, grad):  # type: ignore[no-untyped-def]
 _permute_rows.register_autograd(_permute_rows_backward, setup_context=_save_tables)
 
 
-def _blocks(batch: int, tiles: int, height: int) -> Iterator[tuple[int, int, slice]]:
-    """Work that fits a cache: first sample, end of samples, tiles.
+def _blocks(batch: int, entries: int) -> Iterator[tuple[int, int, slice]]:
+    """Work that fits a cache: first sample, end of samples, entries.
 
-    Either several whole samples, or some tiles of one sample.
+    Either several whole samples, or some entries of one sample.
     """
-    samples = min(max(_BLOCK_ROWS // max(tiles * height, 1), 1), max(batch, 1))
-    step = tiles if samples > 1 else max(_BLOCK_ROWS // height, 1)
+    samples = min(max(BLOCK_ROWS // max(entries, 1), 1), max(batch, 1))
+    step = max(entries if samples > 1 else BLOCK_ROWS, 1)
     for first in range(0, batch, samples):
-        for tile in range(0, tiles, max(step, 1)):
+        for entry in range(0, entries, step):
             end = min(first + samples, batch)
-            yield first, end, slice(tile, min(tile + step, tiles))
+            yield first, end, slice(entry, min(entry + step, entries))
 
 
-def _gather_tiles(x: Tensor, index: Tensor, tiles: int) -> Tensor:
-    """``[m, r, c]`` to ``[tiles, m * height, c]`` by an index into the ``m * r`` rows."""
-    return x.view(-1, x.size(-1)).index_select(0, index).view(tiles, -1, x.size(-1))
+def _pieces(runs: Tensor, batch: int) -> Iterator[tuple[int, slice]]:
+    """Parts of runs of rows that fit a cache, all samples side by side."""
+    step = max(BLOCK_ROWS // batch, 1)
+    for owner, (start, end) in enumerate(pairwise(runs.tolist())):
+        for first in range(start, end, step):
+            yield owner, slice(first, min(first + step, end))
 
 
-def _tile_index(rows: Tensor, samples: int, stride: int) -> Tensor:
-    """Rows of some tiles in several samples of ``stride`` rows, flat, tile by tile."""
-    if samples == 1:
-        return rows.reshape(-1)
-    offset = torch.arange(samples, device=rows.device)[:, None] * stride
-    return (rows[:, None] + offset).view(-1)
+def _product(added: Tensor | None, x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    if added is None:
+        torch.bmm(x, weight, out=out)
+    else:
+        torch.baddbmm(added, x, weight, out=out)
+
+
+class _Blocks:
+    """Blocks of rows, some samples side by side, and the places of their rows in tiles."""
+
+    def __init__(self, batch: int, rows: Tensor, places: Tensor, blocks: Tensor) -> None:
+        count = blocks.numel() - 1
+        self.batch, self.rows, self.places = batch, rows, places
+        self.pointers = blocks.tolist() if count > 1 else [0, rows.size(0)]
+        self.step = -(-places.numel() // count)
+        most = max(b - a for a, b in pairwise(self.pointers)) * rows.size(1)
+        self.samples = min(max(BLOCK_ROWS // max(most, 1), 1), batch)
+        self.capacity = self.samples * most
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        """The rows and the tiles of every block."""
+        for i, (a, b) in enumerate(pairwise(self.pointers)):
+            yield slice(i * self.step, min((i + 1) * self.step, self.places.numel())), slice(a, b)
+
+    def groups(self, block: slice, tiles: slice) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some samples at a time, which rows their tiles take, and where their rows end up."""
+        rows, places, height = self.rows[tiles], self.places[block], self.rows.size(1)
+        take, back = rows.view(-1), places
+        for first in range(0, self.batch, self.samples):
+            m = min(self.samples, self.batch - first)
+            if m > 1 and (first == 0 or m < self.samples):
+                sample = torch.arange(m, device=rows.device)[:, None]
+                take = (rows[:, None] + sample * (self.step + 1)).view(-1)
+                back = ((places // height * m + sample) * height + places % height).view(-1)
+            elif m == 1:
+                take, back = rows.view(-1), places
+            yield slice(first, first + m), take, back
+
+    def gather(self, x: Tensor) -> Callable[[slice, slice, Tensor], Tensor]:
+        """A function that lays rows of ``x`` out tile by tile, in memory used again."""
+        padded = x.new_zeros(self.samples, self.step + 1, x.size(-1))
+        flat = x.new_empty(self.capacity, x.size(-1))
+
+        def call(some: slice, block: slice, take: Tensor) -> Tensor:
+            # Reading the block in order first is faster than waiting for its rows one by one.
+            here = x[some, block]
+            padded[: here.size(0), : here.size(1)] = here
+            places = flat[: take.numel()]
+            return torch.index_select(padded.view(-1, x.size(-1)), 0, take, out=places)
+
+        return call
 
 
 @torch.library.custom_op("gsym::indexed_linear", mutates_args=())
@@ -537,38 +586,41 @@ def _indexed_linear(
     segment: Tensor,
     rows: Tensor,
     places: Tensor,
-    copies: Tensor | None,
-    tile_pointers: Tensor,
+    blocks: Tensor,
+    runs: Tensor | None,
     index: Tensor,
     order: Tensor,
     pointers: Tensor,
 ) -> Tensor:
     (batch, count, _), out_channels = x.shape, weight.size(-1)
-    tiles, height = rows.shape
     x = x.contiguous()
     y = x.new_empty(batch, count, out_channels)
     if y.numel() == 0:
         return y
-    samples = -1
-    for first, end, block in _blocks(batch, tiles, height):
-        whole = block.stop - block.start == tiles
-        if not whole or end - first != samples:  # else the tables of the last block serve
-            samples, taken = end - first, segment[block]
-            place = _tile_index(rows[block], samples, count)
-            matrices = weight.index_select(0, taken)
-            if whole:
-                sample = torch.arange(samples, device=x.device)[:, None]
-                tile, row = places // height, places % height
-                back = ((tile * samples + sample) * height + row).view(-1)
-        product = torch.bmm(_gather_tiles(x[first:end], place, taken.numel()), matrices)
-        if shared is not None:
-            added = shared[first:end].index_select(1, taken).transpose(0, 1)
-            product.view(taken.numel(), samples, height, out_channels).add_(added[:, :, None])
-        product, target = product.view(-1, out_channels), y[first:end].view(-1, out_channels)
-        if whole:
-            torch.index_select(product, 0, back, out=target)
-        else:  # a copy is written to its row again, with the same value
-            target.index_copy_(0, place, product)
+    if runs is not None and batch * count >= _LONG_RUN * weight.size(0):
+        for owner, piece in _pieces(runs, batch):
+            matrices = weight[owner].expand(batch, -1, -1)
+            added = None if shared is None else shared[:, owner, None]
+            _product(added, x[:, piece], matrices, out=y[:, piece])
+        return y
+    walk = _Blocks(batch, rows, places, blocks)
+    gather, flat = walk.gather(x), x.new_empty(walk.capacity, out_channels)
+    for block, tiles in walk:
+        taken = segment[tiles]
+        matrices = weight.index_select(0, taken)
+        for some, take, back in walk.groups(block, tiles):
+            left = gather(some, block, take).view(taken.numel(), -1, x.size(-1))
+            product = flat[: take.numel()].view(*left.shape[:2], out_channels)
+            added = None
+            if shared is not None:
+                added = shared[some].index_select(1, taken).transpose(0, 1)
+            if added is None or added.size(1) == 1:
+                _product(added, left, matrices, out=product)
+            else:
+                torch.bmm(left, matrices, out=product)
+                product.view(*added.shape[:2], -1, out_channels).add_(added[:, :, None])
+            target = y[some, block].view(-1, out_channels)
+            torch.index_select(product.view(-1, out_channels), 0, back, out=target)
     return y
 
 
@@ -605,32 +657,37 @@ def _indexed_outer(
     segment: Tensor,
     rows: Tensor,
     places: Tensor,
-    copies: Tensor | None,
-    tile_pointers: Tensor,
+    blocks: Tensor,
+    runs: Tensor | None,
     index: Tensor,
     order: Tensor,
     pointers: Tensor,
 ) -> Tensor:
     """``[s, in, out]``: sum over samples and rows of a segment of ``x^T y``."""
     (batch, count, in_channels), out_channels = x.shape, y.size(-1)
-    tiles, height = rows.shape
     x, y = x.contiguous(), y.contiguous()
     wide = accumulation_type(x.dtype)  # what is added block by block is rounded once, at the end
-    sums = x.new_zeros(tiles, in_channels, out_channels, dtype=wide)
-    samples = -1
-    for first, end, block in _blocks(batch, tiles, height):
-        part = sums[block]
-        if part.size(0) != tiles or end - first != samples:
-            samples = end - first
-            place = _tile_index(rows[block], samples, count)
-        left = _gather_tiles(x[first:end], place, part.size(0))
-        right = _gather_tiles(y[first:end], place, part.size(0))
-        if copies is not None:
-            here = right.view(part.size(0), samples, height, out_channels)
-            here.masked_fill_(copies[block][:, None, :, None], 0)
-        part.baddbmm_(left.to(wide).transpose(1, 2), right.to(wide))
-    nothing = torch.arange(tiles, device=x.device)
-    total = _segment_sum(sums.flatten(1), segment, nothing, tile_pointers)
+    total = x.new_zeros(pointers.numel() - 1, in_channels * out_channels, dtype=wide)
+    every = torch.arange(pointers.numel(), device=x.device)
+    if x.numel() == 0 or total.numel() == 0:
+        return total.view(-1, in_channels, out_channels).to(x.dtype)
+    if runs is not None and batch * count >= _LONG_RUN * total.size(0):
+        for owner, piece in _pieces(runs, batch):
+            left, right = x[:, piece].to(wide), y[:, piece].to(wide)
+            total[owner] += torch.bmm(left.transpose(1, 2), right).sum(0).view(-1)
+        return total.view(-1, in_channels, out_channels).to(x.dtype)
+    walk = _Blocks(batch, rows, places, blocks)
+    gather_x, gather_y = walk.gather(x), walk.gather(y)
+    for block, tiles in walk:
+        taken = segment[tiles]
+        sums = x.new_zeros(taken.numel(), in_channels, out_channels, dtype=wide)
+        for some, take, _ in walk.groups(block, tiles):
+            left = gather_x(some, block, take).view(taken.numel(), -1, in_channels)
+            right = gather_y(some, block, take).view(taken.numel(), -1, out_channels)
+            sums.baddbmm_(left.to(wide).transpose(1, 2), right.to(wide))
+        ends = torch.searchsorted(taken, every)
+        nothing = torch.arange(taken.numel(), device=x.device)
+        total += _bags(sums.flatten(1)[None], nothing, ends)[0]
     return total.view(-1, in_channels, out_channels).to(x.dtype)
 
 

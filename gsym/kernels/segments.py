@@ -9,6 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Rows that a product takes at a time: they and their products stay in the cache, and their memory
+# is used again, where a temporary of full size costs a page fault per page.
+BLOCK_ROWS = 2**14
+_ROWS_PER_SEGMENT = 64
+
 
 class _Tables(nn.Module):
     """Tensors of indices that move with the layer which holds them.
@@ -97,44 +102,53 @@ class Segments(_Tables):
 class Tiles(_Tables):
     """Rows of equal weight gathered into tiles of one height, for batched matrix products.
 
-    Every segment of rows is cut into tiles; the last one is filled up with copies of a row of its
-    own, so that a product may be written back from any of them. The height is the one that costs
-    the fewest operations; equal segments need no filling at all.
+    The rows are cut into blocks that fit a cache, each gathered and put back within it. In a block
+    the rows of every segment are cut into tiles; the last one is filled up with zeros. The height
+    is the one that costs the fewest operations; equal segments need no filling at all.
 
     Attributes:
         segments: Which rows belong together.
         height: Rows per tile.
-        segment: Segment of every tile, int64 ``[t]``.
-        rows: Row in every place of a tile, int64 ``[t, height]``.
-        places: Place of every row among all places, int64 ``[r]``.
-        copies: Whether a place holds a copy, bool ``[t, height]``; ``None`` if none does.
-        pointers: Where the tiles of each segment begin, int64 ``[num_segments + 1]``.
+        segment: Segment of every tile, int64 ``[t]``; tiles are sorted by block, then segment.
+        rows: Row of the block in every place of a tile, int64 ``[t, height]``; one past the last
+            row of a full block where there is none.
+        places: Place of every row among the places of its block, int64 ``[r]``.
+        blocks: Where the tiles of each block begin, int64 ``[num_blocks + 1]``.
+        runs: Where each segment begins among the rows, ``[num_segments + 1]``, if they are sorted.
     """
 
     def __init__(self, segments: Segments, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.segments = segments
-        sizes = segments.pointers.diff()
-        largest = max(int(sizes.max()) if sizes.numel() else 1, 1)
+        device, count, k = segments.index.device, segments.index.numel(), segments.num_segments
+        # Some rows of every segment in a block, lest most of the places were filled up.
+        blocks = max(-(-count // max(BLOCK_ROWS, _ROWS_PER_SEGMENT * k)), 1)
+        step = -(-count // blocks)
+        part = torch.arange(count, device=device) // max(step, 1) * k + segments.index
+        order = torch.argsort(part, stable=True)
+        parts, sizes = torch.unique_consecutive(part[order], return_counts=True)
+        largest = int(sizes.max()) if count else 1
         heights = {min(2**p, largest) for p in range(13)}
         row, matrix = in_channels + out_channels, in_channels * out_channels
         self.height = h = min(
             heights, key=lambda h: (int((-(-sizes // h)).sum()) * (h * row + matrix), -h)
         )
         tiles = -(-sizes // h)
-        device = sizes.device
-        segment = torch.repeat_interleave(torch.arange(sizes.numel(), device=device), tiles)
-        first = (tiles.cumsum(0) - tiles)[segment]
-        start = (torch.arange(segment.numel(), device=device) - first) * h
+        owner = torch.repeat_interleave(torch.arange(parts.numel(), device=device), tiles)
+        first = (tiles.cumsum(0) - tiles)[owner]
+        start = (torch.arange(owner.numel(), device=device) - first) * h
         place = start[:, None] + torch.arange(h, device=device)
-        real = place < sizes[segment, None]
-        place = torch.minimum(place, sizes[segment, None] - 1) + segments.pointers[segment, None]
-        rows = segments.order[place]
-        self.segment, self.rows = segment, rows
-        self.places = torch.empty_like(segments.order)
-        self.places[rows[real]] = real.view(-1).nonzero().view(-1)
-        self.copies = None if bool(real.all()) else ~real
-        self.pointers = F.pad(tiles.cumsum(0), (1, 0))
+        real = place < sizes[owner, None]
+        place = (place + (sizes.cumsum(0) - sizes)[owner, None]).clamp(max=count - 1)
+        block = parts[owner] // k
+        self.segment = parts[owner] % k
+        self.blocks = F.pad(torch.bincount(block, minlength=blocks).cumsum(0), (1, 0))
+        here = (block * step)[:, None]
+        self.rows = torch.where(real, order[place] - here, step)
+        self.places = torch.empty_like(order)
+        self.places[order] = real.view(-1).nonzero().view(-1)
+        self.places -= self.blocks[torch.arange(count, device=device) // max(step, 1)] * h
+        self.runs = segments.pointers if segments.is_sorted else None
 
     def extra_repr(self) -> str:
         """Sizes, for ``repr``."""

@@ -28,6 +28,7 @@ INDICES = {
     "64 rows": (None, 64),
     "65 rows": (None, 65),
     "unsorted": ([2, 0, 1, 0, 2, 1, 0], 3),
+    "sorted": ([0] * 20 + [2] * 3 + [3] * 30, 5),
 }
 LAYOUTS = ("plain", "no batch", "zero batch", "two batches", "non-contiguous", "expanded")
 OPS = (
@@ -232,12 +233,16 @@ class TestParity:
         assert_parity(on("native", name), name, args, dtype)
 
     @pytest.mark.parametrize("op", OPS)
+    @pytest.mark.parametrize("index", ["65 rows", "sorted"])
     @pytest.mark.parametrize("large_sample", [0, 2**60])
-    def test_of_many_blocks(self, op, large_sample, monkeypatch):
+    def test_of_many_blocks(self, op, index, large_sample, monkeypatch):
         # Samples one by one and all at once.
-        monkeypatch.setattr(native, "_BLOCK_ROWS", 16)
+        monkeypatch.setattr(native, "BLOCK_ROWS", 16)
+        monkeypatch.setattr(kernels.segments, "BLOCK_ROWS", 16)
+        monkeypatch.setattr(kernels.segments, "_ROWS_PER_SEGMENT", 1)
         monkeypatch.setattr(native, "_LARGE_SAMPLE", large_sample)
-        name, args, _ = case(op, "65 rows")
+        monkeypatch.setattr(native, "_LONG_RUN", large_sample)  # sorted: in place and in tiles
+        name, args, _ = case(op, index)
         assert_parity(on("native", name), name, args, torch.float64)
 
     @pytest.mark.parametrize(("backend", "op"), RUNS, indirect=["backend"])
@@ -449,7 +454,7 @@ class TestPromises:
 
         # A block of the gradient of the weight is the largest; it does not grow with e.
         assert largest(plain) >= 4 * e * c
-        assert largest(fused) <= max(4 * native._BLOCK_ROWS * c, 8 * e)
+        assert largest(fused) <= max(4 * native.BLOCK_ROWS * c, 8 * e)
 
     @pytest.mark.parametrize("op", ["indexed_linear shared", "cluster_linear tiles"])
     def test_autocast_of_products(self, op):
@@ -588,7 +593,7 @@ def test_long_segments_of_half_precision_round_once():
 
 
 def test_the_gradient_of_half_precision_weights_adds_up_in_float32(monkeypatch):
-    monkeypatch.setattr("gsym.kernels.native._BLOCK_ROWS", 4)
+    monkeypatch.setattr("gsym.kernels.native.BLOCK_ROWS", 4)
     tiles = Tiles(Segments(torch.tensor([0, 0, 1, 1]), 2), 1, 1)
     weight = torch.ones(2, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     x = torch.ones(1000, 4, 1, dtype=torch.bfloat16)
