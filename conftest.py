@@ -7,10 +7,12 @@ import torch
 
 import gsym
 
-# Collecting the examples of a module imports it, and this one needs an optional package.
-collect_ignore = (
-    [] if importlib.util.find_spec("torch_scatter") else ["gsym/kernels/_torch_scatter.py"]
-)
+# Collecting the examples of a module imports it, and these need an optional package.
+OPTIONAL = {
+    "torch_scatter": "gsym/kernels/_torch_scatter.py",
+    "pymetis": "gsym/coarsening/_metis.py",
+}
+collect_ignore = [path for name, path in OPTIONAL.items() if not importlib.util.find_spec(name)]
 
 
 @pytest.fixture(autouse=True)

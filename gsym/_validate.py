@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -29,6 +31,30 @@ class SignalError(ValueError):
 
 class SolverUnavailableError(RuntimeError):
     """A solver was named whose package is not installed; the message says which."""
+
+
+class ClusteringError(ValueError):
+    """A graph, signal or request that a clustering method cannot serve."""
+
+
+def optional_module(name: str, package: str, extra: str, what: str) -> ModuleType:
+    """Import a module on first use, or say which extra of gsym to install.
+
+    Args:
+        name: Module to import.
+        package: Distribution that holds it.
+        extra: Extra of gsym that installs it.
+        what: What the caller asked for, as the error names it.
+
+    Raises:
+        ImportError: The module is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as cause:
+        raise ImportError(
+            f"{what} needs {package}; install it with: pip install 'gsym[{extra}]'"
+        ) from cause
 
 
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

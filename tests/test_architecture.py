@@ -30,7 +30,10 @@ DEPENDENCIES = {
     "sympy",  # a dependency of torch
 }
 # Back-ends that are imported on first use.
-OPTIONAL = {"kernels/_torch_scatter.py": {"torch_scatter"}}
+OPTIONAL = {
+    "kernels/_torch_scatter.py": {"torch_scatter"},
+    "coarsening/_metis.py": {"pymetis"},
+}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

@@ -1,0 +1,701 @@
+"""Proposals: one function from a graph, signals or both to a hierarchy of partitions."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array, csr_matrix, diags_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from gsym._validate import ClusteringError, check_edge_index, check_edge_weight, optional_module
+from gsym.coarsening._graph import (
+    laplacian_of,
+    smallest_eigenpairs,
+    undirected,
+)
+from gsym.coarsening.coarsen import Hierarchy
+from gsym.coarsening.metis import metis_labels
+from gsym.coarsening.multilevel import local_variation_merges, normalised_cut_merges
+from gsym.coarsening.twins import twin_partition
+from gsym.groups import Partition
+
+Merges = tuple[np.ndarray, np.ndarray]
+
+# Coordinates per node in the spectral embedding that Ward clusters.
+_EMBEDDING = 16
+# Neighbours per node in the graph made of signals alone.
+_NEIGHBOURS = 10
+# Runs of Leiden in search of a resolution.
+_LEIDEN_RUNS = 8
+
+
+def coarsen(
+    edge_index: Tensor | None,
+    num_nodes: int | None = None,
+    edge_weight: Tensor | None = None,
+    signals: Tensor | None = None,
+    method: str = "ward",
+    *,
+    targets: Tensor | None = None,
+    levels: Sequence[int] | None = None,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+) -> Hierarchy:
+    """Propose partitions of the nodes, from all nodes alone to one cluster.
+
+    ======================  ============  ========  ============================================
+    method                  looks at      answer    how
+    ======================  ============  ========  ============================================
+    ``ward``                either, both  chain     scikit-learn: smallest rise in variance
+    ``spectral``            either, both  family    k-means on eigenvectors, Ng, Jordan, Weiss
+    ``local_variation``     graph         chain     ours: matching by local variation, Loukas
+    ``graclus``             graph         chain     ours: matching by normalised cut, Dhillon
+    ``paris``               graph         chain     scikit-network
+    ``louvain``             graph         chain     scikit-network, level by level
+    ``leiden``              graph         family    networkit, one resolution per level
+    ``metis``               graph         family    pymetis, clusters of nearly equal size
+    ``twins``               graph         3 levels  nodes that any permutation may exchange
+    ``automorphism``        graph         3 levels  orbits of the exact symmetries
+    ``equitable``           graph         3 levels  stable colours of colour refinement
+    ``grid``                shape         chain     square patches of an image
+    ``risk``                signals       chain     smallest rise of the estimated risk
+    ======================  ============  ========  ============================================
+
+    A chain is nested, a family is not, and ``Hierarchy.nested`` says which came. Clusterings see
+    the undirected graph ``(A + A^T) / 2`` without self-loops; twins, orbits and colours see the
+    graph as it is. What a method needs beyond scikit-learn is in the extra ``cluster``.
+
+    ``ward`` works on a spectral embedding of the graph (commute times: eigenvectors of ``D - A``
+    over the square root of their eigenvalue, the first 16), merging neighbours only; on signals
+    alone it merges any clusters by the signals, every channel scaled to unit variance; given both,
+    it merges neighbours by the signals. ``spectral`` takes signals as a graph of the 10 nearest
+    nodes, and both as edges weighted by how near their ends' signals are.
+
+    Args:
+        edge_index: Graph on the nodes, int64 ``[2, e]``, or ``None`` where signals or the shape
+            of an image suffice.
+        num_nodes: Number of nodes; may be left out where signals or an image tell it.
+        edge_weight: Similarities ``[e]``, not negative; 1 where ``None``.
+        signals: Signals ``[samples, n]`` or ``[samples, n, c]``.
+        method: One of the above.
+        targets: What ``risk`` predicts from the signals, in the same form.
+        levels: Numbers of clusters to offer. By default a chain offers all it has, a family
+            powers of two up to 128. ``louvain``, ``graclus``, ``grid``, ``twins``,
+            ``automorphism`` and ``equitable`` have fixed levels, of which these must be some
+            (for ``grid`` any square patches, which then may not nest).
+        seed: Seed of methods that draw; equal seeds give equal answers.
+        height: Rows of the image, for ``grid``.
+        width: Columns of the image, for ``grid``.
+
+    Raises:
+        ClusteringError: An unknown method (the nearest names are given), a method without the
+            input it needs or with one it would ignore, levels out of range, a graph without
+            edges, negative weights, signals that are not finite.
+        GraphError: Edges out of range, weights that are not finite.
+        ImportError: A package that is not installed; the message names the extra.
+
+    Warns:
+        UserWarning: A disconnected graph (``ward``, ``spectral``, ``local_variation``: each
+            component on its own, joined last), signals that do not tell nodes apart, a level
+            that a library could not reach.
+
+    Cost:
+        ``leiden``, ``louvain``, ``metis``, ``twins`` and ``equitable`` are near linear. ``ward``
+        on signals alone, without a graph, needs ``O(n^2)`` memory; ``spectral``, ``ward`` on a
+        graph and ``local_variation`` factorise a sparse matrix once, see
+        :func:`~gsym.coarsening._graph.smallest_eigenpairs`.
+
+    Example:
+        >>> import networkx as nx
+        >>> edges = torch.tensor(list(nx.barbell_graph(4, 0).edges)).T
+        >>> h = coarsen(edges, 8, method="ward")
+        >>> h
+        Hierarchy(ward, 8 nodes, nested, 8 levels: 8, 7, 6, 5, 4, 3, 2, 1)
+        >>> h[2].labels.tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
+
+    Reference:
+        Loukas, arXiv 1808.10650; Bonald et al., arXiv 1806.01664 (paris); Blondel et al., arXiv
+        0803.0476 (louvain); Traag et al., arXiv 1810.08473 (leiden).
+    """
+    if method not in METHODS:
+        near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"
+        raise ClusteringError(f"unknown method {method!r}; {hint}")
+    request = Request.checked(
+        method, edge_index, num_nodes, edge_weight, signals, targets, levels, seed, height, width
+    )
+    if request.num_nodes == 1:
+        return request.chain([Partition.single(1)])
+    return METHODS[method].propose(request)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of :func:`coarsen`, checked; signals and targets are ``[samples, n, c]``."""
+
+    method: str
+    num_nodes: int
+    edge_index: Tensor | None
+    edge_weight: Tensor | None
+    signals: Tensor | None
+    targets: Tensor | None
+    levels: tuple[int, ...] | None
+    seed: int
+    height: int | None
+    width: int | None
+
+    @classmethod
+    def checked(
+        cls,
+        method: str,
+        edge_index: Tensor | None,
+        num_nodes: int | None,
+        edge_weight: Tensor | None,
+        signals: Tensor | None,
+        targets: Tensor | None,
+        levels: Sequence[int] | None,
+        seed: int,
+        height: int | None,
+        width: int | None,
+    ) -> Request:
+        """Check everything that does not depend on the method's own arithmetic."""
+        uses = METHODS[method]
+        given = {
+            "edge_index": edge_index,
+            "signals": signals,
+            "targets": targets,
+            "height": height,
+            "width": width,
+        }
+        for name, value in given.items():
+            # A graph is kept for the coarse graphs even where the method does not look at it.
+            if value is None and name in uses.needs:
+                raise ClusteringError(f"method {method!r} needs {name}=; got None")
+            if value is not None and name not in (*uses.needs, *uses.takes, "edge_index"):
+                takers = [m for m, other in METHODS.items() if name in other.needs + other.takes]
+                raise ClusteringError(
+                    f"method {method!r} does not look at {name}; leave it out, or take "
+                    f"{' or '.join(takers)}"
+                )
+        if edge_index is None and signals is None and height is None:
+            raise ClusteringError(f"method {method!r} needs edge_index, signals or both; got None")
+        n = _number_of_nodes(num_nodes, signals, height, width)
+        if edge_index is None and edge_weight is not None:
+            raise ClusteringError("edge_weight came without edge_index; pass both")
+        if edge_index is not None:
+            check_edge_index(edge_index, n)
+            check_edge_weight(edge_weight, edge_index.size(1))
+        if signals is not None:
+            signals = _check_signals(signals, n, "signals")
+        if targets is not None and signals is not None:
+            targets = _check_signals(targets, n, "targets")
+            if targets.size(0) != signals.size(0):
+                raise ClusteringError(
+                    f"signals and targets must be pairs; got {signals.size(0)} and "
+                    f"{targets.size(0)} samples"
+                )
+        if levels is not None:
+            outside = [k for k in levels if not 1 <= k <= n]
+            if outside:
+                raise ClusteringError(f"levels are numbers of clusters in 1..{n}; got {outside[0]}")
+            levels = tuple(sorted({int(k) for k in levels}, reverse=True))
+        return cls(
+            method, n, edge_index, edge_weight, signals, targets, levels, seed, height, width
+        )
+
+    @cached_property
+    def graph(self) -> csr_array:
+        """The undirected graph that clusterings see; it has edges."""
+        assert self.edge_index is not None
+        A = undirected(self.edge_index, self.num_nodes, self.edge_weight)
+        if not A.nnz:
+            raise ClusteringError(
+                f"the graph on {self.num_nodes} nodes has no edges, which method {self.method!r} "
+                "goes by; pass a graph with edges, or signals to ward, spectral or risk"
+            )
+        return A
+
+    @property
+    def exact_graph(self) -> tuple[Tensor, int, Tensor | None]:
+        """The graph as it came, for methods that respect directions, signs and loops."""
+        assert self.edge_index is not None
+        return self.edge_index, self.num_nodes, self.edge_weight
+
+    @cached_property
+    def family_levels(self) -> list[int]:
+        """The levels that a method without a chain has to find one by one, ends left out."""
+        powers = [2**i for i in range(1, 8) if 2**i <= self.num_nodes // 2]
+        asked = powers[::-1] if self.levels is None else self.levels
+        return [k for k in asked if 1 < k < self.num_nodes]
+
+    def tree(self, merges: Merges) -> Hierarchy:
+        """A chain from merges and heights, offering the asked levels."""
+        return Hierarchy.from_merges(
+            self.num_nodes,
+            *merges,
+            edge_index=self.edge_index,
+            edge_weight=self.edge_weight,
+            levels=self.levels,
+            method=self.method,
+        )
+
+    def chain(self, partitions: Iterable[Partition]) -> Hierarchy:
+        """A chain of what the method found; asked levels must be among them."""
+        ends = {self.num_nodes: Partition.singletons(self.num_nodes)}
+        ends[1] = Partition.single(self.num_nodes)
+        found = ends | {p.num_clusters: p for p in partitions}
+        if self.levels is not None:
+            missing = [k for k in self.levels if k not in found]
+            if missing:
+                raise ClusteringError(
+                    f"method {self.method!r} has no level of {missing[0]} clusters on this input; "
+                    f"it has {', '.join(map(str, sorted(found, reverse=True)))}"
+                )
+            found = {k: found[k] for k in self.levels}
+        return self._hierarchy(list(found.values()), nested=True)
+
+    def family(self, answers: Iterable[tuple[int, np.ndarray]]) -> Hierarchy:
+        """A family of labels ``[n]``, one answer per asked level; misses are told, not hidden."""
+        found: dict[int, Partition] = {}
+        for asked, labels in answers:
+            partition = Partition.from_labels(labels, relabel=True)
+            k = partition.num_clusters
+            if k != asked:
+                warnings.warn(
+                    f"method {self.method!r} found {k} clusters where {asked} were asked for: that "
+                    "level is missing; more clusters than the data tell apart?",
+                    stacklevel=4,
+                )
+            elif 1 < k < self.num_nodes:
+                found[k] = partition
+        return self._hierarchy(list(found.values()), nested=False)
+
+    def _hierarchy(self, partitions: list[Partition], *, nested: bool) -> Hierarchy:
+        return Hierarchy.from_partitions(
+            partitions or [Partition.single(self.num_nodes)],
+            edge_index=self.edge_index,
+            edge_weight=self.edge_weight,
+            nested=nested,
+            method=self.method,
+        )
+
+
+def _number_of_nodes(
+    num_nodes: int | None, signals: Tensor | None, height: int | None, width: int | None
+) -> int:
+    if num_nodes is None:
+        if isinstance(signals, Tensor) and signals.dim() in (2, 3):
+            num_nodes = signals.size(1)
+        elif height is not None and width is not None:
+            num_nodes = height * width
+        else:
+            raise ClusteringError("num_nodes is not known; pass num_nodes=")
+    if num_nodes < 1:
+        raise ClusteringError(f"clustering needs at least one node; got num_nodes={num_nodes}")
+    return num_nodes
+
+
+def _check_signals(signals: Tensor, n: int, what: str) -> Tensor:
+    """Signals as float64 ``[samples, n, c]`` on the CPU, finite."""
+    if not isinstance(signals, Tensor):
+        raise TypeError(f"{what} must be a tensor [samples, n, c]; got {type(signals).__name__}")
+    if signals.is_complex() or signals.dtype == torch.bool:
+        raise ClusteringError(f"{what} must be real numbers; got {signals.dtype}")
+    if signals.dim() not in (2, 3):
+        hint = f"; one signal is {what}[None]" if signals.dim() == 1 else ""
+        raise ClusteringError(
+            f"{what} must be [samples, n] or [samples, n, c]; got {list(signals.shape)}{hint}"
+        )
+    if signals.size(1) != n:
+        raise ClusteringError(f"expected {n} nodes on axis 1 of {what}; got {signals.size(1)}")
+    values = signals.detach().cpu().double()
+    values = values[..., None] if values.dim() == 2 else values
+    if not values.size(0) or not values.size(2):
+        raise ClusteringError(f"{what} hold no samples; got {list(signals.shape)}")
+    bad = (~torch.isfinite(values)).any(dim=2).any(dim=0).nonzero().view(-1).tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise ClusteringError(
+            f"{what} must be finite; {len(bad)} of {n} nodes hold NaN or infinity: {shown}; fill "
+            "the gaps or leave out these samples or nodes"
+        )
+    return values
+
+
+def _features(signals: Tensor) -> np.ndarray:
+    """One row per node ``[n, samples * c]``, every channel scaled to unit variance."""
+    scale = signals.std(dim=(0, 1), correction=0)
+    # A constant channel tells nothing and has no scale.
+    flat = signals / torch.where(scale > 0, scale, torch.ones_like(scale))
+    if bool((signals == signals[:, :1]).all()):
+        warnings.warn(
+            "the signals are equal at all nodes and do not tell them apart; the order of merges "
+            "says nothing",
+            stacklevel=5,
+        )
+    return flat.transpose(0, 1).flatten(1).numpy()
+
+
+def _ward(request: Request) -> Hierarchy:
+    cluster = optional_module("sklearn.cluster", "scikit-learn", "cluster", "method 'ward'")
+    features = None if request.signals is None else _features(request.signals)
+
+    def tree(A: csr_array | None, nodes: np.ndarray) -> Merges:
+        rows = _commute_embedding(A) if features is None else features[nodes]
+        children, *_, heights = cluster.ward_tree(rows, connectivity=A, return_distance=True)
+        return children, heights
+
+    if request.edge_index is None:
+        return request.tree(tree(None, np.arange(request.num_nodes)))
+    return request.tree(_by_component(request.graph, tree))
+
+
+def _commute_embedding(A: csr_array | None) -> np.ndarray:
+    """Coordinates ``[n, d]`` whose squared distances approximate effective resistances."""
+    assert A is not None
+    values, vectors = smallest_eigenpairs(laplacian_of(A), min(_EMBEDDING + 1, A.shape[0]))
+    return vectors[:, 1:] / np.sqrt(values[1:])
+
+
+def _by_component(A: csr_array, tree: Callable[[csr_array, np.ndarray], Merges]) -> Merges:
+    """Merges of every connected component on its own, then of the components.
+
+    Components are joined last, smallest first, at infinite height.
+    """
+    n = A.shape[0]
+    count, labels = connected_components(A, directed=False)
+    if count == 1:
+        return tree(A, np.arange(n))
+    _warn_components(count)
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    parts = np.split(order, np.cumsum(sizes)[:-1])
+    pairs, heights, ranks, made = [], [], [], 0
+    roots = np.array([part[0] for part in parts])
+    for i, nodes in enumerate(parts):
+        if nodes.size == 1:
+            continue
+        children, height = tree(A[nodes][:, nodes], nodes)
+        # Merges of this component are numbered as if they followed those made before.
+        names = np.concatenate([nodes, n + made + np.arange(nodes.size - 1)])
+        pairs.append(names[children])
+        heights.append(height)
+        ranks.append(np.maximum.accumulate(height))
+        made += nodes.size - 1
+        roots[i] = names[-1]
+    new_order = np.argsort(np.concatenate(ranks), kind="stable") if made else np.arange(0)
+    names = np.arange(n + made)
+    names[n + new_order] = n + np.arange(made)
+    inner = names[np.concatenate(pairs)[new_order]] if made else np.empty((0, 2), dtype=np.int64)
+    roots = names[roots[np.argsort(sizes, kind="stable")]]
+    left = np.concatenate([roots[:1], n + made + np.arange(count - 2)])
+    joins = np.column_stack([left, roots[1:]])
+    height = np.concatenate([*heights])[new_order] if made else np.empty(0)
+    return np.concatenate([inner, joins]), np.concatenate([height, np.full(count - 1, math.inf)])
+
+
+def _warn_components(count: int) -> None:
+    warnings.warn(
+        f"the graph has {count} connected components; each is clustered on its own, and they are "
+        "joined last",
+        stacklevel=6,
+    )
+
+
+def _spectral(request: Request) -> Hierarchy:
+    A = _similarity(request)
+    count, component = connected_components(A, directed=False)
+    if count > 1:
+        _warn_components(count)
+    wanted = request.family_levels
+    sizes = np.bincount(component)
+    shares = {k: _share(sizes, k) for k in wanted}
+    labels = {k: np.zeros(request.num_nodes, dtype=np.int64) for k in wanted}
+    used = dict.fromkeys(wanted, 0)
+    # The smallest components come first: where k is less than their number they share one label.
+    for c in np.argsort(sizes, kind="stable"):
+        nodes = np.flatnonzero(component == c)
+        most = max((share[c] for share in shares.values()), default=1)
+        embedding = _normalised_embedding(A[nodes][:, nodes], most) if most > 1 else None
+        for k in wanted:
+            parts = int(shares[k][c])
+            if parts == 0:
+                continue
+            within = 0 if embedding is None else _k_means(embedding[:, :parts], parts, request.seed)
+            labels[k][nodes] = used[k] + 1 + within
+            used[k] += parts
+    return request.family((k, labels[k]) for k in wanted)
+
+
+def _similarity(request: Request) -> csr_array:
+    """The weighted graph that spectral clustering cuts, from graph, signals or both."""
+    if request.signals is None:
+        return request.graph
+    features = _features(request.signals)
+    if request.edge_index is None:
+        neighbors = optional_module(
+            "sklearn.neighbors", "scikit-learn", "cluster", "method 'spectral'"
+        )
+        count = min(_NEIGHBOURS, request.num_nodes - 1)
+        near = neighbors.kneighbors_graph(features, count, mode="connectivity")
+        A = csr_array(near.maximum(near.T))
+    else:
+        A = request.graph
+    coo = A.tocoo()
+    distance = np.empty(coo.nnz)
+    for block in np.array_split(np.arange(coo.nnz), coo.nnz // 2**16 + 1):
+        difference = features[coo.row[block]] - features[coo.col[block]]
+        distance[block] = (difference**2).sum(axis=1)
+    typical = distance.mean()
+    weight = coo.data * np.exp(-distance / typical) if typical > 0 else coo.data
+    # A weight that underflows would cut the graph where it has an edge.
+    weight = np.maximum(weight, coo.data * 1e-12)
+    return csr_array((weight, (coo.row, coo.col)), shape=A.shape)
+
+
+def _share(sizes: np.ndarray, k: int) -> np.ndarray:
+    """Clusters per component, at least one each and in proportion to size, ``k`` in all.
+
+    With fewer clusters than components, the smallest components get none and form one together.
+    """
+    if k < sizes.size:
+        share = np.zeros_like(sizes)
+        share[np.argsort(-sizes, kind="stable")[: k - 1]] = 1
+        return share
+    exact = np.minimum(sizes, np.maximum(1, k * sizes / sizes.sum()))
+    share = np.maximum(1, np.floor(exact).astype(np.int64))
+    while share.sum() < k:
+        share[np.argmax(np.where(share < sizes, exact - share, -np.inf))] += 1
+    while share.sum() > k:
+        share[np.argmax(np.where(share > 1, share - exact, -np.inf))] -= 1
+    return share
+
+
+def _normalised_embedding(A: csr_array, k: int) -> np.ndarray:
+    """Rows of the first ``k`` eigenvectors of the symmetric normalised Laplacian, ``[n, k]``."""
+    scale = diags_array(1 / np.sqrt(np.asarray(A.sum(axis=1)).reshape(-1)))
+    _, vectors = smallest_eigenpairs((scale @ laplacian_of(A) @ scale).tocsr(), k)
+    return vectors
+
+
+def _k_means(embedding: np.ndarray, k: int, seed: int) -> np.ndarray:
+    cluster = optional_module("sklearn.cluster", "scikit-learn", "cluster", "method 'spectral'")
+    length = np.linalg.norm(embedding, axis=1, keepdims=True)
+    rows = embedding / np.where(length > 0, length, 1)
+    with warnings.catch_warnings():
+        # Fewer distinct rows than clusters: the missing level is told by Request.family.
+        warnings.filterwarnings("ignore", message=".*distinct clusters.*")
+        return cluster.KMeans(k, n_init=4, random_state=seed).fit(rows).labels_
+
+
+def _local_variation(request: Request) -> Hierarchy:
+    return request.tree(
+        _by_component(request.graph, lambda A, _: local_variation_merges(A, seed=request.seed))
+    )
+
+
+def _graclus(request: Request) -> Hierarchy:
+    merges, heights, levels = normalised_cut_merges(request.graph, seed=request.seed)
+    h = Hierarchy.from_merges(request.num_nodes, merges, heights, levels=levels)
+    return request.chain(h)
+
+
+def _paris(request: Request) -> Hierarchy:
+    return request.tree(_paris_merges(request.graph, "paris"))
+
+
+def _paris_merges(A: csr_array, method: str) -> Merges:
+    hierarchy = optional_module(
+        "sknetwork.hierarchy", "scikit-network", "cluster", f"method {method!r}"
+    )
+    dendrogram = hierarchy.Paris().fit_predict(_csr_matrix(A))
+    return dendrogram[:, :2].astype(np.int64), dendrogram[:, 2]
+
+
+def _louvain(request: Request) -> Hierarchy:
+    clustering = optional_module(
+        "sknetwork.clustering", "scikit-network", "cluster", "method 'louvain'"
+    )
+    louvain = clustering.Louvain(n_aggregations=1, random_state=request.seed)
+    labels = np.arange(request.num_nodes)
+    A, found = _csr_matrix(request.graph), []
+    while A.shape[0] > 1:
+        above = louvain.fit_predict(A)
+        if np.unique(above).size == A.shape[0]:
+            break
+        labels = above[labels]
+        found.append(Partition.from_labels(labels, relabel=True))
+        A = louvain.aggregate_
+    return request.chain(found)
+
+
+def _csr_matrix(A: csr_array) -> csr_matrix:
+    """The type that scikit-network takes."""
+    indices = A.indices.astype(np.int32), A.indptr.astype(np.int32)
+    return csr_matrix((A.data.astype(np.float64), *indices), shape=A.shape)
+
+
+def _leiden(request: Request) -> Hierarchy:
+    networkit = optional_module("networkit", "networkit", "cluster", "method 'leiden'")
+    A = request.graph
+    coo = A.tocoo()
+    half = coo.row < coo.col
+    ends = coo.row[half].astype(np.uint64), coo.col[half].astype(np.uint64)
+    graph = networkit.GraphFromCoo(
+        (coo.data[half], ends), n=request.num_nodes, weighted=True, directed=False
+    )
+    threads = networkit.getMaxNumberOfThreads()
+
+    def run(resolution: float) -> np.ndarray:
+        # Threads race for moves: only one gives the same answer for the same seed.
+        networkit.setNumberOfThreads(1)
+        networkit.setSeed(request.seed, False)
+        try:
+            leiden = networkit.community.ParallelLeiden(graph, gamma=resolution)
+            leiden.run()
+        finally:
+            networkit.setNumberOfThreads(threads)
+        return np.unique(leiden.getPartition().getVector(), return_inverse=True)[1]
+
+    return request.family((k, _reach(run, A, k)) for k in request.family_levels)
+
+
+def _reach(run: Callable[[float], np.ndarray], A: csr_array, k: int) -> np.ndarray:
+    """Labels of exactly ``k`` clusters: the nearest resolution above, then merges by Paris.
+
+    Resolutions are found by interpolating the logarithm of the number of clusters; a run with at
+    most a quarter more clusters than asked for will do.
+    """
+    n = A.shape[0]
+    low, high = (0.0, 0.0), (math.log(A.sum()), math.log(n))
+    # In a planar grid the number of clusters grows as resolution^(2/3) n^(1/3).
+    guess = max(0.0, 1.5 * math.log(k) - 0.5 * math.log(n))
+    best = np.arange(n)
+    for _ in range(_LEIDEN_RUNS):
+        labels = run(math.exp(guess))
+        count = int(labels.max()) + 1
+        here = (guess, math.log(count))
+        if count >= k:
+            best = labels if count < best.max() + 1 else best
+            high = here
+            if count <= 1.25 * k:
+                break
+        else:
+            low = here
+        if high[0] - low[0] < 1e-3:
+            break
+        target = math.log(1.1 * k)
+        slope = (high[1] - low[1]) / (high[0] - low[0])
+        step = low[0] + (target - low[1]) / slope if slope > 0 else math.inf
+        margin = 0.1 * (high[0] - low[0])
+        guess = min(max(step, low[0] + margin), high[0] - margin)
+    return _merge_down(A, best, k)
+
+
+def _merge_down(A: csr_array, labels: np.ndarray, k: int) -> np.ndarray:
+    """Merge clusters along the dendrogram of their coarse graph until ``k`` are left."""
+    count = int(labels.max()) + 1
+    if count == k:
+        return labels
+    coo = A.tocoo()
+    between = coo_array((coo.data, (labels[coo.row], labels[coo.col])), shape=(count, count))
+    merges, heights = _paris_merges(between.tocsr(), "leiden")
+    return Hierarchy.from_merges(count, merges, heights)[k].labels.numpy()[labels]
+
+
+def _metis(request: Request) -> Hierarchy:
+    wanted = request.family_levels
+    return request.family(
+        zip(wanted, metis_labels(request.graph, wanted, seed=request.seed), strict=True)
+    )
+
+
+def _grid(request: Request) -> Hierarchy:
+    assert request.height is not None and request.width is not None
+    height, width = request.height, request.width
+    if height < 1 or width < 1 or height * width != request.num_nodes:
+        raise ClusteringError(
+            f"an image of {height} x {width} pixels has {max(0, height * width)} nodes; got "
+            f"{request.num_nodes}"
+        )
+    common = math.gcd(height, width)
+    sides = [side for side in range(1, common + 1) if common % side == 0]
+    counts = {height * width // side**2: side for side in sides}
+    if request.levels is None:
+        # Sides nest only if each divides the next: grow by the smallest prime factor.
+        chain = [1]
+        while chain[-1] < common:
+            chain.append(next(s for s in sides if s > chain[-1] and s % chain[-1] == 0))
+        partitions = [Partition.grid(height, width, side) for side in chain]
+        return request.chain(partitions)
+    asked = [k for k in request.levels if k > 1]
+    missing = [k for k in asked if k not in counts]
+    if missing:
+        raise ClusteringError(
+            f"square patches do not cut an image of {height} x {width} pixels into {missing[0]}; "
+            f"they give {', '.join(map(str, sorted(counts, reverse=True)))}"
+        )
+    sides = [counts[k] for k in asked]
+    nested = all(larger % smaller == 0 for smaller, larger in pairwise(sides))
+    partitions = [Partition.grid(height, width, side) for side in sides]
+    return request._hierarchy(partitions, nested=nested)
+
+
+def _twins(request: Request) -> Hierarchy:
+    return request.chain([twin_partition(*request.exact_graph)])
+
+
+def _equitable(request: Request) -> Hierarchy:
+    refinement = import_module("gsym.groups.refinement")
+    return request.chain([refinement.equitable_partition(*request.exact_graph)])
+
+
+def _automorphism(request: Request) -> Hierarchy:
+    automorphism = import_module("gsym.groups.automorphism")
+    group = automorphism.automorphisms(*request.exact_graph)
+    return request.chain([Partition(group.node_orbits().index)])
+
+
+def _risk(request: Request) -> Hierarchy:
+    risk = import_module("gsym.coarsening.risk")
+    targets = request.signals if request.targets is None else request.targets
+    merges, heights = risk.merge_by_risk(request.signals, targets, edge_index=request.edge_index)
+    return request.tree((np.asarray(merges), np.asarray(heights)))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of :func:`coarsen`: what it needs, what it may take, and how it answers."""
+
+    propose: Callable[[Request], Hierarchy]
+    needs: tuple[str, ...]
+    takes: tuple[str, ...] = ()
+
+
+METHODS: dict[str, Method] = {
+    "ward": Method(_ward, (), ("edge_index", "signals")),
+    "spectral": Method(_spectral, (), ("edge_index", "signals")),
+    "local_variation": Method(_local_variation, ("edge_index",)),
+    "graclus": Method(_graclus, ("edge_index",)),
+    "paris": Method(_paris, ("edge_index",)),
+    "louvain": Method(_louvain, ("edge_index",)),
+    "leiden": Method(_leiden, ("edge_index",)),
+    "metis": Method(_metis, ("edge_index",)),
+    "twins": Method(_twins, ("edge_index",)),
+    "automorphism": Method(_automorphism, ("edge_index",)),
+    "equitable": Method(_equitable, ("edge_index",)),
+    "grid": Method(_grid, ("height", "width")),
+    "risk": Method(_risk, ("signals",), ("targets", "edge_index")),
+}

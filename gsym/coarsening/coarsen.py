@@ -1,0 +1,580 @@
+"""Coarsenings and hierarchies: what a clustering gives, as values.
+
+Three maps go with a partition into clusters of sizes ``n_1..n_k``; the names matter, because the
+literature mixes them up:
+
+- the **indicator** ``[n, k]`` repeats a value of a cluster at its nodes (the blow-up);
+- the **averaging** ``P = [k, n]`` with entries ``1 / n_i`` takes the mean over a cluster; the
+  quotient graph is ``P A P^T``, and the indicator is its pseudo-inverse;
+- the **restriction** ``C = [k, n]`` with entries ``1 / sqrt(n_i)`` has orthonormal rows, so that
+  ``C L C^T`` is the Laplacian whose eigenvalues can be compared with those of ``L``.
+
+Both give the same projection ``C^T C = P^+ P``: the mean over every cluster, at every node.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsym._validate import ClusteringError, check_edge_index, check_edge_weight, integer_tensor
+from gsym.coarsening._graph import (
+    adjacency_matrix,
+    laplacian,
+    restriction,
+    smallest_eigenpairs,
+)
+from gsym.groups import Partition, PermutationGroup
+
+# Blow-ups with more entries than this are refused rather than built.
+_MAX_BLOW_UP_ENTRIES = 2**28
+# Coarse graphs with more nodes than this are not searched for symmetries.
+_MAX_SWAPPED = 512
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Coarsening:
+    """One partition of the nodes of a graph, its coarse graph, and what the coarsening costs.
+
+    Attributes:
+        partition: The clusters.
+        edge_index: The fine graph, int64 ``[2, e]``; ``None`` where there was none.
+        edge_weight: Its weights ``[e]``; 1 where ``None``.
+
+    Raises:
+        GraphError: The graph names a node that the partition does not have.
+
+    Example:
+        >>> square = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 0], [1, 0, 2, 1, 3, 2, 0, 3]])
+        >>> c = Coarsening(Partition.from_labels([0, 0, 1, 1]), square)
+        >>> c
+        Coarsening(4 nodes in 2 clusters of 2, cost 0.707)
+        >>> c.quotient[1].tolist()
+        [0.5, 0.5, 0.5, 0.5]
+    """
+
+    partition: Partition
+    edge_index: Tensor | None = None
+    edge_weight: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.edge_index is not None:
+            check_edge_index(self.edge_index, self.partition.num_nodes)
+            check_edge_weight(self.edge_weight, self.edge_index.size(1))
+
+    @cached_property
+    def quotient(self) -> tuple[Tensor, Tensor]:
+        """The coarse graph ``P A P^T``: ``edge_index`` ``[2, q]`` and mean weights ``[q]``.
+
+        Self-loops hold the mean over a cluster's own block; see :meth:`gsym.Partition.quotient`.
+        """
+        return self.partition.quotient(self._graph(), self.edge_weight)
+
+    def blow_up(self) -> tuple[Tensor, Tensor]:
+        """The coarse graph carried back to the nodes: every pair has the mean of its block.
+
+        Returns:
+            ``edge_index`` ``[2, b]`` and weights ``[b]``, where b sums ``c_i c_j`` over the coarse
+            edges; pairs of a node with itself are included, as in the mean.
+
+        Raises:
+            ClusteringError: More than ``2**28`` entries; :attr:`cost` needs none of them.
+        """
+        (rows, columns), weight = self.quotient
+        sizes = torch.tensor(self.partition.sizes)
+        area = sizes[rows] * sizes[columns]
+        total = int(area.sum())
+        if total > _MAX_BLOW_UP_ENTRIES:
+            raise ClusteringError(
+                f"the blow-up has {total} entries, more than {_MAX_BLOW_UP_ENTRIES}; use the "
+                "quotient graph and the partition, or cost, which need no blow-up"
+            )
+        start = torch.cumsum(sizes, 0) - sizes
+        block = torch.repeat_interleave(torch.arange(rows.numel()), area)
+        within = torch.arange(total) - (torch.cumsum(area, 0) - area)[block]
+        width = sizes[columns][block]
+        order = self.partition.order
+        source = order[start[rows][block] + within // width]
+        target = order[start[columns][block] + within % width]
+        return torch.stack([source, target]), weight[block]
+
+    @cached_property
+    def cost(self) -> float:
+        """Relative distance ``||A - B||_F / ||A||_F`` between the graph and its blow-up ``B``.
+
+        0 when every block is constant, below 1 otherwise; 0 for a graph without edges. The
+        diagonal counts: the clusters of a complete graph cost something although its nodes are
+        all alike, because no node is its own neighbour.
+
+        Cost:
+            ``O(e log e)`` in float64; no ``n x n`` matrix: a block of ``area`` entries with mean
+            ``m`` adds ``sum (a - m)^2`` over its edges and ``m^2`` for every other pair.
+        """
+        A = adjacency_matrix(self._graph(), self.partition.num_nodes, self.edge_weight).tocoo()
+        norm = float(np.linalg.norm(A.data))
+        if norm == 0:
+            return 0.0
+        k = self.partition.num_clusters
+        labels = self.partition.labels.numpy()
+        sizes = np.bincount(labels).astype(np.float64)
+        blocks, inverse, count = np.unique(
+            labels[A.row] * k + labels[A.col], return_inverse=True, return_counts=True
+        )
+        area = sizes[blocks // k] * sizes[blocks % k]
+        mean = np.bincount(inverse, A.data) / area
+        scatter = ((A.data - mean[inverse]) ** 2).sum() + (mean**2 * (area - count)).sum()
+        return math.sqrt(scatter) / norm
+
+    def eigenvalue_shift(self, k: int) -> Tensor:
+        """How far each of the first ``k`` Laplacian eigenvalues moves up, float64 ``[k]``.
+
+        The difference between the i-th smallest eigenvalues of ``C L C^T`` and of ``L``, with
+        ``L = D - A`` of the symmetrised graph and the restriction ``C`` of entries
+        ``1 / sqrt(n_i)``. ``C`` has orthonormal rows, so no eigenvalue moves down (Cauchy). Units
+        are those of the edge weights.
+
+        Args:
+            k: Number of eigenvalues, at most the number of clusters.
+
+        Raises:
+            ClusteringError: ``k`` out of range, or negative weights.
+
+        Reference:
+            Loukas, arXiv 1808.10650, section 3.1 (interlacing); his ``C`` is ours.
+        """
+        clusters = self.partition.num_clusters
+        if not 1 <= k <= clusters:
+            raise ClusteringError(f"k must lie in 1..{clusters}, the number of clusters; got {k}")
+        L = laplacian(self._graph(), self.partition.num_nodes, self.edge_weight)
+        C = restriction(self.partition)
+        fine, _ = smallest_eigenpairs(L, k)
+        coarse, _ = smallest_eigenpairs((C @ L @ C.T).tocsr(), k)
+        return torch.from_numpy(coarse - fine)
+
+    def _graph(self) -> Tensor:
+        if self.edge_index is None:
+            raise ClusteringError("this coarsening has no graph; build it with edge_index=")
+        return self.edge_index
+
+    def __repr__(self) -> str:
+        what = repr(self.partition).removeprefix("Partition(").removesuffix(")")
+        cost = "no graph" if self.edge_index is None else f"cost {self.cost:.3g}"
+        return f"Coarsening({what}, {cost})"
+
+
+class Hierarchy:
+    """Partitions of one node set from single nodes to one cluster: a dial from trivial to S_n.
+
+    Usually a chain in which every partition refines the next, kept as ``n - 1`` merges whatever
+    the number of levels. Methods whose answers do not nest give a *family*: the same access by
+    number of clusters, ``nested=False``, and no merges. Both ends, all nodes alone and one
+    cluster, belong to every hierarchy. Clusters are numbered by first occurrence.
+
+    Build one with :func:`gsym.coarsen`, :meth:`from_merges` or :meth:`from_partitions`.
+
+    Example:
+        >>> h = Hierarchy.from_merges(4, [[0, 1], [2, 3], [4, 5]], [1.0, 1.0, 3.0])
+        >>> h
+        Hierarchy(4 nodes, nested, 4 levels: 4, 3, 2, 1)
+        >>> h[2].labels.tolist()
+        [0, 0, 1, 1]
+        >>> h.newick()
+        '((0:1,1:1):2,(2:1,3:1):2);'
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        levels: Sequence[int],
+        *,
+        merges: tuple[Tensor, Tensor] | None,
+        family: dict[int, Partition],
+        edge_index: Tensor | None,
+        edge_weight: Tensor | None,
+        method: str,
+    ) -> None:
+        if edge_index is not None:
+            check_edge_index(edge_index, num_nodes)
+            check_edge_weight(edge_weight, edge_index.size(1))
+        self.num_nodes = num_nodes
+        self.levels = tuple(levels)
+        self.edge_index, self.edge_weight = edge_index, edge_weight
+        self.method = method
+        self._merges, self._family = merges, family
+
+    @classmethod
+    def from_merges(
+        cls,
+        num_nodes: int,
+        merges: object,
+        heights: object,
+        *,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        levels: Sequence[int] | None = None,
+        method: str = "merges",
+    ) -> Hierarchy:
+        """Chain that merges two clusters at a time.
+
+        Args:
+            num_nodes: Number of nodes n.
+            merges: Integers ``[n - 1, 2]`` as in a SciPy linkage: clusters below n are nodes, and
+                merge i makes cluster ``n + i``.
+            heights: Height of each merge ``[n - 1]``, in units of the method.
+            edge_index: Graph on the nodes.
+            edge_weight: Its weights.
+            levels: Numbers of clusters to offer besides n and 1; all by default.
+            method: Name of what made the merges.
+
+        Raises:
+            ClusteringError: Merges that do not end in one cluster, a cluster merged twice or
+                before it exists, or levels out of range.
+        """
+        n = _positive(num_nodes)
+        pairs = integer_tensor(merges, "merges", ClusteringError).reshape(-1, 2)
+        height = torch.as_tensor(heights, dtype=torch.float64).detach().cpu().reshape(-1)
+        _check_merges(n, pairs, height)
+        offered = range(n, 0, -1) if levels is None else _levels(levels, n)
+        return cls(
+            n,
+            offered,
+            merges=(pairs, height),
+            family={},
+            edge_index=edge_index,
+            edge_weight=edge_weight,
+            method=method,
+        )
+
+    @classmethod
+    def from_partitions(
+        cls,
+        partitions: Sequence[Partition],
+        *,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        nested: bool = True,
+        method: str = "partitions",
+    ) -> Hierarchy:
+        """Chain or family of given partitions, fine to coarse; both ends are added.
+
+        Args:
+            partitions: Partitions of the same nodes, no two with equally many clusters.
+            edge_index: Graph on the nodes.
+            edge_weight: Its weights.
+            nested: Whether each refines the next; it is checked. The heights of a chain count
+                its steps: 1 for merges within the first partition.
+            method: Name of what made the partitions.
+
+        Raises:
+            ClusteringError: No partitions, different node sets, equally many clusters twice, or a
+                partition that does not refine the next although ``nested``.
+
+        Example:
+            >>> Hierarchy.from_partitions([Partition.grid(4, 4, 2)])
+            Hierarchy(16 nodes, nested, 3 levels: 16, 4, 1)
+        """
+        if not partitions:
+            raise ClusteringError("a hierarchy needs at least one partition; got none")
+        n = partitions[0].num_nodes
+        found: dict[int, Partition] = {}
+        for partition in (Partition.singletons(n), *partitions, Partition.single(n)):
+            k = partition.num_clusters
+            if partition.num_nodes != n:
+                raise ClusteringError(
+                    f"partitions of {n} and of {partition.num_nodes} nodes make no hierarchy"
+                )
+            numbered = Partition.from_labels(partition.labels, relabel=True)
+            if found.setdefault(k, numbered) != numbered:
+                raise ClusteringError(
+                    f"two different partitions have {k} clusters; a level must have one answer"
+                )
+        levels = sorted(found, reverse=True)
+        if nested:
+            for fine, coarse in pairwise(levels):
+                if not found[fine].refines(found[coarse]):
+                    raise ClusteringError(
+                        f"the partition into {fine} clusters does not refine the one into "
+                        f"{coarse}; pass nested=False for a family that does not nest"
+                    )
+        return cls(
+            n,
+            levels,
+            merges=_merges_of_chain([found[k] for k in levels]) if nested else None,
+            family={} if nested else found,
+            edge_index=edge_index,
+            edge_weight=edge_weight,
+            method=method,
+        )
+
+    @property
+    def nested(self) -> bool:
+        """Whether every partition refines the next."""
+        return self._merges is not None
+
+    @property
+    def merges(self) -> Tensor:
+        """Merges int64 ``[n - 1, 2]`` in SciPy's numbering.
+
+        Raises:
+            ClusteringError: The partitions do not nest.
+        """
+        return self._tree()[0]
+
+    @property
+    def heights(self) -> Tensor:
+        """Height of each merge, float64 ``[n - 1]``, in units of the method.
+
+        Raises:
+            ClusteringError: The partitions do not nest.
+        """
+        return self._tree()[1]
+
+    def __getitem__(self, k: int) -> Partition:
+        """The partition into exactly ``k`` clusters.
+
+        Raises:
+            ClusteringError: No level of ``k`` clusters; the message names the nearest.
+
+        Cost:
+            ``O(n log n)``: the forest of the first ``n - k`` merges, by pointer jumping.
+        """
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise TypeError(f"a level is a number of clusters; got {type(k).__name__}") from None
+        if k not in self._level_set:
+            nearest = sorted(self.levels, key=lambda level: (abs(level - k), level))[:2]
+            raise ClusteringError(
+                f"no level has {k} clusters; the nearest have "
+                f"{' and '.join(map(str, sorted(nearest)))}"
+            )
+        if self._merges is None:
+            return self._family[k]
+        merged = self.num_nodes - k
+        parent = np.arange(self.num_nodes + merged)
+        pairs = self._merges[0][:merged].numpy()
+        parent[pairs] = np.arange(self.num_nodes, parent.size)[:, None]
+        while True:
+            # Twice as far at each step: log2 of the depth of the forest steps in all.
+            grandparent = parent[parent]
+            if np.array_equal(grandparent, parent):
+                break
+            parent = grandparent
+        return Partition.from_labels(parent[: self.num_nodes], relabel=True)
+
+    def cut(self, k: int) -> Coarsening:
+        """The coarsening into exactly ``k`` clusters, with this hierarchy's graph."""
+        return Coarsening(self[k], self.edge_index, self.edge_weight)
+
+    def linkage(self) -> np.ndarray:
+        """SciPy linkage, float64 ``[n - 1, 4]``: the two clusters, height, number of nodes.
+
+        Raises:
+            ClusteringError: The partitions do not nest.
+
+        Example:
+            >>> Hierarchy.from_merges(3, [[2, 0], [1, 3]], [0.5, 2.0]).linkage().tolist()
+            [[2.0, 0.0, 0.5, 2.0], [1.0, 3.0, 2.0, 3.0]]
+        """
+        merges, heights = self._tree()
+        count = [1] * self.num_nodes
+        for a, b in merges.tolist():
+            count.append(count[a] + count[b])
+        return np.column_stack([merges.numpy(), heights.numpy(), count[self.num_nodes :]])
+
+    def newick(self, names: Sequence[str] | None = None) -> str:
+        """The tree of merges in Newick format; branch lengths are differences of heights.
+
+        Nodes have height 0. A branch to or from an infinite height is written without length.
+
+        Args:
+            names: One name per node; its number by default.
+
+        Raises:
+            ClusteringError: The partitions do not nest, or the number of names is not n.
+        """
+        merges, heights = self._tree()
+        n = self.num_nodes
+        if names is not None and len(names) != n:
+            raise ClusteringError(f"expected one name for each of {n} nodes; got {len(names)}")
+        labels = list(map(str, range(n))) if names is None else [_newick_name(s) for s in names]
+        height = [0.0] * n + heights.tolist()
+        children = merges.tolist()
+        text: list[str] = []
+        # Text to write, or a cluster with the height of its parent; the top has none.
+        stack: list[str | tuple[int, float | None]] = [(2 * n - 2, None)]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, str):
+                text.append(item)
+                continue
+            cluster, above = item
+            length = math.inf if above is None else above - height[cluster]
+            end = f":{length:g}" if math.isfinite(length) else ""
+            if cluster < n:
+                text.append(labels[cluster] + end)
+            else:
+                left, right = children[cluster - n]
+                here = height[cluster]
+                stack += [f"){end}", (right, here), ",", (left, here)]
+                text.append("(")
+        return "".join(text) + ";"
+
+    @cached_property
+    def _level_set(self) -> frozenset[int]:
+        return frozenset(self.levels)
+
+    def _tree(self) -> tuple[Tensor, Tensor]:
+        if self._merges is None:
+            raise ClusteringError(
+                f"the partitions of method {self.method!r} do not nest: they have no merges, "
+                "heights or tree; use h[k] and h.levels"
+            )
+        return self._merges
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __iter__(self) -> Iterator[Partition]:
+        """Partitions from fine to coarse."""
+        return (self[k] for k in self.levels)
+
+    def __repr__(self) -> str:
+        count = len(self.levels)
+        if count <= 8:
+            shown = ", ".join(map(str, self.levels))
+        elif count == self.num_nodes:
+            shown = f"{self.num_nodes} to 1"
+        else:
+            shown = f"{', '.join(map(str, self.levels[:3]))}, ..., {self.levels[-2]}, 1"
+        method = "" if self.method in ("merges", "partitions") else f"{self.method}, "
+        nested = "nested" if self.nested else "not nested"
+        return (
+            f"Hierarchy({method}{self.num_nodes} nodes, {nested}, "
+            f"{count} level{'s' * (count > 1)}: {shown})"
+        )
+
+
+def _positive(num_nodes: int) -> int:
+    if num_nodes < 1:
+        raise ClusteringError(f"a hierarchy needs at least one node; got num_nodes={num_nodes}")
+    return num_nodes
+
+
+def _levels(levels: Sequence[int], num_nodes: int) -> list[int]:
+    """The asked levels with both ends, fine to coarse."""
+    outside = [k for k in levels if not 1 <= k <= num_nodes]
+    if outside:
+        raise ClusteringError(f"levels are numbers of clusters in 1..{num_nodes}; got {outside[0]}")
+    return sorted({num_nodes, 1, *map(int, levels)}, reverse=True)
+
+
+def _check_merges(n: int, pairs: Tensor, heights: Tensor) -> None:
+    if pairs.size(0) != n - 1:
+        raise ClusteringError(
+            f"{n} nodes become one cluster in {n - 1} merges; got {pairs.size(0)}"
+        )
+    if heights.numel() != n - 1:
+        raise ClusteringError(f"expected {n - 1} heights, one per merge; got {heights.numel()}")
+    if bool(torch.isnan(heights).any()):
+        bad = int(torch.isnan(heights).nonzero()[0])
+        raise ClusteringError(f"heights must not be NaN; that of merge {bad} is")
+    late = (pairs < 0) | (pairs >= n + torch.arange(n - 1)[:, None])
+    if bool(late.any()):
+        i, j = late.nonzero()[0].tolist()
+        raise ClusteringError(
+            f"merge {i} names cluster {int(pairs[i, j])}, which does not exist before it; clusters "
+            f"below {n} are nodes and merge i makes cluster {n} + i"
+        )
+    counts = torch.bincount(pairs.reshape(-1), minlength=1)
+    if bool((counts > 1).any()):
+        bad = int((counts > 1).nonzero()[0])
+        raise ClusteringError(f"cluster {bad} is merged {int(counts[bad])} times, not once")
+
+
+def _merges_of_chain(chain: Sequence[Partition]) -> tuple[Tensor, Tensor]:
+    """Merges that pass through every partition of a chain, with the step as height."""
+    n = chain[0].num_nodes
+    names = np.arange(n)  # of the clusters of the current partition
+    merges, heights, made = [], [], n
+    for step, (fine, coarse) in enumerate(pairwise(chain), start=1):
+        first = fine.order.numpy()[np.cumsum([0, *fine.sizes[:-1]])]
+        parent = coarse.labels.numpy()[first]
+        order = np.argsort(parent, kind="stable")
+        # Within a coarse cluster: the first two clusters, then what came of them and the next.
+        joined = np.flatnonzero(np.diff(parent[order]) == 0) + 1
+        new = made + np.arange(joined.size)
+        left = names[order[joined - 1]]
+        chained = np.flatnonzero(np.diff(joined) == 1) + 1
+        left[chained] = new[chained - 1]
+        merges.append(np.column_stack([left, names[order[joined]]]))
+        heights.append(np.full(joined.size, float(step)))
+        coarse_names = np.empty(coarse.num_clusters, dtype=np.int64)
+        coarse_names[parent] = names
+        coarse_names[parent[order[joined]]] = new  # the last one written is the whole cluster
+        names, made = coarse_names, made + joined.size
+    if not merges:
+        return torch.empty(0, 2, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+    return torch.from_numpy(np.concatenate(merges)), torch.from_numpy(np.concatenate(heights))
+
+
+def _newick_name(name: str) -> str:
+    """Quote a name that holds anything but letters, digits and a few safe signs."""
+    if name and all(c.isalnum() or c in "._-+" for c in name):
+        return name
+    return "'" + name.replace("'", "''") + "'"
+
+
+def swap_group(coarsening: Coarsening) -> PermutationGroup | None:
+    """Exchanges of whole clusters that are symmetries of the blow-up, as ``swaps`` of a group.
+
+    The exact automorphisms of the coarse graph that keep cluster sizes, so that
+    ``ClusterGroup(coarsening.partition, swaps=...)`` preserves the blow-up of the coarse graph
+    (up to the tolerance on weights), as each ``S_c`` does already.
+
+    Args:
+        coarsening: Partition and graph. Mean weights of blocks that differ by less than ``1e-9``
+            of the largest count as equal, because sums in another order round differently.
+
+    Returns:
+        The group on the clusters, or ``None`` where there is nothing to exchange: only the
+        identity, no graph, more than 512 clusters, or a search that ran out of time.
+
+    Example:
+        >>> path = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]])
+        >>> both = torch.cat([path, path.flip(0)], dim=1)
+        >>> swaps = swap_group(Coarsening(Partition.from_labels([0, 0, 1, 1, 2, 2]), both))
+        >>> swaps.order(), swaps.node_orbits().index.tolist()
+        (2, [0, 1, 0])
+
+    Reference:
+        The factor ``A_G'`` of Huang, Levie, Villar, arXiv 2308.10436.
+    """
+    k = coarsening.partition.num_clusters
+    if coarsening.edge_index is None or not 1 < k <= _MAX_SWAPPED:
+        return None
+    weight = coarsening.edge_weight
+    exact = Coarsening(
+        coarsening.partition, coarsening.edge_index, None if weight is None else weight.double()
+    )
+    coarse, mean = exact.quotient
+    values, order = torch.sort(mean.double())
+    kind = torch.zeros(values.numel(), dtype=torch.float64)
+    tolerance = 1e-9 * float(values.abs().max()) if values.numel() else 0.0
+    kind[order] = torch.cumsum(values.diff(prepend=values[:1]) > tolerance, 0).double()
+    automorphism = import_module("gsym.groups.automorphism")
+    group = automorphism.automorphisms(
+        coarse, k, 1 + kind, torch.tensor(coarsening.partition.sizes)
+    )
+    if not group.exact or group.order() == 1:
+        return None
+    return group
