@@ -71,19 +71,10 @@ def laplacian(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None = N
     return laplacian_of(undirected(edge_index, num_nodes, edge_weight))
 
 
-def averaging(partition: Partition) -> csr_array:
-    """The averaging P, ``[k, n]`` with entries ``1 / n_i``: means over clusters."""
-    return _cluster_matrix(partition, -1.0)
-
-
 def restriction(partition: Partition) -> csr_array:
     """The restriction C, ``[k, n]`` with entries ``1 / sqrt(n_i)``: orthonormal rows."""
-    return _cluster_matrix(partition, -0.5)
-
-
-def _cluster_matrix(partition: Partition, power: float) -> csr_array:
     labels = partition.labels.numpy()
-    entries = np.bincount(labels).astype(np.float64)[labels] ** power
+    entries = 1 / np.sqrt(np.bincount(labels)[labels])
     shape = (partition.num_clusters, labels.size)
     return coo_array((entries, (labels, np.arange(labels.size))), shape=shape).tocsr()
 
@@ -119,6 +110,25 @@ def smallest_eigenpairs(matrix: csr_array, k: int) -> tuple[np.ndarray, np.ndarr
     largest = np.abs(vectors).argmax(axis=0)
     signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
     return values, vectors * signs
+
+
+def energy_basis(A: csr_array, dimension: int) -> np.ndarray:
+    """The first eigenvectors of ``D - A`` after the constant, each scaled to unit energy.
+
+    Squared distances between the rows approximate effective resistances (commute times).
+
+    Args:
+        A: Symmetric adjacency of a connected graph of two nodes or more.
+        dimension: Number of eigenvectors, fewer where the graph has fewer.
+
+    Returns:
+        ``U Lambda^(-1/2)``, float64 ``[n, min(dimension, n - 1)]``.
+    """
+    L = laplacian_of(A)
+    values, vectors = smallest_eigenpairs(L, min(A.shape[0], dimension + 1))
+    # Weights that differ by more than the precision of the solver leave noise for eigenvalues.
+    floor = 1e-12 * float(L.diagonal().max())
+    return vectors[:, 1:] / np.sqrt(np.maximum(values[1:], floor))
 
 
 def as_edges(A: csr_array) -> tuple[Tensor, Tensor]:

@@ -5,31 +5,24 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array, csr_matrix, diags_array
+from scipy.sparse import coo_array, csr_array, csr_matrix, diags_array, triu
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from gsym._validate import ClusteringError, check_edge_index, check_edge_weight, optional_module
-from gsym.coarsening._graph import (
-    laplacian_of,
-    smallest_eigenpairs,
-    undirected,
-)
+from gsym._validate import ClusteringError, optional_module
+from gsym.coarsening._graph import energy_basis, laplacian_of, smallest_eigenpairs
+from gsym.coarsening._request import Merges, Method, Request, warn
 from gsym.coarsening.coarsen import Hierarchy
 from gsym.coarsening.metis import metis_labels
 from gsym.coarsening.multilevel import local_variation_merges, normalised_cut_merges
 from gsym.coarsening.twins import twin_partition
 from gsym.groups import Partition
-
-Merges = tuple[np.ndarray, np.ndarray]
 
 # Coordinates per node in the spectral embedding that Ward clusters.
 _EMBEDDING = 16
@@ -134,204 +127,21 @@ def coarsen(
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"
         raise ClusteringError(f"unknown method {method!r}; {hint}")
     request = Request.checked(
-        method, edge_index, num_nodes, edge_weight, signals, targets, levels, seed, height, width
+        METHODS,
+        method,
+        edge_index,
+        num_nodes,
+        edge_weight,
+        signals,
+        targets,
+        levels,
+        seed,
+        height,
+        width,
     )
     if request.num_nodes == 1:
         return request.chain([Partition.single(1)])
     return METHODS[method].propose(request)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked of :func:`coarsen`, checked; signals and targets are ``[samples, n, c]``."""
-
-    method: str
-    num_nodes: int
-    edge_index: Tensor | None
-    edge_weight: Tensor | None
-    signals: Tensor | None
-    targets: Tensor | None
-    levels: tuple[int, ...] | None
-    seed: int
-    height: int | None
-    width: int | None
-
-    @classmethod
-    def checked(
-        cls,
-        method: str,
-        edge_index: Tensor | None,
-        num_nodes: int | None,
-        edge_weight: Tensor | None,
-        signals: Tensor | None,
-        targets: Tensor | None,
-        levels: Sequence[int] | None,
-        seed: int,
-        height: int | None,
-        width: int | None,
-    ) -> Request:
-        """Check everything that does not depend on the method's own arithmetic."""
-        uses = METHODS[method]
-        given = {
-            "edge_index": edge_index,
-            "signals": signals,
-            "targets": targets,
-            "height": height,
-            "width": width,
-        }
-        for name, value in given.items():
-            # A graph is kept for the coarse graphs even where the method does not look at it.
-            if value is None and name in uses.needs:
-                raise ClusteringError(f"method {method!r} needs {name}=; got None")
-            if value is not None and name not in (*uses.needs, *uses.takes, "edge_index"):
-                takers = [m for m, other in METHODS.items() if name in other.needs + other.takes]
-                raise ClusteringError(
-                    f"method {method!r} does not look at {name}; leave it out, or take "
-                    f"{' or '.join(takers)}"
-                )
-        if edge_index is None and signals is None and height is None:
-            raise ClusteringError(f"method {method!r} needs edge_index, signals or both; got None")
-        n = _number_of_nodes(num_nodes, signals, height, width)
-        if edge_index is None and edge_weight is not None:
-            raise ClusteringError("edge_weight came without edge_index; pass both")
-        if edge_index is not None:
-            check_edge_index(edge_index, n)
-            check_edge_weight(edge_weight, edge_index.size(1))
-        if signals is not None:
-            signals = _check_signals(signals, n, "signals")
-        if targets is not None and signals is not None:
-            targets = _check_signals(targets, n, "targets")
-            if targets.size(0) != signals.size(0):
-                raise ClusteringError(
-                    f"signals and targets must be pairs; got {signals.size(0)} and "
-                    f"{targets.size(0)} samples"
-                )
-        if levels is not None:
-            outside = [k for k in levels if not 1 <= k <= n]
-            if outside:
-                raise ClusteringError(f"levels are numbers of clusters in 1..{n}; got {outside[0]}")
-            levels = tuple(sorted({int(k) for k in levels}, reverse=True))
-        return cls(
-            method, n, edge_index, edge_weight, signals, targets, levels, seed, height, width
-        )
-
-    @cached_property
-    def graph(self) -> csr_array:
-        """The undirected graph that clusterings see; it has edges."""
-        assert self.edge_index is not None
-        A = undirected(self.edge_index, self.num_nodes, self.edge_weight)
-        if not A.nnz:
-            raise ClusteringError(
-                f"the graph on {self.num_nodes} nodes has no edges, which method {self.method!r} "
-                "goes by; pass a graph with edges, or signals to ward, spectral or risk"
-            )
-        return A
-
-    @property
-    def exact_graph(self) -> tuple[Tensor, int, Tensor | None]:
-        """The graph as it came, for methods that respect directions, signs and loops."""
-        assert self.edge_index is not None
-        return self.edge_index, self.num_nodes, self.edge_weight
-
-    @cached_property
-    def family_levels(self) -> list[int]:
-        """The levels that a method without a chain has to find one by one, ends left out."""
-        powers = [2**i for i in range(1, 8) if 2**i <= self.num_nodes // 2]
-        asked = powers[::-1] if self.levels is None else self.levels
-        return [k for k in asked if 1 < k < self.num_nodes]
-
-    def tree(self, merges: Merges) -> Hierarchy:
-        """A chain from merges and heights, offering the asked levels."""
-        return Hierarchy.from_merges(
-            self.num_nodes,
-            *merges,
-            edge_index=self.edge_index,
-            edge_weight=self.edge_weight,
-            levels=self.levels,
-            method=self.method,
-        )
-
-    def chain(self, partitions: Iterable[Partition]) -> Hierarchy:
-        """A chain of what the method found; asked levels must be among them."""
-        ends = {self.num_nodes: Partition.singletons(self.num_nodes)}
-        ends[1] = Partition.single(self.num_nodes)
-        found = ends | {p.num_clusters: p for p in partitions}
-        if self.levels is not None:
-            missing = [k for k in self.levels if k not in found]
-            if missing:
-                raise ClusteringError(
-                    f"method {self.method!r} has no level of {missing[0]} clusters on this input; "
-                    f"it has {', '.join(map(str, sorted(found, reverse=True)))}"
-                )
-            found = {k: found[k] for k in self.levels}
-        return self._hierarchy(list(found.values()), nested=True)
-
-    def family(self, answers: Iterable[tuple[int, np.ndarray]]) -> Hierarchy:
-        """A family of labels ``[n]``, one answer per asked level; misses are told, not hidden."""
-        found: dict[int, Partition] = {}
-        for asked, labels in answers:
-            partition = Partition.from_labels(labels, relabel=True)
-            k = partition.num_clusters
-            if k != asked:
-                warnings.warn(
-                    f"method {self.method!r} found {k} clusters where {asked} were asked for: that "
-                    "level is missing; more clusters than the data tell apart?",
-                    stacklevel=4,
-                )
-            elif 1 < k < self.num_nodes:
-                found[k] = partition
-        return self._hierarchy(list(found.values()), nested=False)
-
-    def _hierarchy(self, partitions: list[Partition], *, nested: bool) -> Hierarchy:
-        return Hierarchy.from_partitions(
-            partitions or [Partition.single(self.num_nodes)],
-            edge_index=self.edge_index,
-            edge_weight=self.edge_weight,
-            nested=nested,
-            method=self.method,
-        )
-
-
-def _number_of_nodes(
-    num_nodes: int | None, signals: Tensor | None, height: int | None, width: int | None
-) -> int:
-    if num_nodes is None:
-        if isinstance(signals, Tensor) and signals.dim() in (2, 3):
-            num_nodes = signals.size(1)
-        elif height is not None and width is not None:
-            num_nodes = height * width
-        else:
-            raise ClusteringError("num_nodes is not known; pass num_nodes=")
-    if num_nodes < 1:
-        raise ClusteringError(f"clustering needs at least one node; got num_nodes={num_nodes}")
-    return num_nodes
-
-
-def _check_signals(signals: Tensor, n: int, what: str) -> Tensor:
-    """Signals as float64 ``[samples, n, c]`` on the CPU, finite."""
-    if not isinstance(signals, Tensor):
-        raise TypeError(f"{what} must be a tensor [samples, n, c]; got {type(signals).__name__}")
-    if signals.is_complex() or signals.dtype == torch.bool:
-        raise ClusteringError(f"{what} must be real numbers; got {signals.dtype}")
-    if signals.dim() not in (2, 3):
-        hint = f"; one signal is {what}[None]" if signals.dim() == 1 else ""
-        raise ClusteringError(
-            f"{what} must be [samples, n] or [samples, n, c]; got {list(signals.shape)}{hint}"
-        )
-    if signals.size(1) != n:
-        raise ClusteringError(f"expected {n} nodes on axis 1 of {what}; got {signals.size(1)}")
-    values = signals.detach().cpu().double()
-    values = values[..., None] if values.dim() == 2 else values
-    if not values.size(0) or not values.size(2):
-        raise ClusteringError(f"{what} hold no samples; got {list(signals.shape)}")
-    bad = (~torch.isfinite(values)).any(dim=2).any(dim=0).nonzero().view(-1).tolist()
-    if bad:
-        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise ClusteringError(
-            f"{what} must be finite; {len(bad)} of {n} nodes hold NaN or infinity: {shown}; fill "
-            "the gaps or leave out these samples or nodes"
-        )
-    return values
 
 
 def _features(signals: Tensor) -> np.ndarray:
@@ -340,10 +150,9 @@ def _features(signals: Tensor) -> np.ndarray:
     # A constant channel tells nothing and has no scale.
     flat = signals / torch.where(scale > 0, scale, torch.ones_like(scale))
     if bool((signals == signals[:, :1]).all()):
-        warnings.warn(
-            "the signals are equal at all nodes and do not tell them apart; the order of merges "
-            "says nothing",
-            stacklevel=5,
+        warn(
+            "the signals are equal at all nodes and do not tell them apart; which of them share a "
+            "cluster says nothing"
         )
     return flat.transpose(0, 1).flatten(1).numpy()
 
@@ -365,8 +174,7 @@ def _ward(request: Request) -> Hierarchy:
 def _commute_embedding(A: csr_array | None) -> np.ndarray:
     """Coordinates ``[n, d]`` whose squared distances approximate effective resistances."""
     assert A is not None
-    values, vectors = smallest_eigenpairs(laplacian_of(A), min(_EMBEDDING + 1, A.shape[0]))
-    return vectors[:, 1:] / np.sqrt(values[1:])
+    return energy_basis(A, _EMBEDDING)
 
 
 def _by_component(A: csr_array, tree: Callable[[csr_array, np.ndarray], Merges]) -> Merges:
@@ -407,10 +215,9 @@ def _by_component(A: csr_array, tree: Callable[[csr_array, np.ndarray], Merges])
 
 
 def _warn_components(count: int) -> None:
-    warnings.warn(
+    warn(
         f"the graph has {count} connected components; each is clustered on its own, and they are "
-        "joined last",
-        stacklevel=6,
+        "joined last"
     )
 
 
@@ -520,7 +327,10 @@ def _paris_merges(A: csr_array, method: str) -> Merges:
     hierarchy = optional_module(
         "sknetwork.hierarchy", "scikit-network", "cluster", f"method {method!r}"
     )
-    dendrogram = hierarchy.Paris().fit_predict(_csr_matrix(A))
+    with warnings.catch_warnings():
+        # scikit-network builds matrices in a way that SciPy is going to change.
+        warnings.simplefilter("ignore", FutureWarning)
+        dendrogram = hierarchy.Paris().fit_predict(_csr_matrix(A))
     return dendrogram[:, :2].astype(np.int64), dendrogram[:, 2]
 
 
@@ -532,7 +342,9 @@ def _louvain(request: Request) -> Hierarchy:
     labels = np.arange(request.num_nodes)
     A, found = _csr_matrix(request.graph), []
     while A.shape[0] > 1:
-        above = louvain.fit_predict(A)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            above = louvain.fit_predict(A)
         if np.unique(above).size == A.shape[0]:
             break
         labels = above[labels]
@@ -542,19 +354,19 @@ def _louvain(request: Request) -> Hierarchy:
 
 
 def _csr_matrix(A: csr_array) -> csr_matrix:
-    """The type that scikit-network takes."""
+    """The type that scikit-network takes; weights relative to the largest, and not vanishing."""
+    weight = np.maximum(A.data / A.data.max(), 1e-12)
     indices = A.indices.astype(np.int32), A.indptr.astype(np.int32)
-    return csr_matrix((A.data.astype(np.float64), *indices), shape=A.shape)
+    return csr_matrix((weight, *indices), shape=A.shape)
 
 
 def _leiden(request: Request) -> Hierarchy:
     networkit = optional_module("networkit", "networkit", "cluster", "method 'leiden'")
     A = request.graph
-    coo = A.tocoo()
-    half = coo.row < coo.col
-    ends = coo.row[half].astype(np.uint64), coo.col[half].astype(np.uint64)
+    half = triu(A, format="coo")
+    ends = half.row.astype(np.uint64), half.col.astype(np.uint64)
     graph = networkit.GraphFromCoo(
-        (coo.data[half], ends), n=request.num_nodes, weighted=True, directed=False
+        (half.data, ends), n=request.num_nodes, weighted=True, directed=False
     )
     threads = networkit.getMaxNumberOfThreads()
 
@@ -569,39 +381,42 @@ def _leiden(request: Request) -> Hierarchy:
             networkit.setNumberOfThreads(threads)
         return np.unique(leiden.getPartition().getVector(), return_inverse=True)[1]
 
-    return request.family((k, _reach(run, A, k)) for k in request.family_levels)
+    # Above this resolution no edge is worth a merge.
+    degree = np.asarray(A.sum(axis=1)).reshape(-1)
+    most = (half.data / (degree[half.row] * degree[half.col])).max() * degree.sum()
+    runs = {math.log(most): np.arange(request.num_nodes)}
+    return request.family(
+        (k, _merge_down(A, _nearest_above(run, runs, k), k)) for k in request.family_levels
+    )
 
 
-def _reach(run: Callable[[float], np.ndarray], A: csr_array, k: int) -> np.ndarray:
-    """Labels of exactly ``k`` clusters: the nearest resolution above, then merges by Paris.
+def _nearest_above(
+    run: Callable[[float], np.ndarray], runs: dict[float, np.ndarray], k: int
+) -> np.ndarray:
+    """Labels of ``k`` clusters or, if the runs allow, at most a quarter more.
 
-    Resolutions are found by interpolating the logarithm of the number of clusters; a run with at
-    most a quarter more clusters than asked for will do.
+    Searches the resolution by interpolating logarithms; ``runs`` holds labels by log resolution,
+    from the finest on, and keeps what is run here.
     """
-    n = A.shape[0]
-    low, high = (0.0, 0.0), (math.log(A.sum()), math.log(n))
-    # In a planar grid the number of clusters grows as resolution^(2/3) n^(1/3).
-    guess = max(0.0, 1.5 * math.log(k) - 0.5 * math.log(n))
-    best = np.arange(n)
+    n = runs[max(runs)].size
+    count = {at: int(labels.max()) + 1 for at, labels in runs.items()}
     for _ in range(_LEIDEN_RUNS):
-        labels = run(math.exp(guess))
-        count = int(labels.max()) + 1
-        here = (guess, math.log(count))
-        if count >= k:
-            best = labels if count < best.max() + 1 else best
-            high = here
-            if count <= 1.25 * k:
-                break
-        else:
-            low = here
-        if high[0] - low[0] < 1e-3:
+        high = min(at for at in runs if count[at] >= k)
+        if count[high] <= 1.25 * k:
             break
-        target = math.log(1.1 * k)
-        slope = (high[1] - low[1]) / (high[0] - low[0])
-        step = low[0] + (target - low[1]) / slope if slope > 0 else math.inf
-        margin = 0.1 * (high[0] - low[0])
-        guess = min(max(step, low[0] + margin), high[0] - margin)
-    return _merge_down(A, best, k)
+        low = max((at for at in runs if at < high), default=-math.log(n))
+        low_count = count.get(low, 1)
+        if len(runs) == 1:
+            # In a planar grid the number of clusters grows as resolution^(2/3) n^(1/3).
+            guess = 1.5 * math.log(1.1 * k) - 0.5 * math.log(n)
+        else:
+            part = math.log(1.1 * k / low_count) / math.log(count[high] / low_count)
+            guess = low + (high - low) * part
+        margin = 0.1 * (high - low)
+        guess = min(max(guess, low + margin), high - margin)
+        runs[guess] = run(math.exp(guess))
+        count[guess] = int(runs[guess].max()) + 1
+    return runs[min(at for at in runs if count[at] >= k)]
 
 
 def _merge_down(A: csr_array, labels: np.ndarray, k: int) -> np.ndarray:
@@ -673,15 +488,6 @@ def _risk(request: Request) -> Hierarchy:
     targets = request.signals if request.targets is None else request.targets
     merges, heights = risk.merge_by_risk(request.signals, targets, edge_index=request.edge_index)
     return request.tree((np.asarray(merges), np.asarray(heights)))
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of :func:`coarsen`: what it needs, what it may take, and how it answers."""
-
-    propose: Callable[[Request], Hierarchy]
-    needs: tuple[str, ...]
-    takes: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {

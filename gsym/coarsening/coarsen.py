@@ -24,6 +24,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym._validate import ClusteringError, check_edge_index, check_edge_weight, integer_tensor
@@ -160,6 +161,38 @@ class Coarsening:
         coarse, _ = smallest_eigenpairs((C @ L @ C.T).tocsr(), k)
         return torch.from_numpy(coarse - fine)
 
+    def restricted_approximation(self, k: int) -> float:
+        """How much of the first ``k`` eigenvectors the clusters blur, in energy.
+
+        The smallest ``epsilon`` with ``|x - C^T C x|_L <= epsilon |x|_L`` for every x in the span
+        of the first ``k`` eigenvectors of L that are not constant on components, where
+        ``|x|_L^2 = x^T L x``. ``C^T C`` is the mean over clusters (also ``P^+ P``).
+
+        Args:
+            k: Dimension of the span, at most n minus the number of connected components.
+
+        Raises:
+            ClusteringError: ``k`` out of range, or negative weights.
+
+        Cost:
+            One sparse factorisation and ``O(e k + n k^2)``.
+
+        Reference:
+            Loukas, arXiv 1808.10650, definition 11 (restricted spectral approximation).
+        """
+        L = laplacian(self._graph(), self.partition.num_nodes, self.edge_weight)
+        constant, _ = connected_components(L, directed=False)
+        most = L.shape[0] - constant
+        if not 1 <= k <= most:
+            raise ClusteringError(
+                f"k must lie in 1..{most}, nodes minus connected components; got {k}"
+            )
+        values, vectors = smallest_eigenpairs(L, constant + k)
+        basis = vectors[:, constant:] / np.sqrt(values[constant:])
+        C = restriction(self.partition)
+        blurred = basis - C.T @ (C @ basis)
+        return math.sqrt(max(0.0, float(np.linalg.eigvalsh(blurred.T @ (L @ blurred))[-1])))
+
     def _graph(self) -> Tensor:
         if self.edge_index is None:
             raise ClusteringError("this coarsening has no graph; build it with edge_index=")
@@ -206,7 +239,7 @@ class Hierarchy:
             check_edge_index(edge_index, num_nodes)
             check_edge_weight(edge_weight, edge_index.size(1))
         self.num_nodes = num_nodes
-        self.levels = tuple(levels)
+        self._levels = levels
         self.edge_index, self.edge_weight = edge_index, edge_weight
         self.method = method
         self._merges, self._family = merges, family
@@ -240,10 +273,13 @@ class Hierarchy:
                 before it exists, or levels out of range.
         """
         n = _positive(num_nodes)
-        pairs = integer_tensor(merges, "merges", ClusteringError).reshape(-1, 2)
+        pairs = integer_tensor(merges, "merges", ClusteringError)
+        pairs = pairs.view(0, 2) if pairs.numel() == 0 else pairs
         height = torch.as_tensor(heights, dtype=torch.float64).detach().cpu().reshape(-1)
         _check_merges(n, pairs, height)
-        offered = range(n, 0, -1) if levels is None else _levels(levels, n)
+        offered: Sequence[int] = range(n, 0, -1)
+        if levels is not None:
+            offered = sorted({n, 1, *check_levels(levels, n)}, reverse=True)
         return cls(
             n,
             offered,
@@ -315,6 +351,11 @@ class Hierarchy:
             method=method,
         )
 
+    @cached_property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of clusters on offer, from n down to 1."""
+        return tuple(self._levels)
+
     @property
     def nested(self) -> bool:
         """Whether every partition refines the next."""
@@ -351,7 +392,7 @@ class Hierarchy:
             k = operator.index(k)
         except TypeError:
             raise TypeError(f"a level is a number of clusters; got {type(k).__name__}") from None
-        if k not in self._level_set:
+        if k not in self._levels:
             nearest = sorted(self.levels, key=lambda level: (abs(level - k), level))[:2]
             raise ClusteringError(
                 f"no level has {k} clusters; the nearest have "
@@ -429,10 +470,6 @@ class Hierarchy:
                 text.append("(")
         return "".join(text) + ";"
 
-    @cached_property
-    def _level_set(self) -> frozenset[int]:
-        return frozenset(self.levels)
-
     def _tree(self) -> tuple[Tensor, Tensor]:
         if self._merges is None:
             raise ClusteringError(
@@ -442,20 +479,20 @@ class Hierarchy:
         return self._merges
 
     def __len__(self) -> int:
-        return len(self.levels)
+        return len(self._levels)
 
     def __iter__(self) -> Iterator[Partition]:
         """Partitions from fine to coarse."""
-        return (self[k] for k in self.levels)
+        return (self[k] for k in self._levels)
 
     def __repr__(self) -> str:
-        count = len(self.levels)
+        levels, count = self._levels, len(self)
         if count <= 8:
-            shown = ", ".join(map(str, self.levels))
+            shown = ", ".join(map(str, levels))
         elif count == self.num_nodes:
             shown = f"{self.num_nodes} to 1"
         else:
-            shown = f"{', '.join(map(str, self.levels[:3]))}, ..., {self.levels[-2]}, 1"
+            shown = f"{', '.join(map(str, levels[:3]))}, ..., {levels[-2]}, 1"
         method = "" if self.method in ("merges", "partitions") else f"{self.method}, "
         nested = "nested" if self.nested else "not nested"
         return (
@@ -465,20 +502,32 @@ class Hierarchy:
 
 
 def _positive(num_nodes: int) -> int:
+    num_nodes = operator.index(num_nodes)
     if num_nodes < 1:
         raise ClusteringError(f"a hierarchy needs at least one node; got num_nodes={num_nodes}")
     return num_nodes
 
 
-def _levels(levels: Sequence[int], num_nodes: int) -> list[int]:
-    """The asked levels with both ends, fine to coarse."""
-    outside = [k for k in levels if not 1 <= k <= num_nodes]
+def check_levels(levels: Sequence[int], num_nodes: int) -> list[int]:
+    """Numbers of clusters in 1..n, distinct, fine to coarse."""
+    try:
+        counts = {operator.index(k) for k in levels}
+    except TypeError:
+        raise ClusteringError(
+            f"levels must be whole numbers of clusters, as levels=[8, 2]; got {levels!r:.80}"
+        ) from None
+    outside = sorted(k for k in counts if not 1 <= k <= num_nodes)
     if outside:
         raise ClusteringError(f"levels are numbers of clusters in 1..{num_nodes}; got {outside[0]}")
-    return sorted({num_nodes, 1, *map(int, levels)}, reverse=True)
+    return sorted(counts, reverse=True)
 
 
 def _check_merges(n: int, pairs: Tensor, heights: Tensor) -> None:
+    if pairs.dim() != 2 or pairs.size(1) != 2:
+        raise ClusteringError(
+            f"merges must be [n - 1, 2], two clusters each; got {list(pairs.shape)}; "
+            "of a SciPy linkage take linkage[:, :2].astype(int) and linkage[:, 2]"
+        )
     if pairs.size(0) != n - 1:
         raise ClusteringError(
             f"{n} nodes become one cluster in {n - 1} merges; got {pairs.size(0)}"

@@ -41,6 +41,8 @@ def metis_labels(A: csr_array, counts: Sequence[int], *, seed: int) -> list[np.n
             "method 'metis' needs pymetis; install it with: pip install 'gsym[cluster]'"
         )
     _check_matrix(A)
+    if not counts:
+        return []
     weight = np.maximum(1, np.rint(A.data / A.data.max() * _WEIGHT_STEPS)).astype(np.int32)
     with tempfile.TemporaryDirectory(prefix="gsym-metis-") as folder:
         graph, answer = Path(folder, "graph.npz"), Path(folder, "labels.npy")

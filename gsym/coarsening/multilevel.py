@@ -17,13 +17,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import coo_array, csr_array, triu
 
-from gsym.coarsening._graph import laplacian_of, smallest_eigenpairs
+from gsym.coarsening._graph import energy_basis, laplacian_of
 
 # Eigenvectors whose span a coarsening by local variation should keep.
 _EIGENVECTORS = 10
 
 
-class _Levels:
+class Matching:
     """The current graph of a multilevel matching, and the merges that led to it.
 
     Attributes:
@@ -43,6 +43,19 @@ class _Levels:
         """Every edge once: two ends and weight."""
         upper = triu(self.A, format="coo")
         return upper.row, upper.col, upper.data
+
+    def match(self, cost: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A maximal matching, cheapest of the edges first, equal costs in random order."""
+        left, right, _ = self.edges()
+        order = rng.permutation(cost.size)
+        order = order[np.argsort(cost[order], kind="stable")]
+        free, chosen = [True] * self.A.shape[0], []
+        ends = zip(order.tolist(), left[order].tolist(), right[order].tolist(), strict=True)
+        for edge, i, j in ends:
+            if free[i] and free[j]:
+                free[i] = free[j] = False
+                chosen.append(edge)
+        return np.array(chosen)
 
     def merge(self, left: np.ndarray, right: np.ndarray) -> csr_array:
         """Merge disjoint pairs of nodes; returns the averaging P of this level."""
@@ -88,14 +101,13 @@ def local_variation_merges(A: csr_array, *, seed: int) -> tuple[np.ndarray, np.n
     Reference:
         Loukas, arXiv 1808.10650, section 4, the edge family; node masses are ours.
     """
-    values, vectors = smallest_eigenpairs(laplacian_of(A), min(A.shape[0], _EIGENVECTORS + 1))
-    B = vectors[:, 1:] / np.sqrt(values[1:])
+    B = energy_basis(A, _EIGENVECTORS)
     rng = np.random.default_rng(seed)
-    levels, costs = _Levels(A), []
+    levels, costs = Matching(A), []
     while (nodes := levels.A.shape[0]) > 1:
         left, right, _ = edges = levels.edges()
         cost = pair_variation(levels.A, levels.mass, _orthonormal(levels.A, B), *edges)
-        chosen = _matching(left, right, cost, rng)[: max(1, nodes // 4)]
+        chosen = levels.match(cost, rng)[: max(1, nodes // 4)]
         B = levels.merge(left[chosen], right[chosen]) @ B
         costs.append(cost[chosen])
     return np.concatenate(levels.merges), np.cumsum(np.concatenate(costs))
@@ -122,12 +134,12 @@ def normalised_cut_merges(A: csr_array, *, seed: int) -> tuple[np.ndarray, np.nd
         visits nodes in random order; here the heaviest edge comes first.
     """
     rng = np.random.default_rng(seed)
-    levels, heights = _Levels(A), []
+    levels, heights = Matching(A), []
     counts = [A.shape[0]]
     while levels.A.nnz:
         left, right, weight = levels.edges()
         degree = np.asarray(levels.A.sum(axis=1)).reshape(-1)
-        chosen = _matching(left, right, -weight * (1 / degree[left] + 1 / degree[right]), rng)
+        chosen = levels.match(-weight * (1 / degree[left] + 1 / degree[right]), rng)
         levels.merge(left[chosen], right[chosen])
         heights.append(np.full(chosen.size, float(len(counts))))
         counts.append(levels.A.shape[0])
@@ -200,19 +212,3 @@ def _orthonormal(A: csr_array, B: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh((energy + energy.T) / 2)
     kept = values > 1e-10 * values.max(initial=0)
     return B @ (vectors[:, kept] / np.sqrt(values[kept]))
-
-
-def _matching(
-    left: np.ndarray, right: np.ndarray, cost: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Indices of a maximal matching, cheapest edge first, equal costs in random order."""
-    order = rng.permutation(cost.size)
-    order = order[np.argsort(cost[order], kind="stable")]
-    free = [True] * (int(max(left.max(), right.max())) + 1)
-    chosen = []
-    ends = zip(order.tolist(), left[order].tolist(), right[order].tolist(), strict=True)
-    for edge, i, j in ends:
-        if free[i] and free[j]:
-            free[i] = free[j] = False
-            chosen.append(edge)
-    return np.array(chosen)

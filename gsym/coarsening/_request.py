@@ -1,0 +1,228 @@
+"""What is asked of `coarsen`, checked, and how methods answer."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from gsym._validate import ClusteringError, check_edge_index, check_edge_weight
+from gsym.coarsening._graph import undirected
+from gsym.coarsening.coarsen import Hierarchy, check_levels
+from gsym.groups import Partition
+
+# Pairs of clusters [n - 1, 2] in SciPy's numbering, and the height of each merge.
+Merges = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of :func:`coarsen`: what it needs, what it may take, and how it answers."""
+
+    propose: Callable[[Request], Hierarchy]
+    needs: tuple[str, ...]
+    takes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of :func:`coarsen`, checked; signals and targets are ``[samples, n, c]``."""
+
+    method: str
+    num_nodes: int
+    edge_index: Tensor | None
+    edge_weight: Tensor | None
+    signals: Tensor | None
+    targets: Tensor | None
+    levels: tuple[int, ...] | None
+    seed: int
+    height: int | None
+    width: int | None
+
+    @classmethod
+    def checked(
+        cls,
+        methods: Mapping[str, Method],
+        method: str,
+        edge_index: Tensor | None,
+        num_nodes: int | None,
+        edge_weight: Tensor | None,
+        signals: Tensor | None,
+        targets: Tensor | None,
+        levels: Sequence[int] | None,
+        seed: int,
+        height: int | None,
+        width: int | None,
+    ) -> Request:
+        """Check everything that does not depend on the method's own arithmetic."""
+        uses = methods[method]
+        given = {
+            "edge_index": edge_index,
+            "signals": signals,
+            "targets": targets,
+            "height": height,
+            "width": width,
+        }
+        for name, value in given.items():
+            # A graph is kept for the coarse graphs even where the method does not look at it.
+            if value is None and name in uses.needs:
+                raise ClusteringError(f"method {method!r} needs {name}=; got None")
+            if value is not None and name not in (*uses.needs, *uses.takes, "edge_index"):
+                takers = [m for m, other in methods.items() if name in other.needs + other.takes]
+                raise ClusteringError(
+                    f"method {method!r} does not look at {name}; leave it out, or take "
+                    f"{' or '.join(takers)}"
+                )
+        if edge_index is None and signals is None and height is None:
+            raise ClusteringError(f"method {method!r} needs edge_index, signals or both; got None")
+        n = _number_of_nodes(num_nodes, signals, height, width)
+        if edge_index is None and edge_weight is not None:
+            raise ClusteringError("edge_weight came without edge_index; pass both")
+        if edge_index is not None:
+            check_edge_index(edge_index, n)
+            check_edge_weight(edge_weight, edge_index.size(1))
+        if signals is not None:
+            signals = _check_signals(signals, n, "signals")
+        if targets is not None and signals is not None:
+            targets = _check_signals(targets, n, "targets")
+            if targets.size(0) != signals.size(0):
+                raise ClusteringError(
+                    f"signals and targets must be pairs; got {signals.size(0)} and "
+                    f"{targets.size(0)} samples"
+                )
+        asked = None if levels is None else tuple(check_levels(levels, n))
+        if not 0 <= seed < 2**31:
+            raise ClusteringError(f"seed must lie in 0..2^31 - 1; got {seed}")
+        return cls(method, n, edge_index, edge_weight, signals, targets, asked, seed, height, width)
+
+    @cached_property
+    def graph(self) -> csr_array:
+        """The undirected graph that clusterings see; it has edges."""
+        assert self.edge_index is not None
+        A = undirected(self.edge_index, self.num_nodes, self.edge_weight)
+        if not A.nnz:
+            raise ClusteringError(
+                f"the graph on {self.num_nodes} nodes has no edges, and method {self.method!r} "
+                "goes by edges; ward, spectral and risk also take signals alone, without a graph"
+            )
+        return A
+
+    @property
+    def exact_graph(self) -> tuple[Tensor, int, Tensor | None]:
+        """The graph as it came, for methods that respect directions, signs and loops."""
+        assert self.edge_index is not None
+        return self.edge_index, self.num_nodes, self.edge_weight
+
+    @cached_property
+    def family_levels(self) -> list[int]:
+        """The levels that a method without a chain has to find one by one, ends left out."""
+        powers = [2**i for i in range(1, 8) if 2**i <= self.num_nodes // 2]
+        asked = powers[::-1] if self.levels is None else self.levels
+        return [k for k in asked if 1 < k < self.num_nodes]
+
+    def tree(self, merges: Merges) -> Hierarchy:
+        """A chain from merges and heights, offering the asked levels."""
+        return Hierarchy.from_merges(
+            self.num_nodes,
+            *merges,
+            edge_index=self.edge_index,
+            edge_weight=self.edge_weight,
+            levels=self.levels,
+            method=self.method,
+        )
+
+    def chain(self, partitions: Iterable[Partition]) -> Hierarchy:
+        """A chain of what the method found; asked levels must be among them."""
+        ends = {self.num_nodes: Partition.singletons(self.num_nodes)}
+        ends[1] = Partition.single(self.num_nodes)
+        found = ends | {p.num_clusters: p for p in partitions}
+        if self.levels is not None:
+            missing = [k for k in self.levels if k not in found]
+            if missing:
+                raise ClusteringError(
+                    f"method {self.method!r} has no level of {missing[0]} clusters on this input; "
+                    f"it has {', '.join(map(str, sorted(found, reverse=True)))}"
+                )
+            found = {k: found[k] for k in self.levels}
+        return self._hierarchy(list(found.values()), nested=True)
+
+    def family(self, answers: Iterable[tuple[int, np.ndarray]]) -> Hierarchy:
+        """A family of labels ``[n]``, one answer per asked level; misses are told, not hidden."""
+        found: dict[int, Partition] = {}
+        for asked, labels in answers:
+            partition = Partition.from_labels(labels, relabel=True)
+            k = partition.num_clusters
+            if k != asked:
+                warn(
+                    f"method {self.method!r} found {k} clusters where {asked} were asked for: that "
+                    "level is missing; more clusters than the data tell apart?"
+                )
+            elif 1 < k < self.num_nodes:
+                found[k] = partition
+        return self._hierarchy(list(found.values()), nested=False)
+
+    def _hierarchy(self, partitions: list[Partition], *, nested: bool) -> Hierarchy:
+        return Hierarchy.from_partitions(
+            partitions or [Partition.single(self.num_nodes)],
+            edge_index=self.edge_index,
+            edge_weight=self.edge_weight,
+            nested=nested,
+            method=self.method,
+        )
+
+
+def _number_of_nodes(
+    num_nodes: int | None, signals: Tensor | None, height: int | None, width: int | None
+) -> int:
+    if num_nodes is None:
+        if isinstance(signals, Tensor) and signals.dim() in (2, 3):
+            num_nodes = signals.size(1)
+        elif height is not None and width is not None:
+            num_nodes = height * width
+        else:
+            raise ClusteringError("num_nodes is not known; pass num_nodes=")
+    if num_nodes < 1:
+        raise ClusteringError(f"clustering needs at least one node; got num_nodes={num_nodes}")
+    return num_nodes
+
+
+def _check_signals(signals: Tensor, n: int, what: str) -> Tensor:
+    """Signals as float64 ``[samples, n, c]`` on the CPU, finite."""
+    if not isinstance(signals, Tensor):
+        raise TypeError(f"{what} must be a tensor [samples, n, c]; got {type(signals).__name__}")
+    if signals.is_complex() or signals.dtype == torch.bool:
+        raise ClusteringError(f"{what} must be real numbers; got {signals.dtype}")
+    if signals.dim() not in (2, 3):
+        hint = f"; one signal is {what}[None]" if signals.dim() == 1 else ""
+        raise ClusteringError(
+            f"{what} must be [samples, n] or [samples, n, c]; got {list(signals.shape)}{hint}"
+        )
+    if signals.size(1) != n:
+        raise ClusteringError(f"expected {n} nodes on axis 1 of {what}; got {signals.size(1)}")
+    values = signals.detach().cpu().double()
+    values = values[..., None] if values.dim() == 2 else values
+    if not values.size(0) or not values.size(2):
+        raise ClusteringError(f"{what} hold no samples; got {list(signals.shape)}")
+    bad = (~torch.isfinite(values)).any(dim=2).any(dim=0).nonzero().view(-1).tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise ClusteringError(
+            f"{what} must be finite; {len(bad)} of {n} nodes hold NaN or infinity: {shown}; fill "
+            "the gaps or leave out these samples or nodes"
+        )
+    return values
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called into gsym."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("gsym."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -1,0 +1,81 @@
+"""METIS in its own process: answers, and crashes that leave the interpreter alive."""
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+
+from gsym.coarsening import ClusteringError, coarsen, metis
+from gsym.coarsening.metis import metis_labels
+
+GRID = csr_array(nx.to_numpy_array(nx.grid_2d_graph(8, 8)))
+
+
+def test_clusters_are_equal_and_connected():
+    pytest.importorskip("pymetis")
+    four, eight = metis_labels(GRID, [4, 8], seed=0)
+    for labels, k in ((four, 4), (eight, 8)):
+        sizes = np.bincount(labels)
+        assert sizes.size == k and sizes.max() <= 1.2 * 64 / k
+    cut = (GRID.toarray() * (four[:, None] != four)).sum() / 2
+    assert cut <= 20
+
+
+def test_heavy_edges_are_not_cut():
+    pytest.importorskip("pymetis")
+    ring = np.roll(np.eye(8), 1, axis=1) * np.tile([1.0, 100.0], 4)[:, None]
+    (labels,) = metis_labels(csr_array(ring + ring.T), [4], seed=0)
+    assert labels[[1, 3, 5, 7]].tolist() == labels[[2, 4, 6, 0]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("import os; os.abort()", r"exit code -6 on 64 nodes and 112 edges \(it said nothing\)"),
+        (
+            "raise RuntimeError('input bad')",
+            r"exit code 1 .*\(RuntimeError: input bad\); try fewer",
+        ),
+        ("", "exit code 0 .*it said nothing"),
+    ],
+    ids=["abort", "exception", "no answer"],
+)
+def test_a_crash_becomes_an_error(monkeypatch, tmp_path, script, message):
+    worker = tmp_path / "worker.py"
+    worker.write_text(script)
+    monkeypatch.setattr(metis, "_WORKER", worker)
+    monkeypatch.setattr(metis, "find_spec", lambda name: True)
+    with pytest.raises(ClusteringError, match=message):
+        metis_labels(GRID, [4], seed=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda A: np.triu(A),
+        lambda A: A + np.eye(64),
+        lambda A: -A,
+        lambda A: A * 0,
+    ],
+    ids=["directed", "loops", "negative", "empty"],
+)
+def test_matrices_that_crash_metis_never_reach_it(change, monkeypatch):
+    monkeypatch.setattr(metis.subprocess, "run", lambda *a, **k: pytest.fail("it was started"))
+    monkeypatch.setattr(metis, "find_spec", lambda name: True)
+    with pytest.raises(ClusteringError, match="symmetric matrix of positive entries"):
+        metis_labels(csr_array(change(GRID.toarray())), [4], seed=0)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setattr(metis, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'gsym\[cluster\]'"):
+        metis_labels(GRID, [4], seed=0)
+
+
+def test_directed_graphs_with_lone_nodes_are_made_fit():
+    pytest.importorskip("pymetis")
+    edge_index = torch.tensor([[0, 1, 3, 3, 4], [1, 2, 4, 3, 5]])
+    h = coarsen(edge_index, 8, method="metis", levels=[2])
+    assert h.levels == (8, 2, 1) and not h.nested
+    assert sorted(h[2].sizes) in ([3, 5], [4, 4])
