@@ -11,6 +11,7 @@ import gsym
 OPTIONAL = {
     "torch_scatter": "gsym/kernels/_torch_scatter.py",
     "pymetis": "gsym/coarsening/_metis.py",
+    "networkit": "gsym/coarsening/_leiden.py",
 }
 collect_ignore = [path for name, path in OPTIONAL.items() if not importlib.util.find_spec(name)]
 

@@ -141,6 +141,22 @@ def kernels(
     measure(out, profile=profile, device=device, only=bars)
 
 
+@app.command
+def coarsening(*, out: Path = OUT) -> None:
+    """Measure the way from a graph of a million nodes to a tied layer.
+
+    Needs scikit-network, networkit and pymetis: pip install 'gsym[cluster]'.
+
+    Args:
+        out: Folder of results.
+    """
+    from benchmarks.coarsening import main as measure
+    from benchmarks.run import check_writable
+
+    check_writable(out)
+    measure(out)
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):

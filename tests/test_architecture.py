@@ -33,6 +33,7 @@ DEPENDENCIES = {
 OPTIONAL = {
     "kernels/_torch_scatter.py": {"torch_scatter"},
     "coarsening/_metis.py": {"pymetis"},
+    "coarsening/_leiden.py": {"networkit"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

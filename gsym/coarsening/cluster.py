@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array, csr_matrix, diags_array, triu
+from scipy.sparse import coo_array, csr_array, csr_matrix, diags_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from gsym._validate import ClusteringError, optional_module
 from gsym.coarsening._graph import energy_basis, laplacian_of, smallest_eigenpairs
 from gsym.coarsening._request import Merges, Method, Request, warn
 from gsym.coarsening.coarsen import Hierarchy
+from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
 from gsym.coarsening.multilevel import local_variation_merges, normalised_cut_merges
 from gsym.coarsening.twins import twin_partition
@@ -28,8 +29,6 @@ from gsym.groups import Partition
 _EMBEDDING = 16
 # Neighbours per node in the graph made of signals alone.
 _NEIGHBOURS = 10
-# Runs of Leiden in search of a resolution.
-_LEIDEN_RUNS = 8
 
 
 def coarsen(
@@ -361,62 +360,11 @@ def _csr_matrix(A: csr_array) -> csr_matrix:
 
 
 def _leiden(request: Request) -> Hierarchy:
-    networkit = optional_module("networkit", "networkit", "cluster", "method 'leiden'")
-    A = request.graph
-    half = triu(A, format="coo")
-    ends = half.row.astype(np.uint64), half.col.astype(np.uint64)
-    graph = networkit.GraphFromCoo(
-        (half.data, ends), n=request.num_nodes, weighted=True, directed=False
-    )
-    threads = networkit.getMaxNumberOfThreads()
-
-    def run(resolution: float) -> np.ndarray:
-        # Threads race for moves: only one gives the same answer for the same seed.
-        networkit.setNumberOfThreads(1)
-        networkit.setSeed(request.seed, False)
-        try:
-            leiden = networkit.community.ParallelLeiden(graph, gamma=resolution)
-            leiden.run()
-        finally:
-            networkit.setNumberOfThreads(threads)
-        return np.unique(leiden.getPartition().getVector(), return_inverse=True)[1]
-
-    # Above this resolution no edge is worth a merge.
-    degree = np.asarray(A.sum(axis=1)).reshape(-1)
-    most = (half.data / (degree[half.row] * degree[half.col])).max() * degree.sum()
-    runs = {math.log(most): np.arange(request.num_nodes)}
+    A, wanted = request.graph, request.family_levels
+    found = leiden_labels(A, wanted, seed=request.seed)
     return request.family(
-        (k, _merge_down(A, _nearest_above(run, runs, k), k)) for k in request.family_levels
+        (k, _merge_down(A, labels, k)) for k, labels in zip(wanted, found, strict=True)
     )
-
-
-def _nearest_above(
-    run: Callable[[float], np.ndarray], runs: dict[float, np.ndarray], k: int
-) -> np.ndarray:
-    """Labels of ``k`` clusters or, if the runs allow, at most a quarter more.
-
-    Searches the resolution by interpolating logarithms; ``runs`` holds labels by log resolution,
-    from the finest on, and keeps what is run here.
-    """
-    n = runs[max(runs)].size
-    count = {at: int(labels.max()) + 1 for at, labels in runs.items()}
-    for _ in range(_LEIDEN_RUNS):
-        high = min(at for at in runs if count[at] >= k)
-        if count[high] <= 1.25 * k:
-            break
-        low = max((at for at in runs if at < high), default=-math.log(n))
-        low_count = count.get(low, 1)
-        if len(runs) == 1:
-            # In a planar grid the number of clusters grows as resolution^(2/3) n^(1/3).
-            guess = 1.5 * math.log(1.1 * k) - 0.5 * math.log(n)
-        else:
-            part = math.log(1.1 * k / low_count) / math.log(count[high] / low_count)
-            guess = low + (high - low) * part
-        margin = 0.1 * (high - low)
-        guess = min(max(guess, low + margin), high - margin)
-        runs[guess] = run(math.exp(guess))
-        count[guess] = int(runs[guess].max()) + 1
-    return runs[min(at for at in runs if count[at] >= k)]
 
 
 def _merge_down(A: csr_array, labels: np.ndarray, k: int) -> np.ndarray:

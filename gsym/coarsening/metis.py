@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from gsym._validate import ClusteringError
+from gsym.coarsening._worker import answer_of
 
 # Largest integer that an edge weight becomes; METIS takes none but positive integers.
 _WEIGHT_STEPS = 1000
@@ -36,39 +33,18 @@ def metis_labels(A: csr_array, counts: Sequence[int], *, seed: int) -> list[np.n
             words.
         ImportError: pymetis is not installed.
     """
-    if find_spec("pymetis") is None:
-        raise ImportError(
-            "method 'metis' needs pymetis; install it with: pip install 'gsym[cluster]'"
-        )
     _check_matrix(A)
-    if not counts:
-        return []
     weight = np.maximum(1, np.rint(A.data / A.data.max() * _WEIGHT_STEPS)).astype(np.int32)
-    with tempfile.TemporaryDirectory(prefix="gsym-metis-") as folder:
-        graph, answer = Path(folder, "graph.npz"), Path(folder, "labels.npy")
-        np.savez(
-            graph,
-            indptr=A.indptr.astype(np.int32),
-            indices=A.indices.astype(np.int32),
-            # Equal weights are left out, which METIS has a faster way for.
-            weight=weight if (weight != weight[0]).any() else weight[:0],
-            counts=np.asarray(counts, dtype=np.int32),
-            seed=seed,
-        )
-        run = subprocess.run(
-            [sys.executable, str(_WORKER), str(graph), str(answer)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if run.returncode != 0 or not answer.exists():
-            words = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise ClusteringError(
-                f"METIS ended with exit code {run.returncode} on {A.shape[0]} nodes and "
-                f"{A.nnz // 2} edges ({words}); try fewer clusters or another method, as leiden"
-            )
-        return list(np.load(answer, allow_pickle=False))
+    graph = {
+        "indptr": A.indptr.astype(np.int32),
+        "indices": A.indices.astype(np.int32),
+        # Equal weights are left out, which METIS has a faster way for.
+        "weight": weight if (weight != weight[0]).any() else weight[:0],
+        "num_nodes": A.shape[0],
+        "counts": np.asarray(counts),
+        "seed": seed,
+    }
+    return answer_of(_WORKER, "pymetis", "metis", graph)
 
 
 def _check_matrix(A: csr_array) -> None:

@@ -1,4 +1,6 @@
-"""METIS in its own process: answers, and crashes that leave the interpreter alive."""
+"""METIS and Leiden in processes of their own: answers, crashes and loops without end."""
+
+import sys
 
 import networkx as nx
 import numpy as np
@@ -6,7 +8,8 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from gsym.coarsening import ClusteringError, coarsen, metis
+from gsym.coarsening import ClusteringError, _worker, coarsen, leiden, metis
+from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
 
 GRID = csr_array(nx.to_numpy_array(nx.grid_2d_graph(8, 8)))
@@ -32,7 +35,7 @@ def test_heavy_edges_are_not_cut():
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("import os; os.abort()", r"exit code -6 on 64 nodes and 112 edges \(it said nothing\)"),
+        ("import os; os.abort()", r"exit code -6 on 64 nodes \(it said nothing\)"),
         (
             "raise RuntimeError('input bad')",
             r"exit code 1 .*\(RuntimeError: input bad\); try fewer",
@@ -45,9 +48,26 @@ def test_a_crash_becomes_an_error(monkeypatch, tmp_path, script, message):
     worker = tmp_path / "worker.py"
     worker.write_text(script)
     monkeypatch.setattr(metis, "_WORKER", worker)
-    monkeypatch.setattr(metis, "find_spec", lambda name: True)
+    monkeypatch.setattr(_worker, "find_spec", lambda name: True)
     with pytest.raises(ClusteringError, match=message):
         metis_labels(GRID, [4], seed=0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no timer of processor seconds")
+def test_a_loop_without_end_is_ended_and_other_seeds_tried(monkeypatch, tmp_path):
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import signal, sys, numpy as np\n"
+        "question = np.load(sys.argv[1])\n"
+        "signal.setitimer(signal.ITIMER_PROF, question['limit'] / 20)\n"
+        "while question['seed'] < 7: pass\n"
+        "np.save(sys.argv[2], np.full((1, 64), question['seed']))\n"
+    )
+    monkeypatch.setattr(leiden, "_WORKER", worker)
+    monkeypatch.setattr(_worker, "find_spec", lambda name: True)
+    assert (leiden_labels(GRID, [4], seed=6)[0] == 7).all()
+    with pytest.raises(ClusteringError, match="networkit ended with exit code -27 on 64 nodes"):
+        leiden_labels(GRID, [4], seed=0)
 
 
 @pytest.mark.parametrize(
@@ -61,16 +81,17 @@ def test_a_crash_becomes_an_error(monkeypatch, tmp_path, script, message):
     ids=["directed", "loops", "negative", "empty"],
 )
 def test_matrices_that_crash_metis_never_reach_it(change, monkeypatch):
-    monkeypatch.setattr(metis.subprocess, "run", lambda *a, **k: pytest.fail("it was started"))
-    monkeypatch.setattr(metis, "find_spec", lambda name: True)
+    monkeypatch.setattr(_worker.subprocess, "run", lambda *a, **k: pytest.fail("it was started"))
+    monkeypatch.setattr(_worker, "find_spec", lambda name: True)
     with pytest.raises(ClusteringError, match="symmetric matrix of positive entries"):
         metis_labels(csr_array(change(GRID.toarray())), [4], seed=0)
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr(metis, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'gsym\[cluster\]'"):
-        metis_labels(GRID, [4], seed=0)
+    monkeypatch.setattr(_worker, "find_spec", lambda name: None)
+    for labels in (metis_labels, leiden_labels):
+        with pytest.raises(ImportError, match=r"pip install 'gsym\[cluster\]'"):
+            labels(GRID, [4], seed=0)
 
 
 def test_directed_graphs_with_lone_nodes_are_made_fit():
