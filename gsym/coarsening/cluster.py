@@ -23,7 +23,7 @@ from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
 from gsym.coarsening.multilevel import local_variation_merges, normalised_cut_merges
 from gsym.coarsening.twins import twin_partition
-from gsym.groups import Partition
+from gsym.groups import Partition, automorphisms, equitable_partition
 
 # Coordinates per node in the spectral embedding that Ward clusters.
 _EMBEDDING = 16
@@ -421,13 +421,13 @@ def _twins(request: Request) -> Hierarchy:
 
 
 def _equitable(request: Request) -> Hierarchy:
-    refinement = import_module("gsym.groups.refinement")
-    return request.chain([refinement.equitable_partition(*request.exact_graph)])
+    return request.chain([equitable_partition(*request.exact_graph)])
 
 
 def _automorphism(request: Request) -> Hierarchy:
-    automorphism = import_module("gsym.groups.automorphism")
-    group = automorphism.automorphisms(*request.exact_graph)
+    group = automorphisms(*request.exact_graph)
+    if not group.exact:
+        warn("the search for symmetries ran out of time; the orbits are those of colour refinement")
     return request.chain([Partition(group.node_orbits().index)])
 
 

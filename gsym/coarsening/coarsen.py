@@ -19,7 +19,6 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
@@ -34,7 +33,7 @@ from gsym.coarsening._graph import (
     restriction,
     smallest_eigenpairs,
 )
-from gsym.groups import Partition, PermutationGroup
+from gsym.groups import Partition, PermutationGroup, automorphisms
 
 # Blow-ups with more entries than this are refused rather than built.
 _MAX_BLOW_UP_ENTRIES = 2**28
@@ -620,10 +619,7 @@ def swap_group(coarsening: Coarsening) -> PermutationGroup | None:
     kind = torch.zeros(values.numel(), dtype=torch.float64)
     tolerance = 1e-9 * float(values.abs().max()) if values.numel() else 0.0
     kind[order] = torch.cumsum(values.diff(prepend=values[:1]) > tolerance, 0).double()
-    automorphism = import_module("gsym.groups.automorphism")
-    group = automorphism.automorphisms(
-        coarse, k, 1 + kind, torch.tensor(coarsening.partition.sizes)
-    )
+    group = automorphisms(coarse, k, 1 + kind, torch.tensor(coarsening.partition.sizes))
     if not group.exact or group.order() == 1:
         return None
     return group
