@@ -131,7 +131,7 @@ class _Pipeline:
         self.first = torch.cat(parts) if parts else receiver.new_empty(0, self.h)
         self.table: tuple[slice, Tensor] | None = None
         count, q = min(self.batch * self.e, BLOCK_EDGES), self.first.size(0)
-        self.rows = torch.arange(-2, q, dtype=self.index.dtype).repeat(count, 1)
+        self.rows = torch.arange(-2, q).repeat(count, 1)
         self.factors = receiver.new_ones(count, 2 + q)
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -239,7 +239,7 @@ class _Pipeline:
                 count = min(step, self.batch - first)
                 if count != known:  # else the tables of the last block serve
                     known = count
-                    sample = torch.arange(count, dtype=self.index.dtype)[:, None]
+                    sample = torch.arange(count)[:, None]
                     i = (self.index + sample * self.n).view(-1)
                     j = (self.columns + sample * self.m).view(-1)
                     starts = (self.pointers[:-1] + sample * self.e).view(-1)
@@ -250,7 +250,7 @@ class _Pipeline:
         for first in range(self.batch):
             for start in range(0, self.e, BLOCK_EDGES):
                 edges = slice(start, min(start + BLOCK_EDGES, self.e))
-                i, j = self.index[edges], self.columns[edges]
+                i, j = self.index[edges], self.columns[edges].long()  # int32 is slow to add by
                 receivers = slice(int(i[0]), int(i[-1]) + 1)
                 starts = self.pointers[receivers.start : receivers.stop + 1]
                 starts = starts.clamp(edges.start, edges.stop) - edges.start

@@ -30,7 +30,7 @@ def segment_max(x: Tensor, segments: Segments) -> Tensor:
 
 
 def _reduce(x: Tensor, segments: Segments, how: str) -> Tensor:
-    pointers = segments.pointers.view(*(1 for _ in x.shape[:-2]), -1)
+    pointers = segments.pointers.long().view(*(1 for _ in x.shape[:-2]), -1)
     rows = x.index_select(-2, segments.order)
     return torch_scatter.segment_csr(rows, pointers, reduce=how)
 

@@ -281,7 +281,7 @@ def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> T
         rank = torch.arange(owner.numel(), device=x.device) - pieces[owner]
         cuts = torch.cat([pointers[owner] + rank * _PIECE, pointers[-1:]])
         # In float32 for half precision: the sum of a piece must not be rounded, nor overflow.
-        flat = _bags(flat.to(accumulation_type(x.dtype)), order, cuts)
+        flat = _bags(flat.to(accumulation_type(x.dtype)), order, cuts.to(order.dtype))
         order, pointers = torch.arange(owner.numel(), device=x.device), pieces
     sums = _bags(flat, order, pointers).to(x.dtype)
     return sums.view(*x.shape[:-2], *sums.shape[-2:])
@@ -359,7 +359,7 @@ def _gather_dot(
         left = y[first:end].index_select(1, segment[block]).to(wide)
         right = x[first:end].index_select(1, columns[block])
         sorted_dots[first:end, block] = left.mul_(right).sum(-1)
-    return torch.empty_like(sorted_dots).index_copy_(1, order, sorted_dots)
+    return torch.empty_like(sorted_dots).index_copy_(1, order.long(), sorted_dots)
 
 
 @_gather_dot.register_fake
@@ -403,7 +403,7 @@ _gather_dot.register_autograd(_gather_dot_backward, setup_context=_save_gather_s
 def _segment_max(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
     out = x.new_zeros(*x.shape[:-2], pointers.numel() - 1, x.size(-1))
     return out.scatter_reduce_(
-        -2, index[:, None].expand(x.shape), x, reduce="amax", include_self=False
+        -2, index.long()[:, None].expand(x.shape), x, reduce="amax", include_self=False
     )
 
 

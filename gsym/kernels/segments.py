@@ -38,9 +38,10 @@ class Segments(_Tables):
 
     Attributes:
         num_segments: Number of segments; a segment may be empty.
-        index: Segment of every row, int64 ``[e]``.
-        order: Rows sorted by segment, int64 ``[e]``; equal segments keep their order.
-        pointers: Where each segment begins in ``order``, int64 ``[num_segments + 1]``.
+        index: Segment of every row, ``[e]``; int32 where rows and segments fit, like the others,
+            and int64 otherwise.
+        order: Rows sorted by segment, ``[e]``; equal segments keep their order.
+        pointers: Where each segment begins in ``order``, ``[num_segments + 1]``.
         is_sorted: Whether the rows came sorted by segment.
 
     Example:
@@ -55,18 +56,20 @@ class Segments(_Tables):
         self.num_segments = num_segments
         self._columns: tuple[Tensor, Tensor, Tensor] | None = None
         self.is_sorted = bool((index.diff() >= 0).all())
-        self.index = index
-        self.order = torch.argsort(index, stable=True)
-        self.pointers = F.pad(counts.cumsum(0), (1, 0))
+        fits = max(index.numel(), num_segments) < 2**31
+        dtype = torch.int32 if fits else torch.int64  # half of what an index takes to read
+        self.index = index.to(dtype)
+        self.order = torch.argsort(index, stable=True).to(dtype)
+        self.pointers = F.pad(counts.cumsum(0), (1, 0)).to(dtype)
 
     @classmethod
     def from_index(cls, index: Tensor, num_segments: int) -> Segments:
-        """Sort ``index``, int64 ``[e]`` with values in ``0..num_segments-1``.
+        """Sort ``index``, int64 or int32 ``[e]`` with values in ``0..num_segments-1``.
 
         Raises:
-            ValueError: A value outside the range, or an index that is not one-dimensional int64.
+            ValueError: A value outside the range, or an index of another shape or type.
         """
-        if index.dtype != torch.int64 or index.dim() != 1:
+        if index.dtype not in (torch.int64, torch.int32) or index.dim() != 1:
             raise ValueError(
                 f"a segment index must be int64 [e]; got {index.dtype} {list(index.shape)}"
             )
@@ -78,7 +81,7 @@ class Segments(_Tables):
         return cls(index, num_segments)
 
     def columns(self, source: Segments) -> Tensor:
-        """What another index of the same entries holds, entries sorted by segment, int64 ``[e]``.
+        """What another index of the same entries holds, entries sorted by segment, ``[e]``.
 
         With the entries of a sparse matrix, ``segments`` its rows and ``source`` its columns, this
         is the column index of its compressed rows. It is kept for the last ``source`` asked for.
