@@ -302,3 +302,38 @@ def check_edge_attr(edge_attr: Tensor | None, x: Tensor, num_edges: int, edge_di
             f"edge_attr must hold {edge_dim} numbers for each of {num_edges} edges, "
             f"{list(one)}, or that after the leading axes of x; got {list(edge_attr.shape)}"
         )
+
+
+def check_samples(values: object, what: str = "x") -> np.ndarray:
+    """Return signals as float64 ``[samples, n, c]``; ``[samples, n]`` is one channel.
+
+    Reads the values: belongs where data come in, never into a forward pass.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError
+    except (TypeError, ValueError) as cause:
+        came = getattr(values, "dtype", type(values).__name__)
+        raise SignalError(
+            f"{what} must be real numbers [samples, nodes, channels]; got {came}"
+        ) from cause
+    given = array.shape
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise SignalError(
+            f"{what} must be [samples, nodes, channels] or [samples, nodes], none of them 0; "
+            f"got shape {list(given)}"
+        )
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=(0, 2)))
+    if bad.size:
+        first = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")
+        raise SignalError(
+            f"{what} must be finite; NaN or infinity at {bad.size} of {array.shape[1]} nodes "
+            f"({first}); fill the gaps or leave out the samples"
+        )
+    return array.astype(np.float64)
