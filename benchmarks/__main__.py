@@ -157,6 +157,21 @@ def coarsening(*, out: Path = OUT) -> None:
     measure(out)
 
 
+@app.command
+def choosing(*, trials: int = 60, out: Path = OUT) -> None:
+    """Measure how well the choice of a group finds the right one, on made-up data.
+
+    Args:
+        trials: Trials per cell of the table.
+        out: Folder of results.
+    """
+    from benchmarks.choosing import main as measure
+    from benchmarks.run import check_writable
+
+    check_writable(out)
+    print(f"The page is {measure(out, trials)}")
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):
