@@ -169,9 +169,10 @@ def merge_by_risk(
     that is: what other clusters lose when they no longer tell a from b (the exact increase of
     their penalised error); what it costs that a and b answer alike but for their own value; less
     what the contrast cost before; less one dimension. Nothing here is the similarity of the
-    signals: two nodes merge when they *respond* and *act* alike. The regression is fitted anew as
-    clusters merge, so its noise falls along the way; its strength is chosen by generalised
-    cross-validation.
+    signals: two nodes merge when they *respond* and *act* alike. The first and the third term are
+    drawn towards their mean over pairs as far as pairs differ by chance, which they do when there
+    are few signals for the clusters. The regression is fitted anew as clusters merge, so its noise
+    falls along the way; its strength is chosen by generalised cross-validation.
 
     Args:
         x: Inputs ``[s, n, c_in]`` or ``[s, n]``.
@@ -295,7 +296,10 @@ class _Merging:
         gram_pair, cross_pair, square_pair = self._deviations()
         own = square_pair - self._explained(gram_pair, cross_pair)
         alone = self.square - self._explained(self.gram, self.cross)
-        gain = (np.maximum(lost, 0.0) - before) / left**2 + own - alone[:, None] - alone[None, :]
+        rise = own - alone[:, None] - alone[None, :]
+        lost = _shrink(np.maximum(lost, 0.0), len(weight.T) * ci)
+        before = _shrink(before, (self.rows * left) * co)
+        gain = (lost - before) / left**2 + rise
         after = max(1 - (degrees - ci) / self.rows, 0.05)
         return gain, float(np.trace(rest)) * (1 / after**2 - 1 / left**2)
 
@@ -361,6 +365,17 @@ class _Merging:
     def _explained(self, gram: NDArray, cross: NDArray) -> NDArray:
         weight = _solve_pairs(gram + self.tiny * np.eye(self.ci), cross)
         return (weight * cross).sum((-2, -1))
+
+
+def _shrink(values: NDArray, freedom: float) -> NDArray:
+    """Draw estimates for all pairs towards their mean, as far as they differ by chance alone.
+
+    Chance gives a sum of ``freedom`` squares a variance of 2 / freedom of its squared mean.
+    """
+    pairs = values[np.triu_indices(len(values), 1)]
+    mean, spread = pairs.mean(), pairs.var()
+    chance = 2 / max(freedom, 1.0) * mean**2
+    return mean + max(0.0, 1 - chance / max(spread, 1e-300)) * (values - mean)
 
 
 def _solve_pairs(matrix: NDArray, right: NDArray) -> NDArray:
