@@ -164,15 +164,16 @@ def merge_by_risk(
 
     .. math::
         g \sum_{l \ne -} \frac{B_{l-}^2}{K_{--}} \; + \; \Delta\,\mathrm{RSS}_{own}
-        \; - \; g R_{--} \; - \; \text{variance saved},
+        \; - \; R_{--} \; - \; \text{variance saved},
 
     that is: what other clusters lose when they no longer tell a from b (the exact increase of
     their penalised error); what it costs that a and b answer alike but for their own value; less
-    what the contrast cost before; less one dimension. Nothing here is the similarity of the
-    signals: two nodes merge when they *respond* and *act* alike. The first and the third term are
-    drawn towards their mean over pairs as far as pairs differ by chance, which they do when there
-    are few signals for the clusters. The regression is fitted anew as clusters merge, so its noise
-    falls along the way; its strength is chosen by generalised cross-validation.
+    what of that no map explains; less the variance of one output, whose inflation of R is taken
+    from the mean over pairs, so that the noise of the two residuals cancels. The first term is
+    drawn towards its mean as far as pairs differ by chance, as they do when signals are few.
+    Nothing here is the similarity of the signals: two nodes merge when they *respond* and *act*
+    alike. The regression is fitted anew as clusters merge, so its noise falls along the way; its
+    strength is chosen by generalised cross-validation.
 
     Args:
         x: Inputs ``[s, n, c_in]`` or ``[s, n]``.
@@ -297,11 +298,14 @@ class _Merging:
         own = square_pair - self._explained(gram_pair, cross_pair)
         alone = self.square - self._explained(self.gram, self.cross)
         rise = own - alone[:, None] - alone[None, :]
-        lost = _shrink(np.maximum(lost, 0.0), len(weight.T) * ci)
-        before = _shrink(before, (self.rows * left) * co)
-        gain = (lost - before) / left**2 + rise
+        noise = ci * np.trace(rest) / (self.rows * left)
+        lost = _shrink(np.maximum(lost, 0.0), noise, ci * k * co)
+        gain = lost / left**2 + rise - before
         after = max(1 - (degrees - ci) / self.rows, 0.05)
-        return gain, float(np.trace(rest)) * (1 / after**2 - 1 / left**2)
+        # What all pairs share is the inflation of the residuals before and after.
+        typical = before.sum() / (k * (k - 1))
+        saved = np.trace(rest) * (1 / after**2 - 1 / left**2) - typical * (1 / left**2 - 1)
+        return gain, float(saved)
 
     def merge(self, pairs: list[tuple[int, int]]) -> None:
         """Merge disjoint pairs; the second of each disappears."""
@@ -367,15 +371,17 @@ class _Merging:
         return (weight * cross).sum((-2, -1))
 
 
-def _shrink(values: NDArray, freedom: float) -> NDArray:
+def _shrink(values: NDArray, noise: float, freedom: float) -> NDArray:
     """Draw estimates for all pairs towards their mean, as far as they differ by chance alone.
 
-    Chance gives a sum of ``freedom`` squares a variance of 2 / freedom of its squared mean.
+    A sum of ``freedom`` squares of noise with mean ``noise`` varies by 2 / freedom of its square.
     """
     pairs = values[np.triu_indices(len(values), 1)]
     mean, spread = pairs.mean(), pairs.var()
-    chance = 2 / max(freedom, 1.0) * mean**2
-    return mean + max(0.0, 1 - chance / max(spread, 1e-300)) * (values - mean)
+    chance = 2 / max(freedom, 1.0) * noise**2
+    if spread <= chance:
+        return np.full_like(values, mean)
+    return mean + (1 - chance / spread) * (values - mean)
 
 
 def _solve_pairs(matrix: NDArray, right: NDArray) -> NDArray:
