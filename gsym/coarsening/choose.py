@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gsym._validate import GroupError, SignalError, check_edge_index, optional_module
 from gsym.coarsening.coarsen import Coarsening, Hierarchy, swap_group
-from gsym.coarsening.ridge import Samples, as_clusters, fit_group
+from gsym.coarsening.ridge import Samples, as_clusters, can_regress, fit_group
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 # A hierarchy of more levels is scored on this many, evenly spaced in the logarithm of k, and then
@@ -284,7 +284,8 @@ def choose_group(
             as infinite.
         edge_index: Graph ``[2, e]`` for swaps and for the page; by default the hierarchy's.
         swaps: ``"auto"``: where clusters of equal size can be exchanged without changing the
-            coarse graph, also offer the group with the exchanges. ``None``: never.
+            coarse graph, also offer the group with the exchanges, unless they are too many to
+            regress with. ``None``: never.
         levels: Levels of the hierarchy to score instead.
         block: Consecutive signals that are left out together. Give the number of windows that
             share a time step where signals are overlapping windows.
@@ -335,7 +336,8 @@ def choose_group(
             out.append(group)
             if swaps == "auto" and edge_index is not None and type(group) is ClusterGroup:
                 exchange = None if group.swaps else _swaps(group.partition, edge_index, weight)
-                out += [] if exchange is None else [exchange]
+                if exchange is not None and can_regress(exchange, data.x.shape[2]):
+                    out.append(exchange)
         return out
 
     if score is None:

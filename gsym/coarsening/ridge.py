@@ -192,6 +192,18 @@ def fit_group(
     return CommutantRidge(data, clusters, means, own)
 
 
+def can_regress(group: ClusterGroup, channels: int) -> bool:
+    """Whether :func:`commutant_ridge` takes the swaps of a group, for inputs of so many channels.
+
+    Up to 64 swaps are applied to the data; more are regressed on, up to 256 unknowns.
+    """
+    swaps = group.swaps
+    if swaps is None or _elements(swaps) is not None:
+        return True
+    unknowns = group.cluster_pair_orbits().num_orbits * channels
+    return unknowns + group.cluster_orbits().num_orbits <= MAX_ORBIT_UNKNOWNS
+
+
 def as_clusters(group: PermutationGroup | Partition) -> ClusterGroup:
     """A partition as its group, and a general group as exchanges of single nodes."""
     if isinstance(group, Partition):

@@ -114,7 +114,7 @@ def expected_risk(
         >>> theta = torch.eye(4, dtype=torch.float64)
         >>> bias, variance = expected_risk(theta, Partition.single(4), 23, noise_variance=1.0)
         >>> bias < 1e-12, round(variance, 3)
-        (True, 0.079)
+        (True, 0.035)
     """
     n, k = partition.num_nodes, partition.num_clusters
     if theta.shape != (n, n) or (covariance is not None and covariance.shape != (n, n)):

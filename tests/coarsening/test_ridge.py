@@ -1,0 +1,260 @@
+"""Ridge regression in a commutant: every closed form against explicit refits."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from helpers import oracle
+
+from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym.coarsening import ridge as module
+from gsym.coarsening.ridge import Samples, commutant_ridge
+from gsym.groups import GroupError
+from gsym.nn import OrbitLinear
+
+GROUPS = [
+    ClusterGroup(Partition([0, 0, 1, 1, 1, 2])),
+    ClusterGroup(Partition([2, 0, 1, 0, 1, 2])),
+    ClusterGroup(Partition([0, 1, 0, 2, 1, 2]), swaps=PermutationGroup.from_cycles(3, [(0, 1, 2)])),
+    ClusterGroup(Partition([0, 1, 0, 2, 1, 2]), swaps=PermutationGroup.symmetric(3)),
+    PermutationGroup.from_cycles(6, [(0, 4, 2)]),
+    PermutationGroup.from_cycles(6, [(0, 1, 2)], [(3, 4)]),
+    PermutationGroup.symmetric(6),
+    PermutationGroup.trivial(6),
+]
+
+
+def draw(signals, c_in, c_out, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((signals, 6, c_in)) + rng.standard_normal((6, c_in))
+    return x, rng.standard_normal((signals, 6, c_out)) + x[..., :1]
+
+
+def basis(group, c_in):
+    """The commutant as 0/1 matrices [r, n, n] with a channel each, and the constants [q, n]."""
+    pairs, nodes = group.pair_orbits(), group.node_orbits()
+    matrices = np.stack([(pairs.index == o).double().numpy() for o in range(pairs.num_orbits)])
+    constants = np.stack([(nodes.index == o).double().numpy() for o in range(nodes.num_orbits)])
+    return matrices, constants, np.repeat(pairs.sizes.numpy(), c_in)
+
+
+def refits(group, x, y, strength, block):
+    """Left-out errors by fitting anew without each block, in the plain basis of orbits."""
+    x, y = x - x.mean((0, 1)), y - y.mean((0, 1))
+    matrices, constants, sizes = basis(group, x.shape[2])
+    features = np.einsum("rij,sjc->sirc", matrices, x).reshape(*x.shape[:2], -1)
+    ones = np.broadcast_to(constants.T, (len(x), *constants.T.shape))
+    features = np.concatenate([features, ones], axis=2)
+    penalty = np.diag(np.append(strength * sizes, np.zeros(len(constants))))
+    errors = []
+    for start in range(0, len(x), block):
+        out = np.arange(start, min(start + block, len(x)))
+        kept = np.delete(np.arange(len(x)), out)
+        A, b = (v[kept].reshape(-1, v.shape[2]) for v in (features, y))
+        weight = np.linalg.solve(A.T @ A + penalty, A.T @ b)
+        errors.append(((features[out] @ weight - y[out]) ** 2).mean())
+    return np.array(errors)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+@pytest.mark.parametrize(
+    ("signals", "c_in", "c_out", "block"), [(9, 1, 1, 1), (7, 2, 3, 1), (11, 2, 1, 3)]
+)
+def test_left_out_errors_are_those_of_refits(group, signals, c_in, c_out, block):
+    x, y = draw(signals, c_in, c_out)
+    fit = commutant_ridge(x, y, group, block=block, strength=0.7)
+    expected = refits(oracle(group), x, y, 0.7, block)
+    assert np.abs(fit.errors - expected).max() < 1e-9
+    weights = np.diff(np.append(np.arange(0, signals, block), signals))
+    assert fit.risk == pytest.approx(np.average(expected, weights=weights), abs=1e-9)
+    # The comparison can fail: a fit that has seen the signal errs less.
+    seen = ((fit.predict(x).numpy() - y) ** 2).mean()
+    assert seen < fit.risk - 1e-2
+
+
+def test_few_signals_and_many_channels():
+    x, y = draw(4, 3, 2)
+    group = GROUPS[0]
+    fit = commutant_ridge(x, y, group, strength=0.3)
+    assert np.abs(fit.errors - refits(group, x, y, 0.3, 1)).max() < 1e-9
+
+
+@pytest.mark.parametrize("group", [GROUPS[2], GROUPS[3], GROUPS[4]], ids=str)
+def test_orbits_and_images_give_the_same_fit(group, monkeypatch):
+    x, y = draw(12, 2, 2)
+    images = commutant_ridge(x, y, group, strength=0.5)
+    monkeypatch.setattr(module, "MAX_ELEMENTS", 1)
+    orbits = commutant_ridge(x, y, group, strength=0.5)
+    assert type(images._means) is not type(orbits._means)
+    assert np.allclose(images.errors, orbits.errors, atol=1e-10)
+    assert np.allclose(images.weight_means, orbits.weight_means, atol=1e-10)
+    assert torch.allclose(images.predict(x), orbits.predict(x))
+    assert images.noise == pytest.approx(orbits.noise, rel=0.2)
+
+
+def test_swaps_beyond_both_limits_are_refused():
+    swaps = PermutationGroup(24, [[*range(1, 12), 0, *range(13, 24), 12]])
+    many = PermutationGroup(
+        24,
+        [*swaps.generators.tolist(), [1, 0, *range(2, 24)], [*range(12), 13, 12, *range(14, 24)]],
+    )
+    x = np.random.default_rng(0).standard_normal((5, 24, 70))
+    with pytest.raises(GroupError, match=r"more than 64 swaps and 6 pair orbits: 422 unknowns"):
+        commutant_ridge(x, x, many)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+class TestPredictor:
+    def test_commutes_with_each_generator(self, group):
+        x, y = draw(20, 2, 1)
+        fit = commutant_ridge(x, y, group)
+        for perm in group.generators:
+            moved = np.empty_like(x)
+            moved[:, perm] = x
+            image = torch.empty(20, 6, 1, dtype=torch.float64)
+            image[:, perm] = fit.predict(x)
+            assert torch.allclose(fit.predict(moved), image, atol=1e-10)
+
+    def test_moves_under_a_permutation_outside(self, group):
+        x, y = draw(20, 2, 1)
+        fit = commutant_ridge(x, y, group, strength=1e-3)
+        perms = (torch.tensor(p) for p in itertools.permutations(range(6)))
+        perm = next((p for p in perms if not group.contains(p)), None)
+        if perm is None:
+            pytest.skip("the full symmetric group has no outsider")
+        moved = np.empty_like(x)
+        moved[:, perm] = x
+        image = torch.empty(20, 6, 1, dtype=torch.float64)
+        image[:, perm] = fit.predict(x)
+        assert (fit.predict(moved) - image).abs().max() > 1e-2
+
+    def test_recovers_a_map_of_the_commutant(self, group):
+        x, _ = draw(200, 1, 1)
+        rng = torch.Generator().manual_seed(0)
+        theta = group.project(torch.randn(6, 6, dtype=torch.float64, generator=rng)).numpy()
+        y = np.einsum("ij,sjc->sic", theta, x)
+        fit = commutant_ridge(x, y, group)
+        assert fit.risk < 1e-6 * y.var()
+        fresh, _ = draw(5, 1, 1, seed=1)
+        wanted = np.einsum("ij,sjc->sic", theta, fresh)
+        assert np.abs(fit.predict(fresh).numpy() - wanted).max() < 1e-3
+
+
+def test_weights_are_those_of_an_orbit_linear():
+    x, y = draw(30, 2, 3)
+    group = ClusterGroup(Partition([0, 1, 0, 1, 2, 1]))
+    fit = commutant_ridge(x, y, group)
+    layer = OrbitLinear(2, 3, group).double()
+    own, means = torch.from_numpy(fit.weight_own), torch.from_numpy(fit.weight_means)
+    with torch.no_grad():
+        layer.weight_self.copy_(own[:2])
+        mixing = means.clone()
+        for c in range(2):
+            mixing[c, :, c] -= own[c]
+        layer.mixing.weight.copy_(mixing)
+        layer.bias.copy_(torch.from_numpy(fit.bias))
+        shift_x, shift_y = (torch.from_numpy(v.mean((0, 1))) for v in (x, y))
+        out = layer(torch.from_numpy(x) - shift_x) + shift_y
+    assert torch.allclose(out, fit.predict(x), atol=1e-12)
+    assert np.allclose(fit.matrix, fit.weight_means.mean((1, 3)).T)
+
+
+@pytest.mark.parametrize("group", [GROUPS[0], GROUPS[2], GROUPS[6], GROUPS[7]], ids=str)
+def test_one_number_per_signal(group):
+    x, _ = draw(9, 2, 1)
+    y = np.random.default_rng(1).standard_normal(9) + x.sum((1, 2))
+    fit = commutant_ridge(x, y, group, strength=0.7)
+    nodes = group.node_orbits()
+    centred, target = x - x.mean((0, 1)), y - y.mean()
+    pool = np.stack([(nodes.index == o).double().numpy() for o in range(nodes.num_orbits)])
+    features = np.einsum("oi,sic->soc", pool, centred).reshape(9, -1)
+    penalty = 0.7 * np.repeat(nodes.sizes.numpy(), 2)
+    for t in range(9):
+        kept = np.delete(np.arange(9), t)
+        A = np.column_stack([features[kept], np.ones(8)])
+        weight = np.linalg.solve(A.T @ A + np.diag(np.append(penalty, 0)), A.T @ target[kept])
+        error = (np.append(features[t], 1) @ weight - target[t]) ** 2
+        assert fit.errors[t] == pytest.approx(error, abs=1e-9)
+    assert fit.predict(x).shape == (9,)
+    for perm in group.generators:
+        assert torch.allclose(fit.predict(x[:, perm]), fit.predict(x))
+
+
+def test_no_signal_chooses_the_strength_it_is_judged_by():
+    table = np.array([[1.0, 5.0, 1.0], [2.0, 1.0, 2.0]])
+    errors, best = module._select(table)
+    # Without itself the second signal prefers the first strength, the others the second.
+    assert errors.tolist() == [2.0, 5.0, 2.0]
+    assert best == 1
+
+
+def test_noise_is_the_error_of_the_best_map():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 6, 1))
+    y = 2 * x + x.mean(1, keepdims=True) + 0.5 * rng.standard_normal(x.shape)
+    for labels in ([0] * 6, [0, 0, 0, 1, 1, 1], list(range(6))):
+        fit = commutant_ridge(x, y, Partition(labels))
+        assert fit.noise == pytest.approx(0.25, rel=0.06)
+        assert fit.risk > fit.noise
+
+
+def test_data_are_left_alone():
+    x, y = draw(8, 2, 1)
+    before = x.copy(), y.copy()
+    commutant_ridge(x, y, GROUPS[0])
+    commutant_ridge(torch.from_numpy(x).float(), torch.from_numpy(y), GROUPS[0])
+    assert np.array_equal(x, before[0])
+    assert np.array_equal(y, before[1])
+
+
+def test_constant_and_equal_nodes_do_no_harm():
+    x, y = draw(12, 1, 1)
+    x[:, 2] = 3.0
+    x[:, 4] = x[:, 5]
+    for group in GROUPS:
+        fit = commutant_ridge(x, y, group)
+        assert np.isfinite(fit.errors).all()
+        assert torch.isfinite(fit.predict(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.ones((5, 4)), np.ones((5, 3)), "x has 4 nodes but y has 3"),
+        (np.ones((5, 4)), np.ones((6, 4)), "x has 5 signals but y has 6"),
+        (np.eye(4)[:1], np.eye(4)[:1], "at least two blocks; got 1 signals"),
+        (np.ones((5, 4)), np.eye(5)[:, :4], "x is constant"),
+        (np.eye(5)[:, :4], 2 * np.ones((5, 4)), "y is constant"),
+        (np.zeros((5, 0)), np.zeros((5, 0)), r"none of them 0; got shape \[5, 0\]"),
+        (np.ones(5), np.ones(5), r"got shape \[5\]"),
+        (np.ones((2, 3, 4, 5)), np.ones((2, 3)), r"got shape \[2, 3, 4, 5\]"),
+        (np.ones((5, 4)) * 1j, np.ones((5, 4)), "real numbers"),
+        ([["a", "b"], ["c", "d"]], np.ones((2, 2)), "real numbers"),
+    ],
+)
+def test_bad_data_are_named(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        Samples(x, y)
+
+
+def test_nan_names_the_nodes():
+    x, y = draw(5, 1, 1)
+    x[2, 3] = np.nan
+    x[4, 1] = np.inf
+    with pytest.raises(ValueError, match=r"x must be finite.*2 of 6 nodes \(1, 3\)"):
+        Samples(x, y)
+    with pytest.raises(ValueError, match="y must be finite"):
+        Samples(y, x)
+
+
+def test_wrong_group_and_wrong_prediction():
+    x, y = draw(8, 2, 1)
+    with pytest.raises(GroupError, match="acts on 5 nodes but x has 6"):
+        commutant_ridge(x, y, Partition.single(5))
+    with pytest.raises(TypeError, match="Partition or a PermutationGroup; got list"):
+        commutant_ridge(x, y, [0, 0, 1])
+    with pytest.raises(ValueError, match=r"x \[s, 6, 2\]; got \[8, 6, 1\]"):
+        commutant_ridge(x, y, Partition.single(6)).predict(x[..., :1])
+    with pytest.raises(ValueError, match="in blocks of 5"):
+        commutant_ridge(x, y, Partition.single(6), block=5)
