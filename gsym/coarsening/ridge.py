@@ -11,7 +11,9 @@ partition into k clusters of sizes :math:`n_c` the problem falls apart. With clu
     \sum_i |y_i - \hat y_i|^2 = \sum_c \Bigl| v_c - \beta_c - \sum_{c'} T_{c c'} u_{c'} \Bigr|^2
       + \sum_c \sum_{i \in c} | (y_i - \bar y_c) - D_c (x_i - m_c) |^2 ,
 
-and the penalty is :math:`\|T\|_F^2 + \sum_c (n_c - 1) \|D_c\|_F^2`. So *means* are one regression
+and the penalty is :math:`\|T\|_F^2 + \sum_c (n_c - 1) \|D_c\|_F^2`. Before that, one own-value
+map shared by all nodes, which lies in every commutant, is fitted to all signals and taken off y,
+so that the penalty draws towards "y is a multiple of x" instead of 0. So *means* are one regression
 on ``k c_in`` features, the same for all outputs, and *own values* are k regressions on ``c_in``
 features. Clusters of one node have means alone. Exchanges of clusters tie T and D along orbits.
 
@@ -20,7 +22,8 @@ matrix: for the means :math:`(I - H_{bb})^{-1} e_b` with b the rows of the signa
 values by taking the signal off the Gram matrix. One strength serves the means and one the own
 values. The strength under which a signal is judged is the one that suits the *other* signals
 best, so no signal has a say in its own error. Because the fits behind those other errors did see
-it, a trace of optimism remains, of higher order in ``1 / s``.
+it, a trace of optimism remains, of higher order in ``1 / s``; the shared own-value map, which is
+not refitted either, adds one of order ``c_in / (s n)``.
 
 Reference:
     Allen 1974 (left-out error of ridge). The splitting is ours.
@@ -87,6 +90,10 @@ class Samples:
             values -= mean
             if np.abs(values).max() <= 1e-12 * scale:
                 raise SignalError(f"{what} is constant over signals and nodes: nothing to learn")
+        self.own = np.zeros((self.x.shape[2], self.y.shape[2]))
+        if not flat:
+            self.own = _shared_own(self.x, self.y)
+            self.y -= self.x @ self.own
         self.block = block
         self.starts = np.arange(0, len(self.x), block)
 
@@ -118,6 +125,14 @@ class Samples:
     def by_block(self, values: NDArray) -> NDArray:
         """Sum over the signals of each block."""
         return values if self.block == 1 else np.add.reduceat(values, self.starts, axis=0)
+
+
+def _shared_own(x: NDArray, y: NDArray) -> NDArray:
+    """The own-value map of S_n ``[c_in, c_out]``: least squares on deviations from means."""
+    x, y = ((v - v.mean(1, keepdims=True)).reshape(-1, v.shape[2]) for v in (x, y))
+    # The smallest solution, as channels may be constant or repeat each other.
+    own: NDArray = np.linalg.pinv(x.T @ x, rcond=1e-10, hermitian=True) @ (x.T @ y)
+    return own
 
 
 def commutant_ridge(
@@ -235,7 +250,7 @@ class CommutantRidge:
     ) -> None:
         self.group = group
         self._means, self._own = means, own
-        self._shift, self._invariant = data.shift, data.invariant
+        self._shift, self._invariant, self._shared = data.shift, data.invariant, data.own
         self._channels = data.x.shape[2], data.y.shape[2]
         self._totals = means.errors if own is None else means.errors + own.errors
         self._per_block = np.diff(np.append(data.starts, data.num_signals)) * data.num_entries
@@ -259,7 +274,8 @@ class CommutantRidge:
         """D of every cluster, ``[k, c_in, c_out]``, 0 for clusters of one node."""
         if self._own is None:
             return np.zeros((self.group.partition.num_clusters, *self._channels))
-        return self._own.weight
+        large = np.array(self.group.partition.sizes) > 1
+        return self._own.weight + large[:, None, None] * self._shared
 
     @cached_property
     def weight_means(self) -> NDArray:
@@ -273,7 +289,11 @@ class CommutantRidge:
         root = np.sqrt(self.group.partition.sizes)
         weight = self._means.weight.reshape(k, self._channels[0], -1, self._channels[1])
         weight = weight * root[:, None, None, None]
-        return weight if self._invariant else weight / root[:, None]
+        if self._invariant:
+            return weight
+        weight = weight / root[:, None]
+        weight[np.arange(k), :, np.arange(k)] += self._shared
+        return weight
 
     @cached_property
     def bias(self) -> NDArray:

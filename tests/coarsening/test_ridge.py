@@ -42,6 +42,9 @@ def basis(group, c_in):
 def refits(group, x, y, strength, block):
     """Left-out errors by fitting anew without each block, in the plain basis of orbits."""
     x, y = x - x.mean((0, 1)), y - y.mean((0, 1))
+    # The own-value map of S_n is taken off first, from all signals.
+    inside, outside = (v - v.mean(1, keepdims=True) for v in (x, y))
+    y = y - x @ np.linalg.lstsq(inside.reshape(-1, x.shape[2]), outside.reshape(-1, y.shape[2]))[0]
     matrices, constants, sizes = basis(group, x.shape[2])
     features = np.einsum("rij,sjc->sirc", matrices, x).reshape(*x.shape[:2], -1)
     ones = np.broadcast_to(constants.T, (len(x), *constants.T.shape))
