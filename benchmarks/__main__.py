@@ -158,18 +158,19 @@ def coarsening(*, out: Path = OUT) -> None:
 
 
 @app.command
-def choosing(*, trials: int = 60, out: Path = OUT) -> None:
-    """Measure how well the choice of a group finds the right one, on made-up data.
+def choosing(*, trials: int = 60, data: Path | None = None, out: Path = OUT) -> None:
+    """Measure how well the choice of a group finds the right one.
 
     Args:
-        trials: Trials per cell of the table.
+        trials: Trials per cell of the table on made-up data.
+        data: Folder of downloaded data, to compare with what the suite trained on it.
         out: Folder of results.
     """
     from benchmarks.choosing import main as measure
     from benchmarks.run import check_writable
 
     check_writable(out)
-    print(f"The page is {measure(out, trials)}")
+    print(f"The page is {measure(out, trials, _folder(data))}")
 
 
 def _folder(data: Path | None) -> Path | None:

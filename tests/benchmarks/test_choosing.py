@@ -1,0 +1,94 @@
+"""The twins have the symmetry they claim, and the page says what the rows say."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from benchmarks import choosing
+from benchmarks.choosing import (
+    INPUTS,
+    TRUTHS,
+    Recovery,
+    Trial,
+    Twin,
+    chain,
+    run_recovery,
+    run_trial,
+)
+from benchmarks.results import BenchmarkError
+from gsym import ClusterGroup, Partition
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("truth", TRUTHS)
+def test_twins_are_equivariant_as_claimed(truth, inputs):
+    twin = Twin(truth, inputs, 30, 4, 1.0, seed=0)
+    x = twin.inputs(1000)
+    worst = 0.0
+    for perm in ClusterGroup(twin.partition).generators.numpy():
+        moved, image = np.empty_like(x), np.empty_like(x)
+        moved[:, perm] = x
+        image[:, perm] = twin.map(x)
+        worst = max(worst, np.abs(twin.map(moved) - image).max())
+    assert (worst < 1e-9) == (truth != "nearly linear")
+    assert 0.5 < twin.map(x).var() < 4.2
+    outsider = np.arange(30)
+    a, b = (int(c[0]) for c in twin.partition.clusters()[:2])
+    outsider[[a, b]] = b, a
+    assert np.abs(twin.map(x[:, outsider]) - twin.map(x)[:, outsider]).max() > 1e-2
+
+
+def test_chain_leads_through_the_planted_partition():
+    twin = Twin("linear", "isotropic", 60, 7, 1.0, seed=1)
+    levels = chain(twin.partition, np.random.default_rng(0))
+    assert twin.partition in levels
+    assert levels[0] == Partition.singletons(60)
+    assert levels[-1] == Partition.single(60)
+    for fine, coarse in pairwise(levels):
+        assert fine.refines(coarse)
+        assert fine.num_clusters > coarse.num_clusters
+
+
+def test_trials_repeat():
+    first = run_trial("linear", "isotropic", 60, 0, "abc")
+    again = run_trial("linear", "isotropic", 60, 0, "abc")
+    assert replace(again, seconds=first.seconds) == first
+    assert first.chosen == first.best == first.planted
+    assert first.excess == 0.0
+    assert run_trial("linear", "isotropic", 60, 1, "abc").nodes != first.nodes
+
+
+def test_recovery_knows_good_from_bad():
+    row = run_recovery("linear", "isotropic", 40, 4, 0, "abc")
+    assert row.risk > 0.95
+    assert max(row.ward_graph, row.spectral, row.louvain) < 0.5
+
+
+def rows(chosen):
+    trial = Trial("", "", 0, 0, 50, 4, 1.0, 4, chosen, 4, 0.0, 0.0, 2.0, 0.1, 0.01, "abc")
+    trial = replace(trial, excess=0.0 if chosen == 4 else 0.1)
+    return [
+        replace(trial, truth=t, inputs=i, signals=s)
+        for t in TRUTHS
+        for i in INPUTS
+        for s in choosing.SIGNALS
+    ]
+
+
+@pytest.mark.parametrize("chosen", [4, 2])
+def test_page_says_what_falls_short(chosen, tmp_path):
+    choosing._write(tmp_path / "choosing.csv", rows(chosen))
+    found = [Recovery("linear", "isotropic", 60, 4, 0, 0.9, 0.95, 0.0, 0.0, 0.0, "abc")]
+    choosing._write(tmp_path / "choosing_recovery.csv", found)
+    page = choosing.write_page(tmp_path).read_text()
+    assert ("Reached everywhere." in page) == (chosen == 4)
+    assert ("linear, isotropic, 60 signals: excess risk 5.00%, not 2%." in page) == (chosen == 2)
+    assert "is missed in these rows" in page
+    assert "Ward on signals does better in 1 of 1 trials." in page
+
+
+def test_bad_number_of_trials(tmp_path):
+    with pytest.raises(BenchmarkError, match="at least 1; got 0"):
+        choosing.main(tmp_path, 0)
