@@ -146,8 +146,8 @@ class Twin:
 
     Args:
         truth: ``"linear"``: own value and cluster means, of variance 1 each. ``"two-layer"``: a
-            G-Net with 8 hidden channels and ReLU, of variance 2. ``"nearly linear"``: the linear one, with a
-            fifth of its variance replaced by a random map without any symmetry.
+            G-Net with 8 hidden channels and ReLU, of variance 2. ``"nearly linear"``: the linear
+            one, with a fifth of its variance replaced by a random map without any symmetry.
         inputs: ``"isotropic"`` or ``"correlated"``: ``0.95 ** |i - j|`` along an order of the
             nodes that has nothing to do with the partition.
         nodes: Number of nodes.
