@@ -327,7 +327,8 @@ def choose_group(
     if hierarchy is not None and edge_index is None:
         edge_index, weight = hierarchy.edge_index, hierarchy.edge_weight
     groups = _groups(candidates, levels)
-    data = Samples(*((x, y) if y is not None else denoising(x, seed)), block=block)
+    inputs, targets = (x, y) if y is not None else denoising(x, seed)
+    data = Samples(inputs, targets, block=block)
     _check_candidates(groups, data, edge_index)
 
     def with_swaps(plain: Iterable[PermutationGroup]) -> list[PermutationGroup]:
@@ -352,7 +353,6 @@ def choose_group(
         found = [replace(c, bias=(c.bias or 0.0) - lowest) for c in found]
     else:
         what = f"{getattr(score, '__name__', type(score).__name__)}, {folds}-fold"
-        inputs, targets = (x, y) if y is not None else (data.x, data.y)
         found = _cross_validate(with_swaps(groups), inputs, targets, score, folds, seed)
     return _judge(found, what, hierarchy, edge_index)
 

@@ -163,6 +163,17 @@ class TestDenoising:
         assert np.allclose(spread, [1.0, 3.0], rtol=0.05)
         assert np.allclose(clean, x - x.mean((0, 1)))
 
+    def test_a_score_sees_the_signals_themselves(self):
+        x = np.random.default_rng(0).standard_normal((30, 24))
+
+        def score(group, x_train, y_train, x_val, y_val):
+            clean = (x - x.mean())[..., None]
+            assert all(np.abs(clean - target).sum((1, 2)).min() < 1e-9 for target in y_val)
+            assert np.abs(x_val - y_val).std() > 0.3
+            return 0.0
+
+        assert "denoising" not in repr(choose_group(LEVELS, x, score=score))
+
 
 class TestHierarchy:
     def test_small_ones_are_scored_whole(self):
