@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -11,8 +14,95 @@ from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee, sh
 from scipy.spatial import cKDTree
 
 NUM_COLOURS = 16
+MAX_NODES = 5000
+MAX_EDGES = 15000
+WIDTH = 1000.0
 _PIVOTS = 40
 _RELAXED = 800
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn of the graph: each node, or bundles of nodes where there are too many.
+
+    Attributes:
+        bundle: Drawn node of each node, ``[n]``.
+        sizes: Nodes in each drawn node, ``[m]``.
+        x: Centres, ``[m]``, in a picture 1,000 wide.
+        y: Centres, downwards.
+        radius: Of each drawn node.
+        height: Of the picture.
+        cell: Side of the square cells of a grid, else 0.
+        path: All edges as one SVG path.
+        opacity: Of the edges: the more, the fainter.
+        edges_note: How many edges were left out, if any.
+    """
+
+    bundle: np.ndarray
+    sizes: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    radius: np.ndarray
+    height: float
+    cell: float
+    path: str
+    opacity: float
+    edges_note: str
+
+    @classmethod
+    def make(
+        cls, choice: Any, levels: Sequence[np.ndarray], positions: np.ndarray | None
+    ) -> Drawing:
+        """Place nodes and edges of the graph of a choice whose candidates have the labels given."""
+        n = levels[0].size
+        edges = np.empty((2, 0), dtype=np.int64)
+        if choice.edge_index is not None:
+            edges = choice.edge_index.detach().cpu().numpy()
+        bundles = _bundles(choice, levels, edges)
+        sizes = np.bincount(bundles)
+        m = sizes.size
+        if positions is not None:
+            positions = np.stack([np.bincount(bundles, c) / sizes for c in positions.T], axis=1)
+        graph = adjacency(bundles[edges], m)
+        if positions is None:
+            edges = np.stack(graph.nonzero())
+            positions = place(edges, m) if edges.size else _square(levels, bundles)
+        grid = grid_cells(positions) if m == n else None
+        if grid is not None:
+            column, row = grid
+            cell = WIDTH / (column.max() + 1)
+            x, y = (column + 0.5) * cell, (row + 0.5) * cell
+            height = float((row.max() + 1) * cell)
+            return cls(bundles, sizes, x, y, np.full(m, cell / 2), height, cell, "", 0.0, "")
+        x, y, radius, height = _frame(positions, sizes)
+        path, count, left_out = _edge_path(graph, x, y)
+        note = f"{left_out:,} of {left_out + count:,} edges are left out." if left_out else ""
+        opacity = float(np.clip(2.5 * m / max(count, 1), 0.1, 0.8))
+        return cls(bundles, sizes, x, y, radius, height, 0.0, path, opacity, note)
+
+    @property
+    def rows(self) -> list[tuple[float, float, float, int]]:
+        """For each drawn node x, y, size and number of nodes, as its SVG element wants them."""
+        corner = 0.5 * self.cell
+        size = self.cell if self.cell else self.radius
+        numbers = np.broadcast_arrays(self.x - corner, self.y - corner, size)
+        rounded = np.round(np.stack(numbers), 2).tolist()
+        return list(zip(*rounded, self.sizes.tolist(), strict=True))
+
+    @property
+    def is_coarsened(self) -> bool:
+        """Whether a drawn node stands for several."""
+        return self.sizes.size < self.bundle.size
+
+    def labels(self, labels: np.ndarray) -> np.ndarray:
+        """The label that most nodes of each drawn node have, ``[m]``."""
+        if not self.is_coarsened:
+            return labels[np.argsort(self.bundle)]
+        k = int(labels.max()) + 1
+        pairs, counts = np.unique(self.bundle * k + labels, return_counts=True)
+        order = np.lexsort((pairs, -counts))
+        _, first = np.unique(pairs[order] // k, return_index=True)
+        return pairs[order[first]] % k
 
 
 def adjacency(edges: np.ndarray, num_nodes: int) -> csr_array:
@@ -203,3 +293,73 @@ def _fill(colour: np.ndarray, labels: np.ndarray, beside: np.ndarray) -> None:
         taken = np.bincount(around[around >= 0], minlength=NUM_COLOURS)
         colour[c] = np.lexsort((used, taken > 0))[0]
         used[colour[c]] += 1
+
+
+def leaf_rank(levels: Sequence[np.ndarray]) -> np.ndarray:
+    """Rank of each node such that the clusters of nested levels are runs of neighbours."""
+    rank = np.empty(levels[0].size)
+    rank[np.lexsort(levels)] = np.arange(rank.size)
+    return rank
+
+
+def _bundles(choice: Any, levels: Sequence[np.ndarray], edges: np.ndarray) -> np.ndarray:
+    """The drawn node of each node: itself, or its cluster at the finest level that can be drawn."""
+    n = levels[0].size
+    if n <= MAX_NODES:
+        return np.arange(n)
+    fits = range(MAX_NODES // 10, MAX_NODES + 1)
+    offered = [labels for labels in levels if int(labels.max()) + 1 in fits]
+    hierarchy = getattr(choice, "hierarchy", None)
+    if hierarchy is not None:
+        counts = [k for k in hierarchy.levels if k in fits]
+        offered += [hierarchy[max(counts)].labels.numpy()] if counts else []
+    if offered:
+        return max(offered, key=lambda labels: labels.max())
+    return bundle(edges, n, MAX_NODES // 2)
+
+
+def _square(levels: Sequence[np.ndarray], bundles: np.ndarray) -> np.ndarray:
+    """Places for nodes without graph or positions: a square, clusters together."""
+    rank = np.bincount(bundles, weights=leaf_rank(levels))
+    place_of = np.argsort(np.argsort(rank / np.bincount(bundles), kind="stable"))
+    side = math.ceil(math.sqrt(rank.size))
+    return np.column_stack([place_of % side, -(place_of // side)]).astype(float)
+
+
+def _frame(
+    positions: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Centres, radii and height of a picture 1,000 wide."""
+    m = len(positions)
+    span = np.ptp(positions, axis=0)
+    wide = WIDTH / max(span[0], span[1], 1e-300)
+    apart, _ = cKDTree(positions).query(positions, k=min(2, m))
+    crowding = float(np.median(apart.reshape(m, -1)[:, -1])) * wide
+    # Radii follow the crowding, but crowded spots must not make all nodes too small to see.
+    radius = np.clip(0.6 * crowding, 0.17 * WIDTH / math.sqrt(m), 0.3 * WIDTH / math.sqrt(m))
+    radius = np.clip(radius * np.sqrt(sizes / sizes.mean()), 2.5, 15.0)
+    margin = float(radius.max()) + 6
+    scale = (WIDTH - 2 * margin) / max(span[0], span[1], 1e-300)
+    if span[1] > 0.9 * span[0]:
+        scale *= 0.9 * max(span[0], span[1]) / max(span[1], 1e-300) if span[1] > span[0] else 0.9
+    height = max(span[1] * scale + 2 * margin, 120.0)
+    centre = positions.min(axis=0) + span / 2
+    x = WIDTH / 2 + (positions[:, 0] - centre[0]) * scale
+    y = height / 2 - (positions[:, 1] - centre[1]) * scale
+    return x, y, radius, float(height)
+
+
+def _edge_path(graph: Any, x: np.ndarray, y: np.ndarray) -> tuple[str, int, int]:
+    """One SVG path, the number of its edges, and how many were left out."""
+    source, target = graph.nonzero()
+    once = source < target
+    source, target = source[once], target[once]
+    total = source.size
+    if total > MAX_EDGES:
+        some = np.linspace(0, total - 1, MAX_EDGES).astype(int)
+        source, target = source[some], target[some]
+    path = "".join(
+        f"M{x[i]:.1f} {y[i]:.1f}L{x[j]:.1f} {y[j]:.1f}"
+        for i, j in zip(source.tolist(), target.tolist(), strict=True)
+    )
+    return path, source.size, total - source.size

@@ -96,7 +96,7 @@
     const rgb = (name) => [1, 3, 5].map((i) => parseInt(colour(name).slice(i, i + 2), 16));
     const [zero, low, high] = ["--zero", "--low", "--high"].map(rgb);
     const pen = canvas.getContext("2d");
-    const strip = c.colours ? 16 : 0;
+    const strip = m.colours ? 16 : 0;
     const side = canvas.width - strip;
     const edge = (i) => strip + Math.round((i * side) / m.cells);
     pen.clearRect(0, 0, canvas.width, canvas.height);
@@ -110,8 +110,7 @@
     }
     const gap = m.cells <= 24 ? 2 : 0;
     if (strip) {
-      c.order.forEach((cluster, i) => {
-        const own = c.colours[cluster];
+      m.colours.forEach((own, i) => {
         pen.fillStyle = own < 0 ? colour("--faint") : colour(`--c${own}`);
         const [from, length] = [edge(i) + gap / 2, edge(i + 1) - edge(i) - gap];
         pen.fillRect(from, 0, length, strip - 5);
@@ -121,7 +120,7 @@
     $("low").textContent = m.largest ? `\u2212${m.top}` : "0";
     $("high").textContent = m.top;
     $("binned").textContent =
-      m.cells < m.clusters ? ` ${count(m.clusters, "cluster")} are averaged to ${m.cells} by ${m.cells} cells.` : "";
+      m.cells < m.parts ? ` ${count(m.parts, m.unit)} are averaged to ${m.cells} by ${m.cells} cells.` : "";
     $("cell").textContent = "Point at a cell to read it.";
   }
 
@@ -145,14 +144,14 @@
     $("dim").textContent = c.dim;
     const old = document.querySelectorAll(".facts .part");
     old.forEach((part) => part.remove());
-    for (const [name, value] of c.parts) {
+    for (const [name, value, meaning] of c.parts) {
       const part = document.createElement("div");
       part.className = "part";
-      const dt = document.createElement("dt");
-      const dd = document.createElement("dd");
-      dt.textContent = name;
-      dd.textContent = value;
-      part.append(dt, dd);
+      for (const [tag, text] of [["dt", name], ["dd", value], ["dd", meaning]]) {
+        part.append(document.createElement(tag));
+        part.lastChild.textContent = text;
+      }
+      part.lastChild.className = "small";
       document.querySelector(".facts").append(part);
     }
     for (const end of ["x1", "x2"]) $("cursor").setAttribute(end, c.x);
@@ -190,7 +189,9 @@
   const follow = (event) => {
     const box = curve.getBoundingClientRect();
     const x = ((event.clientX - box.left) / box.width) * 560;
-    const away = candidates.map((c) => Math.abs(c.x - x));
+    const y = ((event.clientY - box.top) / box.height) * 300;
+    // Candidates with equally many clusters stand above each other.
+    const away = candidates.map((c) => Math.hypot(c.x - x, c.y === null ? 300 : 0.2 * (c.y - y)));
     show(away.indexOf(Math.min(...away)));
   };
   curve.addEventListener("pointerdown", (event) => {
@@ -225,18 +226,17 @@
 
   if ($("matrix")) {
     $("matrix").addEventListener("pointermove", (event) => {
-      const c = candidates[at];
-      const m = c.matrix;
+      const m = candidates[at].matrix;
       const box = $("matrix").getBoundingClientRect();
-      const strip = c.colours ? 16 / 720 : 0;
+      const strip = m.colours ? 16 / 720 : 0;
       const cell = (share) => Math.floor(((share - strip) / (1 - strip)) * m.cells);
       const j = cell((event.clientX - box.left) / box.width);
       const i = cell((event.clientY - box.top) / box.height);
       if (i < 0 || j < 0 || i >= m.cells || j >= m.cells) return;
       const raw = m.values[i * m.cells + j];
       const value = raw === -32768 ? "unknown" : minus(Number(((raw / 32767) * m.largest).toPrecision(3)));
-      const where = c.order
-        ? `From cluster ${c.order[j]} to cluster ${c.order[i]}`
+      const where = m.order
+        ? `From ${m.unit} ${m.order[j]} to ${m.unit} ${m.order[i]}`
         : `Row ${i + 1}, column ${j + 1} of the averaged map`;
       $("cell").textContent = `${where}: ${value}`;
     });
