@@ -12,6 +12,7 @@ OPTIONAL = {
     "torch_scatter": "gsym/kernels/_torch_scatter.py",
     "pymetis": "gsym/coarsening/_metis.py",
     "networkit": "gsym/coarsening/_leiden.py",
+    "tyro": "gsym/_cli.py",
 }
 collect_ignore = [path for name, path in OPTIONAL.items() if not importlib.util.find_spec(name)]
 

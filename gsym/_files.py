@@ -211,6 +211,23 @@ def read_signals(source: str, num_nodes: int | None = None, what: str = "signals
     return torch.from_numpy(values)
 
 
+def read_targets(source: str, num_nodes: int) -> Tensor:
+    """Targets of a file: signals ``[samples, n, c]``, or ``[samples]``, one number per sample.
+
+    Raises:
+        FileError: As :func:`read_signals`.
+    """
+    path, arrays = read_arrays(source)
+    only = next(iter(arrays.values())) if len(arrays) == 1 else None
+    if only is None or not (np.ndim(only) == 1 or (np.ndim(only) == 2 and only.shape[1] == 1)):
+        return read_signals(source, num_nodes, "targets")
+    values = _numbers(path, "targets", only).astype(np.float64).reshape(-1)
+    if not np.isfinite(values).all():
+        sample = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise FileError(f"{path}: targets must be finite; that of sample {sample} is not")
+    return torch.from_numpy(values)
+
+
 def read_partitions(
     source: str, num_nodes: int, edge_index: Tensor | None = None
 ) -> list[Partition]:

@@ -14,11 +14,14 @@ ROOMS = {
     "_validate": set(),
     "groups": {"_validate"},
     "kernels": {"_validate"},
-    "coarsening": {"_validate", "groups"},
+    "_files": {"groups"},
+    "coarsening": {"_validate", "_files", "groups"},
     "nn": {"_validate", "groups", "kernels"},
     "check": {"groups"},
     "transforms": {"groups", "coarsening", "nn", "check"},
     "__init__": {"groups", "coarsening", "kernels", "nn", "check", "transforms"},
+    "_cli": {"_validate", "_files", "groups", "coarsening"},
+    "__main__": {"_validate"},
 }
 DEPENDENCIES = {
     "torch",
@@ -28,12 +31,15 @@ DEPENDENCIES = {
     "networkx",
     "sklearn",
     "sympy",  # a dependency of torch
+    "jinja2",
+    "markupsafe",  # a dependency of jinja2
 }
 # Back-ends that are imported on first use.
 OPTIONAL = {
     "kernels/_torch_scatter.py": {"torch_scatter"},
     "coarsening/_metis.py": {"pymetis"},
     "coarsening/_leiden.py": {"networkit"},
+    "_cli.py": {"tyro", "rich"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -1,0 +1,516 @@
+"""Choose a group of node permutations for signals on a fixed graph, from files.
+
+A graph is an .npz (edge_index [2, e] or adj [n, n]), a .pt (PyG Data), or a text file (edge list
+or matrix); signals are an .npz, .npy or .csv of [samples, nodes] or [samples, nodes, channels].
+To take one array of several, name it: metr_la.npz:speed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from gsym._files import (
+    FileError,
+    Graph,
+    fingerprint,
+    read_graph,
+    read_names,
+    read_partitions,
+    read_positions,
+    read_signals,
+    read_targets,
+    write_arrays,
+    write_bytes,
+)
+from gsym._validate import ClusteringError, GraphError, GroupError, PartitionError, SignalError
+from gsym.coarsening.choose import Candidate, choose_group
+from gsym.coarsening.cluster import METHODS, coarsen
+from gsym.coarsening.coarsen import Hierarchy
+from gsym.coarsening.page import write_page
+from gsym.groups.automorphism import SOLVERS, SolverUnavailableError, automorphisms
+from gsym.groups.partition import Partition
+
+# What the user can mend, and the message says how.
+ERRORS = (
+    FileError,
+    ClusteringError,
+    GraphError,
+    GroupError,
+    PartitionError,
+    SignalError,
+    SolverUnavailableError,
+    ImportError,
+    OSError,
+)
+# Levels that are shown and written unless others are asked for.
+_LEVELS = 24
+
+Inputs = Literal["graph", "signals", "both"]
+File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
+Output = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
+Pixels = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
+
+app = tyro.extras.SubcommandApp()
+
+
+class UsageError(ValueError):
+    """Options that do not go together."""
+
+
+@app.command
+def choose(
+    *,
+    signals: Annotated[str, tyro.conf.arg(metavar="FILE")],
+    graph: File = None,
+    targets: File = None,
+    partitions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")] = (),
+    method: str = "ward",
+    use: Annotated[Inputs | None, tyro.conf.arg(metavar="{graph,signals,both}")] = None,
+    levels: Counts = (),
+    height: Pixels = None,
+    width: Pixels = None,
+    block: int = 1,
+    no_swaps: bool = False,
+    directed: bool = False,
+    names: File = None,
+    positions: File = None,
+    title: Text = None,
+    out: Output = None,
+    save: Output = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Say which group to use: propose clusters, estimate the risk of each group, write a page.
+
+    For example, and then open report.html:
+
+      python -m gsym choose --graph edges.csv --signals x.npz --targets y.npz --out report.html
+
+      python -m gsym choose --signals images.npy --method grid --height 28 --width 28
+
+    Args:
+        signals: Inputs [samples, nodes] or [samples, nodes, channels], training data only.
+        graph: The graph. Methods that look at signals alone need none.
+        targets: What to predict from the signals: values per node, or one number per sample;
+            without it, the signals themselves from noisy ones.
+        partitions: Candidate partitions, as `coarsen` writes them, instead of a method's.
+        method: How to propose clusters; `python -m gsym coarsen --help` lists the methods.
+        use: What the method looks at; by default the graph if there is one and it can.
+        levels: Numbers of clusters to offer; by default up to 24 and more around the best.
+        height: Rows of the image, for the method grid.
+        width: Columns of the image, for the method grid.
+        block: Consecutive samples left out together: for overlapping windows, the number of
+            windows that share a time step.
+        no_swaps: Do not offer exchanges of whole clusters where the coarse graph has symmetries.
+        directed: Take an edge list in one direction only.
+        names: Text file with the names of the nodes, one per line, in the order of the signals;
+            an edge list may use them.
+        positions: Where to draw the nodes, [nodes, 2]: x to the right, y upwards.
+        title: Headline of the page.
+        out: Page to write, .html.
+        save: File for the labels of the best group, .npz.
+        seed: Seed of methods that draw.
+        json: Print the result as JSON and nothing else.
+    """
+    _check_outputs({"--out": out, "--save": save})
+    if partitions and (height or width or levels or use):
+        raise UsageError("--partitions takes the place of a method; leave its options out")
+    with _steps() as step:
+        step("Reading files")
+        node_names = None if names is None else read_names(names)
+        loaded = None if graph is None else read_graph(graph, names=node_names, directed=directed)
+        n = None if loaded is None else loaded.num_nodes
+        x = read_signals(signals, n)
+        n = _check_nodes(loaded, x.size(1), graph, signals)
+        y = None if targets is None else read_targets(targets, n)
+        if y is not None and len(y) != len(x):
+            raise FileError(f"{targets}: {len(y)} samples, but {signals} has {len(x)}")
+        if node_names is not None and len(node_names) != n:
+            raise FileError(f"{names}: {len(node_names)} names for {n} nodes")
+        places = None if positions is None else read_positions(positions, n)
+        edge_index = None if loaded is None else loaded.edge_index
+        candidates: Any
+        if partitions:
+            candidates = [p for f in partitions for p in read_partitions(f, n, edge_index)]
+            candidates = list(dict.fromkeys(candidates))
+        else:
+            step(f"Proposing clusters: {method}")
+            candidates = _propose(loaded, n, x, y, method, use, levels, height, width, seed)
+        step("Estimating risks")
+        choice = choose_group(
+            candidates,
+            x,
+            y,
+            # The graph of a hierarchy comes with its weights.
+            edge_index=None if getattr(candidates, "edge_index", None) is not None else edge_index,
+            swaps=None if no_swaps else "auto",
+            block=block,
+            seed=seed,
+        )
+        step("Writing")
+        if save is not None:
+            partition = choice.partition or Partition(choice.group.node_orbits().index)
+            _save_labels(save, partition.labels[None], edge_index, n)
+        if out is not None:
+            image = None
+            if places is None and height and width:
+                image = Partition.grid(height, width, 1).labels
+                places = np.column_stack([image % width, -(image // width)]).astype(float)
+            write_page(choice, out, positions=places, names=node_names, title=title)
+    if json:
+        _print_json(
+            {
+                "criterion": choice.criterion,
+                "best": choice.candidates.index(choice.best),
+                "simplest": choice.candidates.index(choice.simplest),
+                "regret_bound": choice.regret_bound,
+                "candidates": [_record(c) for c in choice.candidates],
+                "labels": _labels(choice.best),
+            }
+        )
+        return
+    console = Console()
+    if console.is_terminal:
+        console.print(choice)
+    else:
+        print(choice)
+    for path, what in ((out, "The page is"), (save, "The labels of the best group are")):
+        if path is not None:
+            console.print(f"{what} in {path}", soft_wrap=True, highlight=False)
+
+
+@app.command(name="coarsen")
+def coarsen_command(
+    *,
+    graph: File = None,
+    signals: File = None,
+    targets: File = None,
+    method: str = "ward",
+    use: Annotated[Inputs | None, tyro.conf.arg(metavar="{graph,signals,both}")] = None,
+    levels: Counts = (),
+    height: Pixels = None,
+    width: Pixels = None,
+    directed: bool = False,
+    names: File = None,
+    out: Output = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Propose clusters at several levels, from all nodes alone to one cluster.
+
+    For example:
+
+      python -m gsym coarsen --graph edges.csv --method ward --levels 4 8 16 --out clusters.npz
+
+    Methods that look at the graph: ward, spectral, local_variation, graclus, paris, louvain,
+    leiden, metis, twins, automorphism, equitable; at signals: ward, spectral, risk; at the shape of
+    an image: grid.
+
+    Args:
+        graph: The graph.
+        signals: Signals [samples, nodes] or [samples, nodes, channels].
+        targets: What the method risk predicts from the signals.
+        method: How to propose clusters.
+        use: What the method looks at; by default the graph if there is one and it can.
+        levels: Numbers of clusters.
+        height: Rows of the image, for the method grid.
+        width: Columns of the image, for the method grid.
+        directed: Take an edge list in one direction only.
+        names: Text file with the names of the nodes, one per line; an edge list may use them.
+        out: File to write: .npz (labels of each level, and the merges of a chain) or .nwk (the
+            tree of merges in Newick format).
+        seed: Seed of methods that draw.
+        json: Print the result as JSON and nothing else.
+    """
+    _check_outputs({"--out": out})
+    if out is not None and out.suffix not in (".npz", ".nwk"):
+        raise UsageError(f"--out must end in .npz or .nwk; got {out.name}")
+    with _steps() as step:
+        step("Reading files")
+        node_names = None if names is None else read_names(names)
+        loaded = None if graph is None else read_graph(graph, names=node_names, directed=directed)
+        x = (
+            None
+            if signals is None
+            else read_signals(signals, None if loaded is None else loaded.num_nodes)
+        )
+        n = _check_nodes(loaded, None if x is None else x.size(1), graph, signals)
+        y = None if targets is None else read_signals(targets, n or None, "targets")
+        step(f"Proposing clusters: {method}")
+        h = _propose(loaded, n, x, y, method, use, levels, height, width, seed)
+        shown = _shown(h, levels)
+        step("Measuring costs")
+        costs = {k: h.cut(k).cost for k in shown} if h.edge_index is not None else {}
+        if out is not None and out.suffix == ".nwk":
+            write_bytes(out, (h.newick(node_names) + "\n").encode())
+        elif out is not None:
+            merges = {"merges": h.merges.numpy(), "heights": h.heights.numpy()} if h.nested else {}
+            labels = torch.stack([h[k].labels for k in shown])
+            _save_labels(out, labels, h.edge_index, h.num_nodes, **merges)
+    if json:
+        rows = [
+            {"clusters": k, "cost": costs.get(k), "labels": h[k].labels.tolist()} for k in shown
+        ]
+        _print_json({"method": h.method, "nested": h.nested, "levels": rows})
+        return
+    table = Table("clusters", "sizes", *(["cost"] if costs else []), caption=repr(h))
+    for k in shown:
+        sizes = h[k].sizes
+        text = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{sizes[0]:,}"
+        table.add_row(f"{k:,}", text, *([f"{costs[k]:.3f}"] if costs else []))
+    console = Console()
+    console.print(table)
+    if out is not None:
+        console.print(f"Written to {out}", soft_wrap=True, highlight=False)
+
+
+@app.command
+def symmetries(
+    *,
+    graph: Annotated[str, tyro.conf.arg(metavar="FILE")],
+    names: File = None,
+    directed: bool = False,
+    time_budget: float = 10.0,
+    solver: str = "auto",
+    out: Output = None,
+    json: bool = False,
+) -> None:
+    """Find the exact symmetries of a graph: every permutation of its nodes that preserves it.
+
+    For example:
+
+      python -m gsym symmetries --graph edges.csv --out orbits.npz
+
+    Args:
+        graph: The graph; weights are compared exactly.
+        names: Text file with the names of the nodes, one per line; an edge list may use them.
+        directed: Take an edge list in one direction only.
+        time_budget: Seconds to search. When they run out, the answer is a group that contains all
+            symmetries, and says so.
+        solver: auto, bliss (needs igraph), nauty (needs pynauty) or networkx.
+        out: File for the node orbits, as labels, .npz.
+        json: Print the result as JSON and nothing else.
+    """
+    _check_outputs({"--out": out})
+    if not 0 < time_budget < math.inf:
+        raise UsageError(f"--time-budget must be a positive number of seconds; got {time_budget}")
+    if solver not in ("auto", *SOLVERS):
+        raise UsageError(f"--solver must be one of auto, {', '.join(SOLVERS)}; got {solver}")
+    with _steps() as step:
+        step("Reading files")
+        node_names = None if names is None else read_names(names)
+        loaded = read_graph(graph, names=node_names, directed=directed)
+        n = _check_nodes(loaded, None, graph, None)
+        step("Searching for symmetries")
+        weight = loaded.edge_weight
+        group = automorphisms(loaded.edge_index, n, weight, time_budget=time_budget, solver=solver)
+        orbits = group.node_orbits()
+        if out is not None:
+            _save_labels(out, orbits.index[None], loaded.edge_index, n)
+    if json:
+        _print_json(
+            {
+                "group": str(group),
+                "exact": group.exact,
+                "log10_order": group.log_order() / math.log(10),
+                "num_orbits": orbits.num_orbits,
+                "commutant_dim": group.commutant_dim(),
+                "labels": orbits.index.tolist(),
+            }
+        )
+        return
+    console = Console(highlight=False)
+    size = group.log_order() / math.log(10)
+    order = f"{group.order():,}" if size < 15 else f"about 10^{size:.1f}"
+    console.print(f"{group}", soft_wrap=True, markup=False)
+    console.print(f"{order} permutations; {orbits.num_orbits:,} orbits of {n:,} nodes")
+    if not group.exact:
+        console.print(
+            "The search ran out of time or memory: this group contains every symmetry and may hold "
+            "more. Try --time-budget with more seconds, or: pip install 'gsym\\[sym]'",
+            soft_wrap=True,
+        )
+    if out is not None:
+        console.print(f"The orbits are in {out}", soft_wrap=True)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; wrong input ends with one line and exit code 2."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            app.cli(
+                prog="python -m gsym",
+                args=args,
+                description=__doc__,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+        except (*ERRORS, UsageError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+        except MemoryError:
+            print("error: this does not fit into memory; offer fewer levels", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted; nothing was written", file=sys.stderr)
+            sys.exit(130)
+
+
+def _propose(
+    graph: Graph | None,
+    n: int,
+    x: Tensor | None,
+    y: Tensor | None,
+    method: str,
+    use: Inputs | None,
+    levels: tuple[int, ...],
+    height: int | None,
+    width: int | None,
+    seed: int,
+) -> Hierarchy:
+    """The hierarchy of a method, from what it looks at."""
+    kind = METHODS.get(method)
+    sees_signals = kind is not None and "signals" in (*kind.needs, *kind.takes)
+    if use is None:
+        needs_signals = kind is not None and "signals" in kind.needs
+        use = "signals" if sees_signals and (needs_signals or graph is None) else "graph"
+    if use != "signals" and graph is None and not (kind and "height" in kind.needs):
+        raise UsageError(f"method {method} looks at the graph; give --graph")
+    if use != "graph" and not sees_signals and kind is not None:
+        raise UsageError(f"method {method} does not look at signals; leave out --use {use}")
+    # A method that is given a graph clusters along its edges, whatever else it looks at.
+    seen = None if use == "signals" else graph
+    targets = kind is not None and "targets" in kind.takes
+    return coarsen(
+        None if seen is None else seen.edge_index,
+        n or None,
+        None if seen is None else seen.edge_weight,
+        None if use == "graph" else x,
+        method,
+        targets=y if targets else None,
+        levels=levels or None,
+        seed=seed,
+        height=height,
+        width=width,
+    )
+
+
+def _check_nodes(
+    graph: Graph | None, signal_nodes: int | None, graph_file: str | None, signals: str | None
+) -> int:
+    """The number of nodes that graph and signals agree on; 0 where neither says it."""
+    if graph is None:
+        return signal_nodes or 0
+    highest = int(graph.edge_index.max()) if graph.edge_index.numel() else -1
+    if signal_nodes is not None and highest >= signal_nodes:
+        raise FileError(
+            f"{graph_file}: names node {highest}, but {signals} has {signal_nodes} nodes "
+            f"(0..{signal_nodes - 1}); are nodes numbered from 0?"
+        )
+    n = graph.num_nodes or signal_nodes or highest + 1
+    if n < 1:
+        raise FileError(f"{graph_file}: the graph is empty")
+    return n
+
+
+def _check_outputs(paths: dict[str, Path | None]) -> None:
+    """Refuse folders that do not exist before any work is done."""
+    for option, path in paths.items():
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{option} {path}: no folder {path.absolute().parent}; make it first")
+        if path is not None and path.is_dir():
+            raise UsageError(f"{option} {path}: is a folder; name a file")
+
+
+def _shown(h: Hierarchy, levels: tuple[int, ...]) -> list[int]:
+    """The levels asked for, or up to 24 evenly spaced in the logarithm."""
+    if levels:
+        return sorted(set(levels) & set(h.levels), reverse=True)
+    if len(h.levels) <= _LEVELS:
+        return list(h.levels)
+    offered = np.array(h.levels)
+    wanted = np.geomspace(offered.min(), offered.max(), _LEVELS)
+    nearest = np.abs(np.log(offered)[:, None] - np.log(wanted)).argmin(axis=0)
+    return sorted({int(k) for k in offered[nearest]}, reverse=True)
+
+
+def _save_labels(
+    path: Path, labels: Tensor, edge_index: Tensor | None, n: int, **more: np.ndarray
+) -> None:
+    """Write labels ``[m, n]`` with the fingerprint of the graph that they belong to."""
+    if edge_index is not None:
+        more["graph"] = np.array(fingerprint(edge_index, n))
+    write_arrays(path, labels=labels.numpy(), **more)
+
+
+def _labels(candidate: Candidate) -> list[int]:
+    if candidate.partition is not None:
+        labels: list[int] = candidate.partition.labels.tolist()
+        return labels
+    return candidate.group.node_orbits().index.tolist()
+
+
+def _record(candidate: Candidate) -> dict[str, Any]:
+    names = (
+        "num_clusters",
+        "commutant_dim",
+        "score",
+        "standard_error",
+        "gap",
+        "gap_error",
+        "bias",
+        "variance",
+    )
+    return {"group": str(candidate.group)} | {name: getattr(candidate, name) for name in names}
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(_plain(values), allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextmanager
+def _steps() -> Iterator[Any]:
+    """Say on the terminal which step runs and for how long."""
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with progress:
+        task = progress.add_task("", total=None)
+        yield lambda what: progress.reset(task, description=what, total=None)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    Console(stderr=True, highlight=False).print(f"note: {message}", markup=False, soft_wrap=True)
