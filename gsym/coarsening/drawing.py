@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 import numpy as np
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee, shortest_path
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 
 NUM_COLOURS = 16
 MAX_NODES = 5000
@@ -19,6 +19,7 @@ MAX_EDGES = 15000
 WIDTH = 1000.0
 _PIVOTS = 40
 _RELAXED = 800
+_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def place(edges: np.ndarray, num_nodes: int) -> np.ndarray:
         (3, 2)
 
     Reference:
-        Pivot MDS: Brandes and Pich, Graph Drawing 2006. Relaxation: Kamada and Kawai, Information
-        Processing Letters 31, 1989.
+        Pivot MDS: Brandes and Pich, Graph Drawing 2006. Relaxation: stress
+        majorization, Gansner, Koren and North, Graph Drawing 2004.
     """
     graph = adjacency(edges, num_nodes)
     count, component = connected_components(graph, directed=False)
@@ -179,17 +180,24 @@ def _place_connected(graph: csr_array) -> np.ndarray:
     positions = _fit(positions)
     # Twins have equal distances to everything; no force would part nodes in one place.
     positions += np.random.default_rng(0).normal(scale=0.01, size=positions.shape)
-    if 2 < n <= _RELAXED:
-        every = shortest_path(graph, unweighted=True)
-        relaxed = nx.kamada_kawai_layout(
-            nx.from_scipy_sparse_array(graph),
-            dist={i: dict(enumerate(row)) for i, row in enumerate(every.tolist())},
-            pos=dict(enumerate(positions * every.max())),
-        )
-        positions = np.array([relaxed[i] for i in range(n)])
-        centred = positions - positions.mean(0)
-        positions = centred @ np.linalg.svd(centred, full_matrices=False)[2].T
+    if n <= _RELAXED:
+        positions = _relaxed(positions, shortest_path(graph, unweighted=True))
+        positions = positions @ np.linalg.svd(positions, full_matrices=False)[2].T
     return _fit(positions)
+
+
+def _relaxed(positions: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Centred positions whose distances match those in the graph better, near ones above all."""
+    n = len(positions)
+    weight = 1 / (distance + np.eye(n)) ** 2 - np.eye(n)
+    # The constant added fills the null space, which centred positions do not see.
+    inverse = np.linalg.inv(np.diag(weight.sum(axis=0)) - weight + 1 / n)
+    pull = weight * distance
+    positions = (positions - positions.mean(axis=0)) * (distance.max() or 1.0)
+    for _ in range(_STEPS):
+        ratio = pull / np.maximum(cdist(positions, positions), 1e-9)
+        positions = inverse @ (ratio.sum(axis=0)[:, None] * positions - ratio @ positions)
+    return positions
 
 
 def _fit(positions: np.ndarray) -> np.ndarray:
