@@ -173,6 +173,18 @@ def choosing(*, trials: int = 60, data: Path | None = None, out: Path = OUT) -> 
     print(f"The page is {measure(out, trials, _folder(data))}")
 
 
+def page(*, out: Path = Path("docs/pages/images")) -> None:
+    """Take the pictures of the page that shows a choice of group; needs Chromium.
+
+    Args:
+        out: Folder of the pictures.
+    """
+    from benchmarks.page import main as take
+
+    take(out)
+    print(f"The pictures are in {out}")
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):
