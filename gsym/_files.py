@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,7 +124,7 @@ def read_graph(source: str, *, names: Sequence[str] | None = None, directed: boo
 
     ``.npz`` and ``.pt`` hold ``edge_index`` ``[2, e]`` with ``edge_weight`` and ``num_nodes`` where
     there are any (a PyG ``Data`` does), or a square ``adj``; an ``.npz`` may also be a SciPy sparse
-    matrix. A text file is an edge list of two or three columns, or a square adjacency matrix.
+    matrix. A text of two or three columns is an edge list, a square one an adjacency matrix.
 
     Args:
         source: See :func:`read_arrays`.
@@ -155,9 +156,13 @@ def read_graph(source: str, *, names: Sequence[str] | None = None, directed: boo
             f"{path}: expected edge_index [2, e] or adj [n, n]; it holds {_listing(arrays)}"
         )
     matrix = _numbers(path, "the graph", found)
+    is_text = path.suffix.lower() in _TEXT
+    # Of texts, lists of few edges are more likely than matrices of few nodes.
+    if is_text and matrix.shape[1] in (2, 3):
+        return _from_list(path, matrix, None, directed)
     if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:
         return _from_matrix(path, matrix)
-    if matrix.ndim == 2 and matrix.shape[0] == 2 and path.suffix.lower() not in _TEXT:
+    if matrix.ndim == 2 and matrix.shape[0] == 2 and not is_text:
         return _from_edge_index(path, {"edge_index": matrix})
     if matrix.ndim == 2 and matrix.shape[1] in (2, 3):
         return _from_list(path, matrix, None, directed)
@@ -350,8 +355,13 @@ def _read_npy(path: Path) -> dict[str, Any]:
 
 
 def _read_pt(path: Path) -> dict[str, Any]:
+    # What a PyG Data is made of: plain holders of tensors, imported only where one is read.
+    data = import_module("torch_geometric.data.data")
+    storage = import_module("torch_geometric.data.storage")
+    holders = [data.Data, data.DataEdgeAttr, data.DataTensorAttr, storage.GlobalStorage]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(holders):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
         raise FileError(
             f"{path}: holds more than tensors, numbers and a PyG Data, or is damaged. Other "
