@@ -369,7 +369,7 @@ def main(args: list[str] | None = None) -> None:
             print("error: this does not fit into memory; offer fewer levels", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("interrupted; nothing was written", file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             sys.exit(130)
 
 
@@ -391,6 +391,10 @@ def _propose(
     if use is None:
         needs_signals = kind is not None and "signals" in kind.needs
         use = "signals" if sees_signals and (needs_signals or graph is None) else "graph"
+    if graph is None and x is None and not (kind and "height" in kind.needs):
+        raise UsageError(f"method {method} needs something to look at; give --graph or --signals")
+    if use != "graph" and sees_signals and x is None:
+        raise UsageError(f"method {method} looks at signals; give --signals")
     if use != "signals" and graph is None and not (kind and "height" in kind.needs):
         raise UsageError(f"method {method} looks at the graph; give --graph")
     if use != "graph" and not sees_signals and kind is not None:
@@ -499,13 +503,15 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def _steps() -> Iterator[Any]:
     """Say on the terminal which step runs and for how long."""
+    console = Console(stderr=True)
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with progress:
         task = progress.add_task("", total=None)

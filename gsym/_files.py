@@ -128,7 +128,7 @@ def read_graph(source: str, *, names: Sequence[str] | None = None, directed: boo
 
     Args:
         source: See :func:`read_arrays`.
-        names: Names of the nodes in order, if an edge list uses names.
+        names: Names of the nodes in order. An edge list may use them, or numbers from 0.
         directed: Take the edges of an edge list in one direction only. By default they go both
             ways; other kinds of file state their directions.
 
@@ -139,7 +139,9 @@ def read_graph(source: str, *, names: Sequence[str] | None = None, directed: boo
         path = Path(source)
         if not path.is_file():
             raise FileError(f"no file {path}; check the name")
-        return _from_list(path, _named_edges(path, names), len(names), directed)
+        edges = _named_edges(path, names)
+        if edges is not None:
+            return _from_list(path, edges, len(names), directed)
     path, arrays = read_arrays(source)
     if arrays.keys() >= _SPARSE:
         try:
@@ -406,8 +408,8 @@ def _table(path: Path, dtype: Any) -> np.ndarray:
         return np.loadtxt(lines, dtype=dtype, delimiter=delimiter, ndmin=2, comments=None)
 
 
-def _named_edges(path: Path, names: Sequence[str]) -> np.ndarray:
-    """An edge list of names as one of numbers ``[e, 2 or 3]``."""
+def _named_edges(path: Path, names: Sequence[str]) -> np.ndarray | None:
+    """An edge list of names as one of numbers ``[e, 2 or 3]``; ``None`` if it uses no names."""
     _check_size(path, path.stat().st_size)
     try:
         table = _table(path, str)
@@ -415,9 +417,11 @@ def _named_edges(path: Path, names: Sequence[str]) -> np.ndarray:
         if isinstance(cause, FileError):
             raise
         raise FileError(f"{path}: cannot be read ({_brief(cause)})") from cause
+    number = {name: i for i, name in enumerate(names)}
     if table.ndim != 2 or table.shape[1] not in (2, 3):
         raise FileError(f"{path}: an edge list has two or three columns in every row")
-    number = {name: i for i, name in enumerate(names)}
+    if not any(cell in number for cell in table[:2, :2].flat):
+        return None
     if table[0, 0] not in number and table[0, 1] not in number:
         table = table[1:]
     edges = np.empty(table.shape)

@@ -105,6 +105,8 @@ def test_names_number_the_nodes(file):
     graph = read_graph(file("e.csv", "from,to,cost\na,b,2\nc,a,1\n"), names=names, directed=True)
     assert graph.edge_index.tolist() == [[1, 2], [0, 1]] and graph.edge_weight.tolist() == [2, 1]
     assert graph.num_nodes == 3
+    numbered = read_graph(file("n.csv", "0,1\n1,2\n"), names=names)
+    assert pairs(numbered) == {(0, 1), (1, 0), (1, 2), (2, 1)}
     with pytest.raises(FileError, match="row 2 names 'd', not in the names"):
         read_graph(file("f.csv", "a,b\nd,a\n"), names=names)
     with pytest.raises(FileError, match="row 1 has the weight 'x'"):

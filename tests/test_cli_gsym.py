@@ -1,0 +1,234 @@
+"""``python -m gsym``: files in, a choice out; wrong input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import networkx as nx
+import numpy as np
+import pytest
+
+import gsym
+from gsym import __main__ as entry
+
+pytest.importorskip("tyro")
+pytest.importorskip("rich")
+
+N = 12
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A path of twelve nodes whose targets depend on the means of four runs of three."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    labels = np.arange(N) // 3
+    x = rng.normal(size=(80, N))
+    mixing = np.array([[0, 2, 0, 0], [0, 0, -2, 0], [0, 0, 0, 2], [2, 0, 0, 0.0]])
+    means = np.stack([x[:, labels == c].mean(axis=1) for c in range(4)], axis=1)
+    y = 0.5 * x + (means @ mixing.T)[:, labels] + 0.3 * rng.normal(size=x.shape)
+    ends = np.stack([np.arange(N - 1), np.arange(1, N)])
+    np.savetxt("graph.csv", ends.T, fmt="%d", delimiter=",")
+    np.savez("graph.npz", edge_index=np.hstack([ends, ends[::-1]]), num_nodes=N)
+    np.savez("x.npz", x=x)
+    np.savez("y.npz", y=y)
+    np.savez("total.npz", y=x.sum(axis=1))
+    np.savez("truth.npz", labels=np.stack([np.arange(N), labels, np.zeros(N, dtype=int)]))
+    np.savetxt("pos.csv", np.column_stack([np.arange(N), np.zeros(N)]), delimiter=",")
+    (tmp_path / "names.txt").write_text("".join(f"stop <{i}>\n" for i in range(N)))
+    return tmp_path
+
+
+def run(capsys, *args):
+    entry.main(list(args))
+    return capsys.readouterr()
+
+
+CHOOSE = ("choose", "--graph", "graph.csv", "--signals", "x.npz", "--targets", "y.npz")
+
+
+def test_choose_writes_the_page(folder, capsys):
+    args = (
+        "--method",
+        "risk",
+        "--out",
+        "report.html",
+        "--save",
+        "best.npz",
+        "--names",
+        "names.txt",
+    )
+    out = run(capsys, *CHOOSE, *args, "--positions", "pos.csv", "--title", "Stops").out
+    assert "best" in out and "The page is in report.html" in out
+    page = (folder / "report.html").read_text()
+    assert "<title>Stops</title>" in page and "stop &lt;11&gt;" in page
+    with np.load("best.npz") as saved:
+        labels = saved["labels"]
+    assert labels.shape == (1, N)
+    found = gsym.Partition.from_labels(labels[0], relabel=True)
+    truth = gsym.Partition.from_labels(np.arange(N) // 3)
+    assert found.refines(truth) or truth.refines(found)
+
+
+def test_choose_prints_json_and_nothing_else(folder, capsys):
+    captured = run(capsys, *CHOOSE, "--partitions", "truth.npz", "--no-swaps", "--json")
+    answer = json.loads(captured.out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert [c["num_clusters"] for c in answer["candidates"]] == [12, 4, 1]
+    assert answer["best"] == 1 and answer["labels"] == (np.arange(N) // 3).tolist()
+    scores = [c["score"] for c in answer["candidates"]]
+    assert scores[1] == min(scores) and answer["candidates"][1]["gap"] == 0
+    assert captured.out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--signals", "x.npz"),
+        ("--signals", "x.npz", "--targets", "y.npz", "--graph", "graph.npz", "--use", "both"),
+        ("--signals", "x.npz", "--method", "grid", "--height", "3", "--width", "4"),
+        (
+            "--signals",
+            "x.npz",
+            "--targets",
+            "total.npz",
+            "--graph",
+            "graph.npz",
+            "--levels",
+            "3",
+            "6",
+        ),
+    ],
+)
+def test_other_ways_to_choose(folder, capsys, extra):
+    out = run(capsys, "choose", *extra, "--no-swaps", "--out", "report.html").out
+    assert "trivial" in out and f"S_{N}" in out
+    assert (folder / "report.html").stat().st_size > 20_000
+
+
+def test_pixels_are_drawn_as_a_grid(folder, capsys):
+    args = ("--method", "grid", "--height", "3", "--width", "4", "--out", "report.html")
+    run(capsys, "choose", "--signals", "x.npz", *args)
+    assert (
+        "gsym.Partition.grid" in (folder / "report.html").read_text()
+        or '"columns":4' in (folder / "report.html").read_text()
+    )
+
+
+def test_coarsen(folder, capsys):
+    args = ("coarsen", "--graph", "graph.csv", "--levels", "4", "2")
+    out = run(capsys, *args, "--out", "clusters.npz").out
+    assert "cost" in out and "Written to clusters.npz" in out
+    with np.load("clusters.npz") as saved:
+        assert [len(np.unique(row)) for row in saved["labels"]] == [4, 2]
+        assert saved["merges"].shape == (N - 1, 2) and saved["heights"].shape == (N - 1,)
+    answer = json.loads(run(capsys, *args, "--json").out)
+    assert [level["clusters"] for level in answer["levels"]] == [4, 2] and answer["nested"]
+    run(capsys, *args, "--out", "tree.nwk", "--names", "names.txt")
+    assert "stop" in (folder / "tree.nwk").read_text()
+    best = run(capsys, *CHOOSE, "--partitions", "clusters.npz", "truth.npz", "--json").out
+    assert len(json.loads(best)["candidates"]) >= 4
+
+
+def test_symmetries(folder, capsys):
+    out = run(capsys, "symmetries", "--graph", "graph.csv", "--out", "orbits.npz").out
+    assert "2 permutations; 6 orbits of 12 nodes" in out
+    with np.load("orbits.npz") as saved:
+        assert (saved["labels"][0] == saved["labels"][0][::-1]).all()
+    answer = json.loads(run(capsys, "symmetries", "--graph", "graph.csv", "--json").out)
+    assert answer["exact"] and answer["num_orbits"] == 6
+    assert answer["log10_order"] == pytest.approx(np.log10(2))
+    directed = run(capsys, "symmetries", "--graph", "graph.csv", "--directed", "--json").out
+    assert json.loads(directed)["num_orbits"] == N
+    np.savetxt(
+        "cube.txt", np.array(nx.convert_node_labels_to_integers(nx.hypercube_graph(3)).edges)
+    )
+    assert "48 permutations; 1 orbits" in run(capsys, "symmetries", "--graph", "cube.txt").out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("choose", "--signals", "nowhere.npz"), "no file nowhere.npz; check the name"),
+        ((*CHOOSE, "--method", "wrad"), "unknown method 'wrad'; did you mean ward"),
+        ((*CHOOSE, "--out", "no/report.html"), "make it first"),
+        ((*CHOOSE, "--save", "."), "is a folder; name a file"),
+        ((*CHOOSE, "--levels", "99"), "99"),
+        ((*CHOOSE, "--method", "louvain", "--use", "signals"), "does not look at signals"),
+        ((*CHOOSE, "--partitions", "truth.npz", "--use", "graph"), "takes the place of a method"),
+        ((*CHOOSE, "--partitions", "bad_labels.npz"), "belongs to another graph"),
+        ((*CHOOSE, "--names", "short.txt"), "2 names for 12 nodes"),
+        (("choose", "--signals", "x.npz", "--method", "metis"), "give --graph"),
+        (("choose", "--signals", "nan.npz"), "at 1 node (3)"),
+        (("choose", "--signals", "one.npz"), "got 1 signal"),
+        (("choose", "--signals", "flat.npz"), "constant"),
+        (("choose", "--signals", "small.npz", "--graph", "graph.csv"), "names node 11, but"),
+        (("choose", "--signals", "small.npz", "--graph", "graph.npz"), "must have 12 nodes"),
+        (("choose", "--signals", "x.npz", "--targets", "one.npz"), "1 samples, but x.npz has 80"),
+        (("choose", "--signals", "x.npz", "--targets", "small.npz"), "targets must have 12 nodes"),
+        (("coarsen",), "give --graph or --signals"),
+        (("coarsen", "--graph", "graph.csv", "--method", "risk"), "give --signals"),
+        (("coarsen", "--graph", "graph.csv", "--out", "a.txt"), "must end in .npz or .nwk"),
+        (("coarsen", "--graph", "damaged.npz"), "damaged.npz: cannot be read"),
+        (("coarsen", "--graph", "empty.csv"), "is empty"),
+        (("coarsen", "--graph", "negative.csv"), "-1"),
+        (
+            ("symmetries", "--graph", "graph.csv", "--time-budget", "-1"),
+            "positive number of seconds",
+        ),
+        (
+            ("symmetries", "--graph", "graph.csv", "--solver", "magic"),
+            "--solver must be one of auto",
+        ),
+        (("symmetries", "--graph", "nothing.npz"), "at least one node"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(folder, capsys, args, message):
+    np.savez("bad_labels.npz", labels=np.zeros(N + 1, dtype=int))
+    values = np.ones((5, N)) * np.arange(N)
+    values[2, 3] = np.nan
+    np.savez("nan.npz", x=values)
+    np.savez("one.npz", x=np.arange(N)[None] * 1.0)
+    np.savez("flat.npz", x=np.ones((5, N)))
+    np.savez("small.npz", x=np.random.default_rng(0).normal(size=(80, N - 1)))
+    np.savez("nothing.npz", edge_index=np.empty((2, 0), dtype=int), num_nodes=0)
+    (folder / "damaged.npz").write_bytes((folder / "x.npz").read_bytes()[:200])
+    (folder / "short.txt").write_text("a\nb\n")
+    (folder / "empty.csv").write_text("")
+    (folder / "negative.csv").write_text("0,1,1\n1,2,-1\n2,3,1\n3,0,1\n")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        entry.main(list(args))
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    errors = [line for line in captured.err.splitlines() if not line.startswith("note: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: "), captured.err
+    assert message in errors[0]
+    assert captured.out == ""
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_help_teaches_with_an_example(capsys):
+    for command in ("choose", "coarsen", "symmetries"):
+        with pytest.raises(SystemExit) as stop:
+            entry.main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"python -m gsym {command} --" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "gsym._cli", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        entry.main(["choose"])
+    assert stop.value.code == 2
+    assert "pip install 'gsym[cli]'" in capsys.readouterr().err
+
+
+def test_as_a_program(folder):
+    command = [sys.executable, "-m", "gsym", "symmetries", "--graph", "nowhere.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "error: no file nowhere.csv; check the name"
+    assert "Traceback" not in done.stderr
