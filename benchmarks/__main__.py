@@ -173,6 +173,7 @@ def choosing(*, trials: int = 60, data: Path | None = None, out: Path = OUT) -> 
     print(f"The page is {measure(out, trials, _folder(data))}")
 
 
+@app.command
 def page(*, out: Path = Path("docs/pages/images")) -> None:
     """Take the pictures of the page that shows a choice of group; needs Chromium.
 
