@@ -179,7 +179,7 @@ def _place_connected(graph: csr_array) -> np.ndarray:
         positions = np.column_stack([positions, np.zeros(n)])
     positions = _fit(positions)
     # Twins have equal distances to everything; no force would part nodes in one place.
-    positions += np.random.default_rng(0).normal(scale=0.01, size=positions.shape)
+    positions += np.random.default_rng(0).normal(scale=0.1 / np.sqrt(n), size=positions.shape)
     if n <= _RELAXED:
         positions = _relaxed(positions, shortest_path(graph, unweighted=True))
         positions = positions @ np.linalg.svd(positions, full_matrices=False)[2].T
