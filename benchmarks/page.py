@@ -81,7 +81,7 @@ def write_pages(folder: Path) -> dict[str, Path]:
     """Choose a group for both examples and write their pages."""
     edge_index, positions, x, y = road_sensors()
     n = x.size(1)
-    sensors = choose_group(coarsen(edge_index, n, method="ward"), x, y, swaps=None)
+    sensors = choose_group(coarsen(edge_index, n, method="ward"), x, y)
     noisy, clean = smooth_images()
     patches = [Partition.grid(28, 28, patch) for patch in (1, 2, 4, 7, 14, 28)]
     images = choose_group(patches, noisy, clean)
