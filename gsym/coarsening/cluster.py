@@ -6,7 +6,6 @@ import difflib
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +21,7 @@ from gsym.coarsening.coarsen import Hierarchy
 from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
 from gsym.coarsening.multilevel import local_variation_merges, normalised_cut_merges
+from gsym.coarsening.risk import merge_by_risk
 from gsym.coarsening.twins import twin_partition
 from gsym.groups import Partition, automorphisms, equitable_partition
 
@@ -432,9 +432,8 @@ def _automorphism(request: Request) -> Hierarchy:
 
 
 def _risk(request: Request) -> Hierarchy:
-    risk = import_module("gsym.coarsening.risk")
     targets = request.signals if request.targets is None else request.targets
-    merges, heights = risk.merge_by_risk(request.signals, targets, edge_index=request.edge_index)
+    merges, heights = merge_by_risk(request.signals, targets, edge_index=request.edge_index)
     return request.tree((np.asarray(merges), np.asarray(heights)))
 
 
