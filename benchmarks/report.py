@@ -25,7 +25,7 @@ from benchmarks.results import RESULTS, BenchmarkError, Row, file_stem, graph_pa
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 # Okabe and Ito's palette, distinguishable with the common colour-vision deficiencies.
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 
 
 _GRAPH = ("title", "truth", "names", "clusters", "orbits", "edge_index", "positions")
@@ -273,7 +273,7 @@ def _full_table(table: Table) -> str:
                 f"{mean(row.peak_memory_mib for row in line.rows):.0f}",
             ]
         )
-    return _markdown(head, body)
+    return markdown(head, body)
 
 
 def _sentences(table: Table, truth: str) -> list[str]:
@@ -367,12 +367,13 @@ def _embed(path: Path, tables: Sequence[Table]) -> None:
     commits = {row.commit for t in tables for line in t.lines for row in line.rows}
     short = ", ".join(sorted(f"{c[:10]}{'+dirty' * c.endswith('+dirty')}" for c in commits))
     note = f"Test error, mean ± standard deviation over seeds. Made with `{_command(tables)}`"
-    block = f"{BEGIN}\n{_markdown(head, body)}\n\n{note} at commit {short}.\n"
+    block = f"{BEGIN}\n{markdown(head, body)}\n\n{note} at commit {short}.\n"
     with replacing(path) as file:
         file.write((text[:start] + block + text[end:]).encode())
 
 
-def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table."""
     # A bar would end the cell; ours stand in names such as "(S_4)^16 x| S_2".
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(
@@ -409,13 +410,13 @@ def _draw_errors(out: Path, table: Table) -> str:
     axes = figure.add_subplot()
     centre = [mean(line.values("test")) for line in groups]
     dots = [value for line in groups for value in line.values("test")]
-    axes.plot(centre, color=_PALETTE[0], linewidth=2, zorder=3)
+    axes.plot(centre, color=PALETTE[0], linewidth=2, zorder=3)
     bands = [_mean_interval(line.values("test")) for line in groups]
     low, high = [b.low for b in bands], [b.high for b in bands]
-    axes.fill_between(range(len(groups)), low, high, color=_PALETTE[0], alpha=0.18, linewidth=0)
+    axes.fill_between(range(len(groups)), low, high, color=PALETTE[0], alpha=0.18, linewidth=0)
     for x, line in enumerate(groups):
         values = line.values("test")
-        axes.scatter([x] * len(values), values, s=18, color=_PALETTE[0], alpha=0.6, zorder=4)
+        axes.scatter([x] * len(values), values, s=18, color=PALETTE[0], alpha=0.6, zorder=4)
     chosen = select(table)
     if chosen in groups:
         x = groups.index(chosen)
@@ -440,7 +441,7 @@ def _draw_errors(out: Path, table: Table) -> str:
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    return _save(figure, out / f"{table.stem}_error.png")
+    return save(figure, out / f"{table.stem}_error.png")
 
 
 def _draw_baselines(
@@ -459,7 +460,7 @@ def _draw_baselines(
     axes.set_ylim(max(low - pad, 0.0), high + pad)
     previous = -math.inf
     for number, (name, level) in enumerate(sorted(near.items(), key=lambda item: item[1])):
-        color = _PALETTE[5 - number % 4]
+        color = PALETTE[5 - number % 4]
         axes.axhline(level, color=color, linestyle=(0, (5, 2)), linewidth=1.4, zorder=2)
         # Labels of close lines are pushed apart, so that both can be read.
         previous = max(level, previous + 0.055 * (high - low + 2 * pad))
@@ -524,14 +525,14 @@ def _draw_graph(out: Path, table: Table, graph: dict[str, NDArray]) -> str:
         axes.set_title(f"{name}\n{clusters:,} cluster{'s' * (clusters != 1)}", fontsize=9)
         axes.set_aspect("equal")
         axes.axis("off")
-    return _save(figure, out / f"{table.stem}_graph.png")
+    return save(figure, out / f"{table.stem}_graph.png")
 
 
 def _colors(clusters: NDArray, orbits: NDArray) -> NDArray:
     """One colour per orbit, in two shades where the group exchanges clusters; ``[n, 3]``."""
     number = int(orbits.max()) + 1
-    if number <= len(_PALETTE):
-        base = np.array([to_rgb(color) for color in _PALETTE[:number]])
+    if number <= len(PALETTE):
+        base = np.array([to_rgb(color) for color in PALETTE[:number]])
     else:
         # Steps by the golden ratio keep neighbours in the numbering far apart in colour.
         base = colormaps["viridis"](np.arange(number) * 0.618034 % 1.0)[:, :3]
@@ -544,7 +545,8 @@ def _colors(clusters: NDArray, orbits: NDArray) -> NDArray:
     return colors
 
 
-def _save(figure: Figure, path: Path) -> str:
+def save(figure: Figure, path: Path) -> str:
+    """Write a figure as PNG; returns the name of the file."""
     FigureCanvasAgg(figure)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=150)

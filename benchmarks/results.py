@@ -7,7 +7,7 @@ import io
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.data import replacing
 
@@ -110,16 +110,27 @@ def graph_path(out: Path, stem: str) -> Path:
     return out / f"{stem}_graph.npz"
 
 
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
 def read_rows(out: Path) -> list[Row]:
     """The rows of ``out/results.csv``; none if there is no such file.
 
     Raises:
-        BenchmarkError: The file has other columns than `Row`.
+        BenchmarkError: The file has other columns than `Row`, or is damaged.
     """
-    path = out / RESULTS
+    return read_table(out / RESULTS, Row)
+
+
+def read_table(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
+    """The rows of a file whose columns are the fields of ``kind``; none if there is no such file.
+
+    Raises:
+        BenchmarkError: The file has other columns, or is damaged.
+    """
     if not path.exists():
         return []
-    columns = [field.name for field in fields(Row)]
+    columns = [field.name for field in fields(kind)]
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -128,7 +139,7 @@ def read_rows(out: Path) -> list[Row]:
                     f"{path} has the columns {reader.fieldnames}, expected {columns}; "
                     "it was written by other code: choose another --out"
                 )
-            return [_parse(record) for record in reader]
+            return [_parse(record, kind) for record in reader]
     except BenchmarkError:
         raise
     except (OSError, ValueError, csv.Error) as cause:
@@ -137,28 +148,28 @@ def read_rows(out: Path) -> list[Row]:
         ) from cause
 
 
-def append_row(out: Path, row: Row) -> None:
-    """Add one row to ``out/results.csv``, which is there whole before and after."""
+def append_row(out: Path, row: Row, name: str = RESULTS) -> None:
+    """Add one row to a results file, which is there whole before and after."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(each) for each in [*read_rows(out), row])
-    with replacing(out / RESULTS) as file:
+    writer.writerows(asdict(each) for each in [*read_table(out / name, type(row)), row])
+    with replacing(out / name) as file:
         file.write(text.getvalue().encode())
 
 
-def _parse(record: dict[str, str]) -> Row:
+def _parse(record: dict[str, str], kind: type[AnyRow]) -> AnyRow:
     """Undo the CSV: each field by its declared type, an empty number as ``None``."""
     convert = {"str": str, "int": int, "float": float}
     values: dict[str, Any] = {}
     if None in record or None in record.values():
-        raise ValueError(f"the line of key {record.get('key')} has not {len(fields(Row))} fields")
-    for field in fields(Row):
-        kind, _, optional = str(field.type).partition(" | ")
+        raise ValueError(f"the line of key {record.get('key')} has not {len(fields(kind))} fields")
+    for field in fields(kind):
+        base, _, optional = str(field.type).partition(" | ")
         text = record[field.name]
-        values[field.name] = None if optional and text == "" else convert[kind](text)
+        values[field.name] = None if optional and text == "" else convert[base](text)
     if values["status"] not in ("ok", "diverged", "oom"):
         raise ValueError(f"the line of key {values['key']} has the status {values['status']!r}")
     if values["status"] == "ok" and None in (values["val"], values["test"]):
         raise ValueError(f"the line of key {values['key']} is ok but has no metrics")
-    return Row(**values)
+    return kind(**values)
