@@ -186,6 +186,27 @@ def page(*, out: Path = Path("docs/pages/images")) -> None:
     print(f"The pictures are in {out}")
 
 
+def nbody(
+    *, out: Path = OUT, profile: str = "quick", gravity: bool = False, seeds: int = 3
+) -> None:
+    """Train EGNN, PEnGUiN and baselines on charged particles; finished cells are kept.
+
+    For example, to train for a quarter of an hour:
+
+      OMP_NUM_THREADS=1 python -m benchmarks nbody --profile standard
+
+    Args:
+        out: Folder of results.
+        profile: quick (a minute) or standard (3,000 training systems).
+        gravity: Switch on gravity, and add the models that can tell where down is.
+        seeds: Number of seeds.
+    """
+    from benchmarks import nbody as bodies
+
+    page = bodies.main(out, profile, gravity, seeds, Console())
+    print(f"The page is in {page}")
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):
