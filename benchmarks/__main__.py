@@ -207,6 +207,19 @@ def nbody(
     print(f"The page is in {page}")
 
 
+@app.command
+def penguin(*, out: Path = OUT, seeds: int = 5) -> None:
+    """Let PEnGUiN find the broken symmetry of four small worlds; finished cells are kept.
+
+    Args:
+        out: Folder of results.
+        seeds: Number of seeds.
+    """
+    from benchmarks import penguin as worlds
+
+    print(f"The page is in {worlds.main(out, seeds, Console())}")
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):

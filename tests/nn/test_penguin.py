@@ -10,6 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
+from benchmarks.simulators.partial import EDGE_INDEX as PAIRS
+from benchmarks.simulators.partial import WALL, blow, fall, heights, places, pull, slide
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym._validate import GraphError, GroupError, SignalError
 from gsym.check import assert_equivariant, equivariance_error
@@ -421,18 +423,9 @@ def fit(layer, x: Tensor, pos: Tensor, edge_index: Tensor, target: Tensor, steps
     return (loss / (pos - target).square().mean()).item()
 
 
-def pull(pos: Tensor) -> Tensor:
-    """An equivariant motion: all nodes towards their centre."""
-    return pos + 0.5 * (pos.mean(-2, keepdim=True) - pos)
-
-
-PAIRS = torch.tensor([(i, j) for i, j in product(range(4), range(4)) if i != j]).T
-
-
 def test_regional_alpha_is_high_far_from_a_wall_and_low_near_it():
-    pos = 2 * torch.randn(256, 4, 2)
-    near = pos[..., :1] > 1
-    target = torch.where(near, pos + torch.tensor([0.0, 1.0]), pull(pos))
+    pos = places(256, 2)
+    target, near = slide(pos), pos[..., :1] > WALL
     layer = PenguinConv(1, 1, 16, alpha="node", dim=2)
     x = torch.ones(256, 4, 1)
     assert fit(layer, x, pos, PAIRS, target, 200) < 0.2
@@ -453,10 +446,9 @@ def test_approximate_alpha_follows_how_much_is_broken():
             [{"params": rest}, {"params": [layer.estimator.logit], "lr": 0.03}], lr=0.01
         )
         for _ in range(300):
-            pos, x = 2 * torch.randn(64, 4, 2), torch.ones(64, 4, 1)
-            blown = torch.stack([pos[..., 1].sin(), torch.zeros_like(pos[..., 0])], dim=-1)
+            pos, x = places(64, 2), torch.ones(64, 4, 1)
             optimiser.zero_grad()
-            target = pull(pos) + wind * blown
+            target = blow(pos, wind)
             loss = (layer(x, pos, PAIRS)[1] - target).square().mean()
             (loss + 0.05 * (1 - layer.symmetry_score(x, pos, PAIRS))).backward()
             optimiser.step()
@@ -471,7 +463,7 @@ def test_feature_wise_alpha_tells_the_coordinates_from_the_features():
     for _ in range(250):  # features read off the absolute height, coordinates move symmetrically
         optimiser.zero_grad()
         y, place = layer(x, pos, PAIRS)
-        loss = (y - 2 * pos[..., 1:]).square().mean() + (place - pull(pos)).square().mean()
+        loss = (y - 2 * heights(pos)).square().mean() + (place - pull(pos)).square().mean()
         loss = loss + 0.05 * (1 - layer.symmetry_score(x, pos, PAIRS)).mean()
         loss.backward()
         optimiser.step()
@@ -482,7 +474,7 @@ def test_feature_wise_alpha_tells_the_coordinates_from_the_features():
 
 def test_subgroup_gravity_is_learned_while_alpha_stays_one():
     pos, x = torch.randn(64, 4, 3), torch.ones(64, 4, 1)
-    target = pull(pos) - torch.tensor([0.0, 0.0, 1.0])
+    target = fall(pos)
     gravity = torch.tensor([[0.0, 0.0, -1.0]])
     losses = {}
     for name, options in {"none": {}, "given": {"extra_vectors": gravity}}.items():
