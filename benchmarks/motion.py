@@ -47,7 +47,7 @@ class Part:
     pos: Tensor
     x: Tensor | None = None
 
-    def batch(self, index: Tensor | slice) -> Part:
+    def batch(self, index: Tensor) -> Part:
         """The samples at ``index``."""
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return Part(inputs, self.pos[index], None if self.x is None else self.x[index])
@@ -98,6 +98,9 @@ class ProbedRow(Row):
     """
 
     probes: str
+
+    def __post_init__(self) -> None:
+        _ = self.values  # a damaged file is found on reading it
 
     @property
     def values(self) -> list[float]:
@@ -182,7 +185,7 @@ def run(
     profile: str,
     seeds: int,
     console: Console,
-) -> list[ProbedRow]:
+) -> None:
     """Train every model of every setting on every seed; finished cells are kept.
 
     Args:
@@ -193,17 +196,13 @@ def run(
         seeds: Number of seeds.
         console: Where to tell the progress.
 
-    Returns:
-        The rows of these settings, seeds and models, old and new.
-
     Raises:
         BenchmarkError: There are no seeds, or the results cannot be read or written.
     """
     if seeds < 1:
         raise BenchmarkError(f"expected at least one seed; got --seeds {seeds}")
     check_writable(out)
-    finished = {row.key: row for row in read_table(out / name, ProbedRow)}
-    rows = []
+    finished = {row.key for row in read_table(out / name, ProbedRow)}
     with Progress(console=console, transient=True) as progress:
         cells = progress.add_task("cells", total=seeds * sum(len(s.models) for s in settings))
         for seed in range(seeds):
@@ -215,22 +214,21 @@ def run(
                         parts = parts or setting.load(seed)
                         row = _cell(setting, title, model, parts, profile, seed, key, progress)
                         append_row(out, row, name)
-                        finished[key] = row
                         test = "diverged" if row.test is None else f"test {row.test:.4g}"
                         progress.print(
                             f"{setting.name}, {title}, seed {seed}: {test}, {row.seconds:.0f} s"
                         )
-                    rows.append(finished[key])
                     progress.advance(cells)
-    return rows
 
 
-def lines(rows: Sequence[ProbedRow]) -> list[Line]:
-    """The rows of one setting by model, each with its seeds."""
-    models: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.seed):
-        models.setdefault(row.model, []).append(row)
-    return [Line(name, tuple(own)) for name, own in models.items()]
+def lines(rows: Sequence[ProbedRow], setting: Setting, profile: str) -> list[Line]:
+    """The rows of a setting by model, each with its seeds; those of earlier settings left out."""
+    table = []
+    for title, model in setting.models.items():
+        own = [r for r in rows if r.key == _key(setting, title, model, profile, r.seed)]
+        if own:
+            table.append(Line(title, tuple(sorted(own, key=lambda row: row.seed))))
+    return table
 
 
 def best_baseline(table: Sequence[Line], setting: Setting) -> Line | None:

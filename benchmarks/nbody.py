@@ -84,9 +84,9 @@ def load(seed: int, *, sizes: Sequence[int], gravity: float) -> tuple[Part, Part
         "edge_attr": torch.stack([product, square], dim=-1),
         "velocity": vel,
     }
-    first, second, third = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     whole = Part(inputs, target)
-    return tuple(whole.batch(torch.from_numpy(i)) for i in (first, second, third))  # type: ignore[return-value]
+    train, val, test = torch.arange(sum(sizes)).split(list(sizes))
+    return whole.batch(train), whole.batch(val), whole.batch(test)
 
 
 def settings(profile: str) -> dict[str, Setting]:
@@ -148,10 +148,6 @@ def main(out: Path, profile: str, gravity: bool, seeds: int, console: Console) -
 def write_page(out: Path) -> Path:
     """Write the page and the picture from the results file."""
     rows = read_table(out / RESULTS, ProbedRow)
-    if not rows:
-        raise BenchmarkError(
-            f"no results in {out / RESULTS}; make some with python -m benchmarks nbody"
-        )
     parts = [
         "# Charged particles",
         "Five particles with charges of 1 or -1 attract and repel each other in space. Given their "
@@ -164,9 +160,13 @@ def write_page(out: Path) -> Path:
     tables: dict[str, tuple[Setting, list[Line]]] = {}
     for profile in EPOCHS:
         for name, setting in settings(profile).items():
-            own = [row for row in rows if (row.task, row.profile) == (name, profile)]
-            if own:
-                tables[f"{name}, {profile}"] = setting, lines(own)
+            table = lines(rows, setting, profile)
+            if table:
+                tables[f"{name}, {profile}"] = setting, table
+    if not tables:
+        raise BenchmarkError(
+            f"no results in {out / RESULTS}; make some with python -m benchmarks nbody"
+        )
     for title, (setting, table) in tables.items():
         parts += _section(title, setting, table)
     parts.append(f"![test error by model]({_draw(out, tables)})")
@@ -211,8 +211,8 @@ def _section(title: str, setting: Setting, table: Sequence[Line]) -> list[str]:
     if not gravity:
         quoted = ", ".join(f"{name} {value}" for name, value in PUBLISHED.items())
         said.append(
-            f"Published, for 10,000 epochs: {quoted}. We quote them second-hand, from the author "
-            "of ESNN (arXiv 2608.28853), and did not find them in a primary source."
+            f"Published, for 10,000 epochs: {quoted}. They are quoted second-hand, from the "
+            "author of ESNN (arXiv 2608.28853), and not checked against the papers."
         )
     seeds = max(row.seed for line in table for row in line.rows) + 1
     made = f"{command} {'--gravity ' * gravity}--seeds {seeds}"
@@ -234,7 +234,7 @@ def _fall() -> float:
 
 def _draw(out: Path, tables: Mapping[str, tuple[Setting, list[Line]]]) -> str:
     """Test errors of all seeds, one panel per table."""
-    height = sum(len(table) + 1.6 for _, table in tables.values())
+    height = sum(len(table) + 2 for _, table in tables.values())
     figure = Figure(figsize=(7, 0.42 * height + 0.6), layout="constrained")
     ratios = [len(table) + 1 for _, table in tables.values()]
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=ratios)[:, 0]
@@ -246,17 +246,24 @@ def _draw(out: Path, tables: Mapping[str, tuple[Setting, list[Line]]]) -> str:
             if values:
                 axes.scatter(mean(values), place, s=200, marker="|", color=color, zorder=4)
         axes.set_yticks(range(len(table)), [line.name for line in table])
-        axes.set_ylim(len(table) - 0.4, -0.6)
+        axes.set_ylim(len(table) - 0.4, -1.1)
         axes.set_xscale("log")
-        marks = PUBLISHED if "gravity" not in setting.name else {}
-        for name, value in marks.items():
-            if name in ("EGNN", "GNN"):
-                axes.axvline(value, color=PALETTE[1], linestyle=(0, (4, 2)), zorder=1)
-                axes.annotate(f"{name}, published", (value, -0.6), fontsize=7, color=PALETTE[1])
+        largest = max((v for line in table for v in line.values("test")), default=0.0)
+        axes.set_xlim(0.004, max(0.15, 1.2 * largest))
+        axes.set_xticks([0.005, 0.01, 0.02, 0.05, 0.1], ["0.005", "0.01", "0.02", "0.05", "0.1"])
+        axes.minorticks_off()
         if "gravity" in setting.name:
-            axes.axvline(_fall() ** 2 / DIM, color=PALETTE[5], linestyle=(0, (4, 2)), zorder=1)
+            marks = {"what gravity costs any equivariant map ": (_fall() ** 2 / DIM, "right")}
+        else:
+            marks = {
+                "EGNN, published ": (PUBLISHED["EGNN"], "right"),
+                " GNN, published": (PUBLISHED["GNN"], "left"),
+            }
+        for words, (value, side) in marks.items():
+            axes.axvline(value, color=PALETTE[5], linestyle=(0, (4, 2)), linewidth=1, zorder=1)
+            axes.annotate(words, (value, -0.7), ha=side, fontsize=8, color=PALETTE[5])
         axes.set_title(title, fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", which="both", alpha=0.25)
+        axes.grid(axis="x", alpha=0.25)
     panels[-1].set_xlabel("test error (mean squared); dots are seeds, bars their mean")
     return save(figure, out / PICTURE)

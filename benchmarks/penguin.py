@@ -34,6 +34,7 @@ from benchmarks.task import Schedule
 from gsym.nn import EGNNConv, PenguinConv
 
 RESULTS, PAGE, PICTURE = "penguin.csv", "penguin.md", "penguin.png"
+PROFILE = "standard"
 SIZES = (64, 256, 1000)
 SCHEDULE = Schedule(400, lr=0.01, eval_every=10)
 PRICE = 0.05
@@ -95,7 +96,7 @@ def main(out: Path, seeds: int, console: Console) -> Path:
         Path of the page.
     """
     tables = list(settings().values())
-    run(tables, out=out, name=RESULTS, profile="standard", seeds=seeds, console=console)
+    run(tables, out=out, name=RESULTS, profile=PROFILE, seeds=seeds, console=console)
     return write_page(out)
 
 
@@ -103,8 +104,7 @@ def write_page(out: Path) -> Path:
     """Write the page and the picture from the results file."""
     rows = read_table(out / RESULTS, ProbedRow)
     tables = {
-        setting.name: (setting, lines([row for row in rows if row.task == setting.name]))
-        for setting in settings().values()
+        setting.name: (setting, lines(rows, setting, PROFILE)) for setting in settings().values()
     }
     missing = ", ".join(name for name, (_, table) in tables.items() if not table)
     if missing:
@@ -112,8 +112,8 @@ def write_page(out: Path) -> Path:
             f"{out / RESULTS} has no results of {missing}; make them with "
             "python -m benchmarks penguin"
         )
-    first = rows[0]
-    seeds = max(row.seed for row in rows) + 1
+    used = [row for _, table in tables.values() for line in table for row in line.rows]
+    first, seeds = used[0], max(row.seed for row in used) + 1
     parts = [
         "# Four broken symmetries",
         "Four nodes in a small world go half the way to their centre, which commutes with "
@@ -132,7 +132,7 @@ def write_page(out: Path) -> Path:
         for line, cells in zip(table, body, strict=True):
             cells.append(_told(name, line))
         parts += [f"## {name[0].upper()}{name[1:]}", markdown(head, body)]
-    commits = ", ".join(sorted({row.commit for row in rows}))
+    commits = ", ".join(sorted({row.commit for row in used}))
     parts.append(
         f"Made with `python -m benchmarks penguin --seeds {seeds}` at commit {commits} with torch "
         f"{first.torch} on {first.device}, {first.threads} thread{'s' * (first.threads > 1)}."

@@ -257,6 +257,30 @@ def test_the_command_runs_resumes_and_reports(tiny, tmp_path, capsys):
     assert (tmp_path / "nbody.png").stat().st_size > 10_000
 
 
+def test_rows_of_earlier_settings_are_left_out(tiny, tmp_path, monkeypatch):
+    main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
+    monkeypatch.setitem(nbody.EPOCHS, "quick", {"n-body": 3, "n-body with gravity": 1})
+    main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
+    rows = read_table(tmp_path / "nbody.csv", motion.ProbedRow)
+    assert [(row.model, row.epochs) for row in rows] == [
+        ("EGNN", 2), ("GNN", 2), ("linear", 0), ("EGNN", 3), ("GNN", 3)
+    ]  # fmt: skip
+    table = motion.lines(rows, nbody.settings("quick")["n-body"], "quick")
+    assert [(line.name, [row.epochs for row in line.rows]) for line in table] == [
+        ("EGNN", [3]), ("GNN", [3]), ("linear", [0])
+    ]  # fmt: skip
+
+
+def test_a_damaged_probe_is_one_line(tiny, tmp_path, capsys):
+    main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
+    path = tmp_path / "nbody.csv"
+    path.write_text(path.read_text().rstrip("\n") + "0.5 half\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
+    assert stop.value.code == 2
+    assert "nbody.csv: could not convert string to float: 'half'" in capsys.readouterr().err
+
+
 def test_a_diverged_run_is_counted_and_excluded(tiny, tmp_path, monkeypatch):
     real = motion.error
 
