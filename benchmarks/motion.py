@@ -245,7 +245,7 @@ def table_rows(table: Sequence[Line], setting: Setting) -> tuple[list[str], list
     """Head and body of a table of errors, paired differences, parameters and seconds."""
     reference = best_baseline(table, setting)
     against = f"against {reference.name}" if reference else "against the best baseline"
-    head = ["model", "parameters", "test", against, "diverged", "best epoch", "seconds"]
+    head = ["model", "parameters", "test", against, "diverged", "seeds", "best epoch", "seconds"]
     body = []
     for line in table:
         seconds = mean(row.seconds for row in line.rows)
@@ -258,6 +258,7 @@ def table_rows(table: Sequence[Line], setting: Setting) -> tuple[list[str], list
                 spread(line.values("test")),
                 str(compare(line, reference) or "-"),
                 str(line.count("diverged")),
+                str(len(line.finished)),
                 epochs or "-",
                 f"{seconds:.1f}",
             ]

@@ -249,7 +249,7 @@ def _draw(out: Path, tables: Mapping[str, tuple[Setting, list[Line]]]) -> str:
         axes.set_ylim(len(table) - 0.4, -1.1)
         axes.set_xscale("log")
         largest = max((v for line in table for v in line.values("test")), default=0.0)
-        axes.set_xlim(0.004, max(0.15, 1.2 * largest))
+        axes.set_xlim(0.0032, max(0.15, 1.2 * largest))
         axes.set_xticks([0.005, 0.01, 0.02, 0.05, 0.1], ["0.005", "0.01", "0.02", "0.05", "0.1"])
         axes.minorticks_off()
         if "gravity" in setting.name:
