@@ -44,8 +44,8 @@ class Candidate:
         standard_error: Of the score, over signals (or folds).
         gap: Score less that of the best candidate, on what both were scored on.
         gap_error: Standard error of the gap, from paired differences; ``nan`` where unknown.
-        bias: How much worse the best map in the commutant is than that of the candidate where
-            it is best; ``None`` with ``score=``.
+        bias: How much worse the best map in the commutant is than in that of the best candidate,
+            0 where it is better; ``None`` with ``score=``.
         variance: What estimating the map from these signals costs; ``None`` with ``score=``.
             ``score = noise + bias + variance`` with the same noise for all candidates.
         matrix: Fitted map between cluster means, targets first, averaged over channels,
@@ -349,8 +349,7 @@ def choose_group(
         if hierarchy is not None and levels is None:
             extra = _between(hierarchy.levels, found)
             found += [_risk(g, data) for g in with_swaps(ClusterGroup(hierarchy[k]) for k in extra)]
-        lowest = min(candidate.bias for candidate in found if candidate.bias is not None)
-        found = [replace(c, bias=(c.bias or 0.0) - lowest) for c in found]
+        found = _attribute(found)
     else:
         what = f"{getattr(score, '__name__', type(score).__name__)}, {folds}-fold"
         found = _cross_validate(with_swaps(groups), inputs, targets, score, folds, seed)
@@ -445,11 +444,23 @@ def _risk(group: PermutationGroup, data: Samples) -> Candidate:
         score=fit.risk,
         standard_error=_standard_error(fit.errors),
         errors=fit.errors,
-        # Less the smallest over candidates, once all are known.
-        bias=fit.noise,
-        variance=fit.risk - fit.noise,
+        bias=fit.noise,  # see _attribute
         matrix=fit.matrix if k <= MAX_MATRIX and not data.invariant else None,
     )
+
+
+def _attribute(found: Sequence[Candidate]) -> list[Candidate]:
+    """Split every score into noise, bias and variance, once all noise estimates are known.
+
+    The noise is that of the best candidate. The smallest estimate of all would be that of a fit
+    with as many weights as data, whose few residual degrees of freedom say nothing.
+    """
+    noise = min(found, key=lambda c: c.score).bias or 0.0
+    biases = [max((c.bias or 0.0) - noise, 0.0) for c in found]
+    return [
+        replace(c, bias=bias, variance=c.score - noise - bias)
+        for c, bias in zip(found, biases, strict=True)
+    ]
 
 
 def _standard_error(values: NDArray) -> float:
