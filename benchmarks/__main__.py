@@ -186,6 +186,7 @@ def page(*, out: Path = Path("docs/pages/images")) -> None:
     print(f"The pictures are in {out}")
 
 
+@app.command
 def nbody(
     *, out: Path = OUT, profile: str = "quick", gravity: bool = False, seeds: int = 3
 ) -> None:
