@@ -138,6 +138,7 @@ def _reduction(
         n, k, channels, _ = size
         row = index(device, n, k)
         segments = Segments.from_index(row, k)
+        pointers = segments.pointers.long()  # what the peers want
         x = _signal(device, n, channels)
 
         def eager(x: Tensor) -> Tensor:
@@ -158,16 +159,14 @@ def _reduction(
         if reduce != "max":
             peers["PyG scatter"] = _of(lambda x: scatter(x, row, dim_size=k, reduce=reduce), x)
             peers["segment_reduce"] = _of(
-                lambda x: torch.segment_reduce(
-                    x, reduce, offsets=segments.pointers, axis=0, initial=0
-                ),
+                lambda x: torch.segment_reduce(x, reduce, offsets=pointers, axis=0, initial=0),
                 x,
             )
         if find_spec("torch_scatter"):
             import torch_scatter
 
             peers["torch-scatter"] = _of(
-                lambda x: torch_scatter.segment_csr(x, segments.pointers, reduce=reduce), x
+                lambda x: torch_scatter.segment_csr(x, pointers, reduce=reduce), x
             )
         return Work(peers, moved=(n + k) * channels * 4 + 8 * k)
 
@@ -199,7 +198,9 @@ def _gather_segment_sum(size: Size, device: torch.device) -> Work:
     edge_index = torch.stack([source, target])
     read, written = (Segments.from_index(index, k) for index in (source, target))
     ones = torch.ones(target.numel(), device=device)
-    matrix = torch.sparse_csr_tensor(written.pointers, source, ones, (k, k), check_invariants=True)
+    matrix = torch.sparse_csr_tensor(
+        written.pointers.long(), source, ones, (k, k), check_invariants=True
+    )
     x = _signal(device, k, channels)
     conv = SimpleConv(aggr="sum")
 
@@ -278,7 +279,8 @@ def _permute_rows(size: Size, device: torch.device) -> Work:
 
 def _edge_mlp_sum(size: Size, device: torch.device) -> Work:
     n, k, h, _ = size
-    source, target = (Segments.from_index(index, k) for index in _edges(device, size))
+    j, i = _edges(device, size)
+    source, target = (Segments.from_index(index, k) for index in (j, i))
     shapes = (k, h), (k, h), (k, DIM), (h, h), (h,), (h,), (h, h), (h,), (1, h)
     tensors = [_signal(device, *shape, seed=i) for i, shape in enumerate(shapes)]
     with torch.no_grad():
@@ -296,7 +298,7 @@ def _edge_mlp_sum(size: Size, device: torch.device) -> Work:
     def eager(
         p: Tensor, q: Tensor, pos: Tensor, w: Tensor, b: Tensor, distance: Tensor, *coord: Tensor
     ) -> tuple[Tensor, ...]:
-        i, j, f = target.index, source.index, nn.functional
+        f = nn.functional
         r = pos.index_select(0, i) - pos.index_select(0, j)
         hidden = p.index_select(0, i) + q.index_select(0, j)
         hidden = hidden + r.square().sum(-1, keepdim=True) * distance
