@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from gsym.kernels import native, reference
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 BACKENDS = ("auto", "reference", "native", "torch_scatter", "triton")
 
@@ -36,8 +39,9 @@ def backend(name: str) -> Iterator[None]:
     """Let every primitive that is not told otherwise run on one back-end.
 
     Args:
-        name: ``"reference"``, ``"native"`` or ``"torch_scatter"``, which run or raise, or
-            ``"auto"``, which chooses.
+        name: ``"reference"``, ``"native"``, ``"torch_scatter"`` or ``"triton"``, which run or
+            raise, or ``"auto"``, which takes ``"triton"`` on CUDA where it is installed and
+            ``"native"`` elsewhere.
 
     Raises:
         ValueError: An unknown name.
@@ -79,14 +83,21 @@ def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
     Autocast is off inside: a primitive computes in the type that it is given.
     """
     name = _state.default if name == "auto" else name
+    if name == "auto":
+        name = "triton" if x.is_cuda and _HAS_TRITON else "native"
     module = _module(name)
     implementation = getattr(module, op, None)
     if implementation is None:
         raise BackendUnavailableError(
             f'the back-end "{name}" has no {op}, only reductions of segments; use backend="auto"'
         )
+    if name == "triton" and not (x.is_cuda or module.INTERPRETED):
+        raise BackendUnavailableError(
+            f'the back-end "triton" runs on CUDA, but the tensors are on {x.device}; move them, or '
+            'use backend="auto"'
+        )
     if _state.record is not None:
-        _state.record.append("native" if name == "auto" else name)
+        _state.record.append(name)
     if not torch.is_autocast_enabled(x.device.type):
         return implementation(x, *args, **options)
     with torch.autocast(x.device.type, enabled=False):
@@ -107,8 +118,17 @@ def _module(name: str) -> ModuleType:
                 f'"scatter": pip install "gsym[scatter]" ({error})'
             ) from error
     if name == "triton":
-        raise BackendUnavailableError(
-            'the back-end "triton" needs a CUDA device and Triton kernels, which gsym does not '
-            'have; use backend="auto", which runs on CUDA in plain torch'
-        )
+        if not _HAS_TRITON:
+            raise BackendUnavailableError(
+                'the back-end "triton" needs the package triton, which PyTorch brings along on '
+                'Linux with CUDA: pip install triton; or use backend="auto"'
+            )
+        from gsym.kernels import _triton
+
+        if not (_triton.INTERPRETED or torch.cuda.is_available()):
+            raise BackendUnavailableError(
+                'the back-end "triton" needs a CUDA device, and there is none; use '
+                'backend="auto", or TRITON_INTERPRET=1 to test its kernels on the CPU'
+            )
+        return _triton
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
