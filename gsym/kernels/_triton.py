@@ -309,7 +309,7 @@ def _reduce(
     if out.numel() == 0:
         return out
     common = {"CHUNK": _CHUNK, "MAX": maximum, "ACC": accumulator(x.dtype)}
-    common["BLOCK_C"] = width(channels)
+    common["BLOCK_C"] = width(channels, least=4)
     table = (columns, order, weight, pointers)
     if entries > _CHUNK:
         chunks = triton.cdiv(entries, _CHUNK)
@@ -344,14 +344,16 @@ def reduce_rows(
         *(pieces, None, None, None, pointers, out, pieces.size(1), 0, segments, channels),
         **{"CHUNK": chunk, "MAX": maximum, "PART": part, "ACC": accumulator(pieces.dtype)},
         **sizes,
-        BLOCK_C=width(channels),
+        BLOCK_C=width(channels, least=4),
     )
 
 
 def _reduce_grid(out: Tensor) -> tuple[int, dict[str, int]]:
     batch, segments, channels = out.shape
-    columns = width(channels)
-    rows = min(512 // columns, 32)  # every thread has 16 bytes to load, eight times over
+    columns = width(channels, least=4)
+    rows = 512 // columns  # every thread has 16 bytes to load, eight times over
+    if rows == 32:  # Triton 3.6 and 3.7 fail to compile for sm_90: one warp of four holds a row
+        rows = 16
     programs = batch * triton.cdiv(segments, rows) * triton.cdiv(channels, columns)
     return programs, {"BLOCK_S": rows, "UNROLL": 8}
 
@@ -673,7 +675,7 @@ def _indexed_linear(
     tiles, height = rows.shape
     x, out = x.contiguous(), x.new_empty(batch, count, n_out)
     shared = None if shared is None else shared.contiguous()
-    columns, depth = width(n_out, 16, 64), width(n_in, 16, 64)
+    columns, depth = width(n_out, 16, 64), width(n_in, 16, 32)
     row_block = width(batch * height, 16, 64)
     programs = tiles * triton.cdiv(batch * height, row_block) * triton.cdiv(n_out, columns)
     sizes = (batch, count, weight.size(0), height, n_in, n_out)

@@ -1,0 +1,129 @@
+"""Compiles every Triton kernel for sm_90 without a device and reports what it uses.
+
+Run as a program, without ``TRITON_INTERPRET``: the primitives are called on tensors of the CPU, but
+a launch only compiles the kernel for the types, widths and options that it was launched with.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import mangle_type
+
+from gsym import kernels
+from gsym.kernels import Segments, Tiles, _triton
+
+TARGET = GPUTarget("cuda", 90, 32)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+
+
+def specialised(kernel, args, options):
+    """What the launcher would compile for these arguments."""
+    names = kernel.arg_names
+    values = dict(zip(names, args, strict=False)) | options
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(names):
+        value = values[name]
+        if kernel.params[i].is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[name], constants[(i,)] = "constexpr", value
+            continue
+        signature[name] = mangle_type(value)
+        aligned = isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0)
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def resources(compiled):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    registers, stack, _, local = map(int, found.groups())
+    ptx = compiled.asm["ptx"]
+    return {
+        "registers": registers,
+        "stack": stack + local,
+        "shared": compiled.metadata.shared,
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "mma": ptx.count("mma.sync"),
+        "warps": compiled.metadata.num_warps,
+    }
+
+
+def main(cases):
+    rows, seen = [], set()
+    current = ""
+
+    def compile_only(kernel, programs, x, *args, **options):
+        if not programs:
+            return
+        given = {k: v for k, v in options.items() if k not in OPTIONS}
+        settings = {k: v for k, v in options.items() if k in OPTIONS}
+        source = specialised(kernel, args, given)
+        key = source.hash() + str(settings)
+        if key in seen:
+            return
+        seen.add(key)
+        begin = time.monotonic()
+        compiled = triton.compile(source, target=TARGET, options=settings)
+        row = {"case": current, "kernel": kernel.__name__, **resources(compiled)}
+        row["seconds"] = round(time.monotonic() - begin, 1)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+
+    _triton.launch = compile_only
+    _triton.INTERPRETED = True  # lets tensors of the CPU through
+    for current, call in cases:
+        call()
+    return rows
+
+
+def simple_cases():
+    torch.manual_seed(0)
+    index = torch.randint(16, (4096,))
+    segments = Segments.from_index(index, 16)
+    source = Segments.from_index(torch.randint(64, (4096,)), 64)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for c in (1, 2, 3, 4, 8, 16, 32, 64, 100, 128):
+            name = f"{dtype} {c}".removeprefix("torch.")
+            x = torch.zeros(2, 4096, c, dtype=dtype)
+            for op in ("segment_sum", "segment_max"):
+                call = getattr(kernels, op)
+                yield f"{op} {name}", lambda x=x, call=call: call(x, segments, backend="triton")
+            y = torch.zeros(2, 64, c, dtype=dtype, requires_grad=True)
+            w = torch.zeros(4096, dtype=dtype, requires_grad=True)
+
+            def gather(y=y, w=w):
+                kernels.gather_segment_sum(y, source, segments, backend="triton").sum().backward()
+                out = kernels.gather_segment_sum(y, source, segments, w, backend="triton")
+                out.sum().backward()
+
+            yield f"gather_segment_sum {name}", gather
+            if c > 1:
+
+                def linear(c=c, dtype=dtype):
+                    x = torch.zeros(2, 4096, c, dtype=dtype, requires_grad=True)
+                    w = torch.zeros(16, c, c, dtype=dtype, requires_grad=True)
+                    s = torch.zeros(2, 16, c, dtype=dtype)
+                    tiles = Tiles(segments, c, c)
+                    y = kernels.indexed_linear(x, w, tiles, s, backend="triton")
+                    y.backward(torch.zeros_like(y))
+
+                yield f"indexed_linear {name}", linear
+
+
+if __name__ == "__main__":
+    main(simple_cases())
