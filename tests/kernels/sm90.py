@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import mangle_type
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, _triton
+from gsym.kernels import Segments, Tiles, _triton, _triton_rows
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -84,7 +84,7 @@ def main(cases):
         rows.append(row)
         print(json.dumps(row), flush=True)
 
-    _triton.launch = compile_only
+    _triton_rows.launch = compile_only
     _triton.INTERPRETED = True  # lets tensors of the CPU through
     for current, call in cases:
         call()
@@ -125,5 +125,45 @@ def simple_cases():
                 yield f"indexed_linear {name}", linear
 
 
+def edge_cases(widths=(32, 64, 128)):
+    n, e = 256, 4096
+    rng = torch.Generator().manual_seed(0)
+    target = torch.randint(n, (e,), generator=rng).sort().values
+    source = Segments.from_index(torch.randint(n, (e,), generator=rng), n)
+    segments = Segments.from_index(target, n)
+
+    def call(h, dtype, everything):
+        def part(*shape):
+            return torch.zeros(*shape, dtype=dtype, requires_grad=True)
+
+        options = {"pos": part(2, n, 3), "distance": part(h)}
+        options["coord"] = (part(h, h), part(h), part(1, h))
+        if everything:
+            options["edge_attr"] = (part(e, 4), part(h, 4))
+            options["gate"] = (part(1, h), part(1))
+            options |= {"normalize": True, "tanh": True, "clamp": 2.0}
+        args = (part(2, n, h), part(2, n, h), source, segments, part(h, h), part(h))
+        y, moves = kernels.edge_mlp_sum(*args, **options, backend="triton")
+        (y.sum() + moves.sum()).backward()
+
+    for precision in ("highest", "high"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            if precision == "high" and dtype != torch.float32:
+                continue
+            for h in widths:
+                for everything in (False, True):
+                    name = f"edge_mlp_sum {dtype} {h} {precision} {everything}"
+
+                    def run(h=h, dtype=dtype, everything=everything, precision=precision):
+                        torch.set_float32_matmul_precision(precision)
+                        call(h, dtype, everything)
+
+                    yield name, run
+
+
 if __name__ == "__main__":
-    main(simple_cases())
+    chosen = sys.argv[1:]
+    if "rows" in chosen:
+        main(simple_cases())
+    if "edges" in chosen:
+        main(edge_cases(tuple(map(int, chosen[1:])) or (32, 64, 128)))
