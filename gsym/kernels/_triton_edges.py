@@ -32,6 +32,9 @@ _EDGES = 64
 _PROGRAMS = 528
 _WEIGHT_PROGRAMS = 264
 
+# The interpreter multiplies the bits of bfloat16, so there products take float32.
+BFLOAT16 = tl.constexpr(tl.float32 if rows.INTERPRETED else tl.bfloat16)
+
 # Widest messages, coordinates and attributes whose edges fit in registers.
 _MOST_HIDDEN, _MOST_NARROW = 128, 16
 
@@ -171,14 +174,14 @@ def _silu_slope(x):
 
 
 @triton.jit
-def _rows_of(x, index, real, width, column, ACC: tl.constexpr):
+def _rows_of(x, index, real, width: tl.constexpr, column, ACC: tl.constexpr):
     """Rows ``[E, C]`` of a table."""
     mask = real[:, None] & (column < width)[None, :]
     return tl.load(x + index[:, None] * width + column[None, :], mask, other=0).to(ACC)
 
 
 @triton.jit
-def _square(x, width, column, TURNED: tl.constexpr):
+def _square(x, width: tl.constexpr, column, TURNED: tl.constexpr):
     """A matrix ``[h, h]``, or its transpose."""
     mask = (column < width)[:, None] & (column < width)[None, :]
     if TURNED:
@@ -187,7 +190,7 @@ def _square(x, width, column, TURNED: tl.constexpr):
 
 
 @triton.jit
-def _vector(x, width, column, ACC: tl.constexpr):
+def _vector(x, width: tl.constexpr, column, ACC: tl.constexpr):
     return tl.load(x + column, column < width, other=0).to(ACC)
 
 
@@ -197,7 +200,9 @@ def _dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr
 
 
 @triton.jit
-def _attributes(attr, attr_stride, sample, edge, real, attrs, ACC: tl.constexpr, A: tl.constexpr):
+def _attributes(
+    attr, attr_stride, sample, edge, real, attrs: tl.constexpr, ACC: tl.constexpr, A: tl.constexpr
+):
     return _rows_of(attr + sample * attr_stride, edge, real, attrs, tl.arange(0, A), ACC)
 
 
@@ -215,9 +220,9 @@ def _hidden(
     i,
     j,
     real,
-    hidden,
-    dim,
-    attrs,
+    hidden: tl.constexpr,
+    dim: tl.constexpr,
+    attrs: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
@@ -256,6 +261,21 @@ def _owners(i, real, previous, first_edge, E: tl.constexpr):
 
 
 @triton.jit
+def _sum_rows(member, value, ACC: tl.constexpr, PARTS: tl.constexpr):
+    """``member @ value``, exact to float32 with three parts: the tensor cores read bfloat16."""
+    if ACC == tl.float64:
+        return tl.dot(member.to(ACC), value, input_precision="ieee", out_dtype=ACC)
+    ones = member.to(BFLOAT16)
+    part = value.to(BFLOAT16)
+    total = tl.dot(ones, part)
+    for _ in tl.static_range(PARTS - 1):
+        value -= part.to(tl.float32)
+        part = value.to(BFLOAT16)
+        total = tl.dot(ones, part, total)
+    return total
+
+
+@triton.jit
 def _store_sums(
     member,
     node,
@@ -267,14 +287,14 @@ def _store_sums(
     block,
     blocks,
     nodes,
-    width,
-    PRECISION: tl.constexpr,
+    width: tl.constexpr,
+    PARTS: tl.constexpr,
     ACC: tl.constexpr,
     E: tl.constexpr,
     C: tl.constexpr,
 ):
     """Add up the rows of every node: those of whole nodes, or pieces of the others."""
-    total = tl.dot(member.to(ACC), value, input_precision=PRECISION, out_dtype=ACC)
+    total = _sum_rows(member, value, ACC, PARTS)
     present = node >= 0
     start = tl.load(pointers + node, present, other=0).to(tl.int64)
     end = tl.load(pointers + node + 1, present, other=0).to(tl.int64)
@@ -315,9 +335,9 @@ def _forward_kernel(
     edges,
     receivers,
     senders,
-    hidden,
-    dim,
-    attrs,
+    hidden: tl.constexpr,
+    dim: tl.constexpr,
+    attrs: tl.constexpr,
     attr_stride,
     programs,
     NORMALIZE: tl.constexpr,
@@ -325,7 +345,7 @@ def _forward_kernel(
     CLAMP: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-    SUM_PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
     ACC: tl.constexpr,
     E: tl.constexpr,
     H: tl.constexpr,
@@ -358,7 +378,7 @@ def _forward_kernel(
             m = m * _sigmoid(t + tl.load(gate_bias).to(ACC))[:, None]
         _store_sums(
             *(member, node, m, pointers, total, total_pieces, sample, block, blocks),
-            *(receivers, hidden, SUM_PRECISION, ACC, E, H),
+            *(receivers, hidden, PARTS, ACC, E, H),
         )
         if coord is not None:
             k = _dot(m, _square(coord, hidden, column, True), OPERAND, PRECISION, ACC)
@@ -377,7 +397,7 @@ def _forward_kernel(
                 move = move * shrink[:, None]
             _store_sums(
                 *(member, node, move, pointers, moved, moved_pieces, sample, block, blocks),
-                *(receivers, dim, SUM_PRECISION, ACC, E, D),
+                *(receivers, dim, PARTS, ACC, E, D),
             )
 
 
@@ -416,9 +436,9 @@ def _backward_kernel(
     edges,
     receivers,
     senders,
-    hidden,
-    dim,
-    attrs,
+    hidden: tl.constexpr,
+    dim: tl.constexpr,
+    attrs: tl.constexpr,
     attr_stride,
     programs,
     NORMALIZE: tl.constexpr,
@@ -426,7 +446,7 @@ def _backward_kernel(
     CLAMP: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-    SUM_PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
     ACC: tl.constexpr,
     NODES: tl.constexpr,
     WEIGHTS: tl.constexpr,
@@ -548,12 +568,12 @@ def _backward_kernel(
             member, node = _owners(owner, real, previous, first, E)
             _store_sums(
                 *(member, node, grad_u, pointers, node_grad, node_pieces, sample, block, blocks),
-                *(nodes, hidden, SUM_PRECISION, ACC, E, H),
+                *(nodes, hidden, PARTS, ACC, E, H),
             )
             if pos is not None:
                 _store_sums(
                     *(member, node, grad_r, pointers, pos_grad, pos_pieces, sample, block),
-                    *(blocks, nodes, dim, SUM_PRECISION, ACC, E, D),
+                    *(blocks, nodes, dim, PARTS, ACC, E, D),
                 )
     if WEIGHTS:
         program = tl.program_id(0).to(tl.int64)
@@ -587,12 +607,11 @@ def _sizes(receiver: Tensor, sender: Tensor, pos: Any, attr: Any, index: Tensor)
 
 def _settings(dtype: torch.dtype, hidden: int) -> dict[str, Any]:
     """Widths and precisions: sums over edges keep float32 even where torch allows TF32."""
-    wide = {torch.float64: "ieee", torch.float32: "tf32x3"}
-    operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    operand = {torch.bfloat16: BFLOAT16.value, torch.float16: tl.float16}
     return {
         "OPERAND": operand.get(dtype, rows.accumulator(dtype)),
         "PRECISION": rows.input_precision(dtype),
-        "SUM_PRECISION": wide.get(dtype, "tf32"),
+        "PARTS": 3 if dtype == torch.float32 else 2,
         "ACC": rows.accumulator(dtype),
         "E": _EDGES,
         "H": rows.width(hidden, 16, _MOST_HIDDEN),
