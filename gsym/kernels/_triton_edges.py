@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gsym.kernels import _triton_rows as rows
+from gsym.kernels._triton_rows import BFLOAT16
 from gsym.kernels.native import accumulation_type
 from gsym.kernels.segments import Segments
 
@@ -31,9 +32,6 @@ _EDGES = 64
 # The number is part of the order of summation, so it does not depend on the device.
 _PROGRAMS = 528
 _WEIGHT_PROGRAMS = 264
-
-# The interpreter multiplies the bits of bfloat16, so there products take float32.
-BFLOAT16 = tl.constexpr(tl.float32 if rows.INTERPRETED else tl.bfloat16)
 
 # Widest messages, coordinates and attributes whose edges fit in registers.
 _MOST_HIDDEN, _MOST_NARROW = 128, 16
@@ -607,9 +605,8 @@ def _sizes(receiver: Tensor, sender: Tensor, pos: Any, attr: Any, index: Tensor)
 
 def _settings(dtype: torch.dtype, hidden: int) -> dict[str, Any]:
     """Widths and precisions: sums over edges keep float32 even where torch allows TF32."""
-    operand = {torch.bfloat16: BFLOAT16.value, torch.float16: tl.float16}
     return {
-        "OPERAND": operand.get(dtype, rows.accumulator(dtype)),
+        "OPERAND": rows.operand(dtype),
         "PRECISION": rows.input_precision(dtype),
         "PARTS": 3 if dtype == torch.float32 else 2,
         "ACC": rows.accumulator(dtype),

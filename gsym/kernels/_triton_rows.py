@@ -20,6 +20,9 @@ from gsym.kernels.segments import Segments, Tiles
 
 INTERPRETED = triton.knobs.runtime.interpret
 
+# The interpreter multiplies the bits of bfloat16, so there products take float32.
+BFLOAT16 = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)
+
 # Entries that one program adds up one after another; longer segments are cut.
 _CHUNK = 1024
 
@@ -96,6 +99,12 @@ def launch(kernel: Any, programs: int, x: Tensor, *args: object, **options: obje
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """What products and sums of a type are added up in."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def operand(dtype: torch.dtype) -> tl.dtype:
+    """What the tensor cores are given."""
+    half = {torch.bfloat16: BFLOAT16.value, torch.float16: tl.float16}
+    return half.get(dtype, accumulator(dtype))
 
 
 def input_precision(dtype: torch.dtype) -> str:
@@ -604,11 +613,12 @@ def _indexed_kernel(
     count,
     segments,
     height,
-    n_in,
-    n_out,
+    n_in: tl.constexpr,
+    n_out: tl.constexpr,
     stride_s,
     stride_i,
     stride_o,
+    OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -640,6 +650,7 @@ def _indexed_kernel(
             (k < n_in)[:, None] & (column < n_out)[None, :],
             other=0,
         )
+        a, b = a.to(OPERAND), b.to(OPERAND)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
     mask = real[:, None] & (column < n_out)[None, :]
     if shared is not None:
@@ -675,6 +686,7 @@ def _indexed_linear(
         programs,
         x,
         *(x, weight, shared, segment, rows, copies, out, *sizes, *weight.stride()),
+        OPERAND=operand(x.dtype),
         PRECISION=input_precision(x.dtype),
         ACC=accumulator(x.dtype),
         BLOCK_M=row_block,
@@ -700,10 +712,11 @@ def _outer_kernel(
     batch,
     count,
     height,
-    n_in,
-    n_out,
+    n_in: tl.constexpr,
+    n_out: tl.constexpr,
     parts,
     part_rows,
+    OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -734,6 +747,7 @@ def _outer_kernel(
         right = tl.load(
             y + row[:, None] * n_out + o[None, :], real[:, None] & (o < n_out)[None, :], other=0
         )
+        left, right = left.to(OPERAND), right.to(OPERAND)
         acc = tl.dot(left, right, acc, input_precision=PRECISION, out_dtype=ACC)
     tl.store(
         out + ((tile * parts + part) * n_in + i[:, None]) * n_out + o[None, :],
@@ -767,6 +781,7 @@ def _indexed_outer(
         tiles * parts * triton.cdiv(n_in, i) * triton.cdiv(n_out, o),
         x,
         *(x, y, rows, copies, sums, batch, count, height, n_in, n_out, parts, _OUTER_ROWS),
+        OPERAND=operand(x.dtype),
         PRECISION=input_precision(x.dtype),
         ACC=accumulator(x.dtype),
         BLOCK_M=32,

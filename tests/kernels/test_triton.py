@@ -1,0 +1,552 @@
+"""The Triton back-end against the definitions: on CUDA, or on the CPU by Triton's interpreter."""
+
+import itertools
+
+import pytest
+import torch
+from kernels.test_ops import INDICES, LAYOUTS, OPS, assert_near, assert_parity, case, on, widened
+from torch.autograd import gradcheck, gradgradcheck
+
+from gsym import kernels
+from gsym.kernels import Segments, Tiles, reference
+
+pytest.importorskip("triton", reason="triton is not installed")
+from gsym.kernels import _triton, _triton_edges, _triton_rows  # noqa: E402
+
+CUDA = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    not (CUDA or _triton.INTERPRETED), reason="needs CUDA or TRITON_INTERPRET=1"
+)
+needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+DEVICE = "cuda" if CUDA else "cpu"
+
+# Those that are not plain torch.
+KERNELS = [op for op in OPS if not op.startswith(("grouped", "permute")) and "runs" not in op]
+REDUCTIONS = [op for op in KERNELS if "linear" not in op and op != "segment_gather"]
+# (values, gradients), relative to the largest entry
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-11),
+    torch.float32: (1e-5, 1e-4),
+    torch.bfloat16: (2e-2, 8e-2),
+    torch.float16: (4e-3, 2e-2),
+}
+
+
+def placed(value):
+    """The same arguments on the device."""
+    if isinstance(value, tuple):
+        return tuple(placed(part) for part in value)
+    if isinstance(value, Segments | Tiles):
+        if isinstance(value, Tiles):
+            value.segments.to(DEVICE)
+        return value.to(DEVICE)
+    if isinstance(value, torch.Tensor) and CUDA:
+        return value.detach().to(DEVICE).requires_grad_(value.requires_grad)
+    return value
+
+
+def assert_right(op, index, layout="plain", dtype=torch.float64):
+    name, args, _ = case(op, index, layout, dtype)
+    assert_parity(on("triton", name), name, placed(args), dtype)
+
+
+class TestRows:
+    @pytest.mark.parametrize("op", KERNELS)
+    @pytest.mark.parametrize("index", [name for name in INDICES if name != "one huge segment"])
+    def test_of_indices(self, op, index):
+        assert_right(op, index)
+
+    @pytest.mark.parametrize("op", KERNELS)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_of_layouts(self, op, layout):
+        assert_right(op, "empty segments", layout)
+
+    @pytest.mark.parametrize("op", KERNELS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_of_types(self, op, dtype):
+        assert_right(op, "empty segments", dtype=dtype)
+
+    @pytest.mark.parametrize("op", REDUCTIONS)
+    @pytest.mark.parametrize("index", ["one huge segment", "one segment", (100, 3)])
+    def test_of_long_segments(self, op, index, monkeypatch):
+        monkeypatch.setattr(_triton_rows, "_CHUNK", 1024 if index == "one huge segment" else 4)
+        assert_right(op, index)
+
+    def test_of_a_segment_of_many_pieces(self, monkeypatch):
+        monkeypatch.setattr(_triton_rows, "_CHUNK", 8)
+        lengths = torch.tensor([3, 8, 9, 0, 40, 16, 1, 7])  # of either side of the borders
+        segments = Segments.from_index(torch.repeat_interleave(lengths), 8)
+        x = torch.randn(84, 2, dtype=torch.float64)
+        for op in ("segment_sum", "segment_max"):
+            found = on("triton", op)(placed(x), placed(segments))
+            assert_near(found, getattr(reference, op)(x, segments).to(DEVICE), 1e-14, op)
+
+    def test_sees_pieces_that_are_left_out(self, monkeypatch):
+        monkeypatch.setattr(_triton_rows, "_CHUNK", 4)
+        monkeypatch.setattr(_triton_rows, "reduce_rows", lambda *args, **options: args[2].zero_())
+        with pytest.raises(AssertionError, match="value: error"):
+            assert_right("segment_sum", "one segment")
+
+    def test_sees_an_entry_read_from_the_wrong_row(self, monkeypatch):
+        reduce = _triton_rows._reduce
+
+        def shifted(x, columns, *args, **options):
+            return reduce(x, columns.roll(1), *args, **options)
+
+        monkeypatch.setattr(_triton_rows, "_reduce", shifted)
+        with pytest.raises(AssertionError, match="value: error"):
+            assert_right("gather_segment_sum", "unsorted")
+
+    @pytest.mark.parametrize("op", KERNELS)
+    def test_of_both_derivatives(self, op):
+        name, args, _ = case(op, "unsorted", "no batch")
+        args = placed(args)
+        places = [i for i, a in enumerate(args) if getattr(a, "requires_grad", False)]
+
+        def function(*inputs):
+            full = list(args)
+            for place, value in zip(places, inputs, strict=True):
+                full[place] = value
+            return on("triton", name)(*full)
+
+        inputs = [args[i].detach().clone().requires_grad_() for i in places]
+        assert gradcheck(function, inputs, fast_mode=True)
+        assert gradgradcheck(function, inputs, fast_mode=True)
+
+    def test_half_precision_accumulates_in_float32(self):
+        segments = placed(Segments.from_index(torch.zeros(4096, dtype=torch.int64), 2))
+        ones = torch.ones(4096, 3, dtype=torch.bfloat16, device=DEVICE)
+        assert on("triton", "segment_sum")(ones, segments)[0].tolist() == [4096] * 3
+        large = ones.half() * 60000
+        assert on("triton", "segment_mean")(large, segments)[0].tolist() == [60000] * 3
+
+    def test_empty_maximum_is_zero_ties_share_and_nan_is_largest(self):
+        segments = placed(Segments.from_index(torch.tensor([2, 0, 2, 2, 0, 3, 3]), 4))
+        rows = [-1.0, -5.0, -1.0, -2.0, -3.0, float("nan"), 9.0]
+        x = torch.tensor(rows, device=DEVICE)[:, None].requires_grad_()
+        y = on("triton", "segment_max")(x, segments).flatten()
+        assert y[:3].tolist() == [-3, 0, -1] and y[3].isnan()
+        y[:3].backward(torch.tensor([1.0, 7.0, 4.0], device=DEVICE))
+        assert x.grad.flatten()[:5].tolist() == [2, 0, 2, 0, 1]
+
+    def test_a_long_maximum_keeps_nan(self, monkeypatch):
+        monkeypatch.setattr(_triton_rows, "_CHUNK", 4)
+        segments = placed(Segments.from_index(torch.zeros(9, dtype=torch.int64), 1))
+        x = torch.arange(9.0, device=DEVICE)[:, None]
+        x[2] = float("nan")
+        assert on("triton", "segment_max")(x, segments).isnan().all()
+
+    def test_takes_narrow_tables(self):
+        segments, source = (placed(Segments.from_index(torch.tensor(v), 3)) for v in ([2, 0, 2], [1, 1, 0]))
+        x = torch.randn(3, 2, dtype=torch.float64, device=DEVICE)
+        expected = kernels.gather_segment_sum(x, source, segments, backend="native")
+        for table in (segments, source):
+            table._columns = None
+            for name in ("index", "order", "pointers"):
+                setattr(table, name, getattr(table, name).int())
+        assert torch.equal(on("triton", "gather_segment_sum")(x, source, segments), expected)
+
+
+# What edge_mlp_sum can be given, and its options.
+PARTS = {
+    "features": ((), {}),
+    "distances": (("pos",), {}),
+    "attributes": (("attr",), {}),
+    "gate": (("gate",), {}),
+    "moves": (("pos", "coord"), {"mean": False}),
+    "everything": (
+        ("pos", "coord", "attr", "gate"),
+        {"normalize": True, "tanh": True, "clamp": 0.3},
+    ),
+}
+
+
+def edge_case(parts, edges=70, nodes=6, hidden=5, batch=(2,), dtype=torch.float64, coincident=False):
+    """Arguments of edge_mlp_sum; node 3 receives nothing where there are more."""
+    rng = torch.Generator().manual_seed(0)
+
+    def part(*shape):
+        value = torch.randn(*shape, generator=rng, dtype=torch.float64) / max(shape[-1], 1) ** 0.5
+        return placed(value.to(dtype).requires_grad_())
+
+    target = torch.randint(nodes, (edges,), generator=rng).sort().values
+    target[target == 3] = 2
+    source = torch.randint(nodes, (edges,), generator=rng)
+    args = {
+        "receiver": part(*batch, nodes, hidden),
+        "sender": part(*batch, nodes, hidden),
+        "source": placed(Segments.from_index(source, nodes)),
+        "segments": placed(Segments.from_index(target, nodes)),
+        "weight": part(hidden, hidden),
+        "bias": part(hidden),
+    }
+    if "pos" in parts:
+        args |= {"pos": part(*batch, nodes, 3), "distance": part(hidden)}
+        if coincident:
+            args["pos"] = torch.zeros_like(args["pos"], requires_grad=True)
+    if "attr" in parts:
+        args["edge_attr"] = (part(edges, 2), part(hidden, 2))
+    if "gate" in parts:
+        args["gate"] = (part(1, hidden), part(1))
+    if "coord" in parts:
+        args["coord"] = (part(hidden, hidden), part(hidden), part(1, hidden))
+    return args
+
+
+def edge_leaves(args):
+    """Every tensor by name."""
+    found = {}
+    for name, value in args.items():
+        for i, tensor in enumerate(value if isinstance(value, tuple) else (value,)):
+            if isinstance(tensor, torch.Tensor):
+                found[f"{name} {i}"] = tensor
+    return found
+
+
+def run_edges(args, backend, **options):
+    with kernels.trace() as ran:
+        total, moved = kernels.edge_mlp_sum(**args, **options, backend=backend)
+    assert ran == [backend]
+    return [total] if moved is None else [total, moved]
+
+
+def assert_edges(args, options, dtype=torch.float64):
+    """Values and each gradient by name."""
+    values, gradients = TOLERANCE[dtype]
+    exact = {
+        k: tuple(widened(v)) if isinstance(v, tuple) else widened([v])[0] for k, v in args.items()
+    }
+    found, right = run_edges(args, "triton", **options), run_edges(exact, "reference", **options)
+    for a, b, name in zip(found, right, ("messages", "moves"), strict=False):
+        assert a.dtype == dtype
+        assert_near(a, b, values, name)
+    grads = [torch.randn_like(value) for value in found]
+    leaves, expected = edge_leaves(args), edge_leaves(exact)
+    left = torch.autograd.grad(found, list(leaves.values()), grads)
+    wide = [value.double() for value in grads]
+    other = torch.autograd.grad(right, list(expected.values()), wide)
+    for name, a, b in zip(leaves, left, other, strict=True):
+        assert a.dtype == dtype
+        assert_near(a, b, gradients, f"gradient of {name}")
+
+
+class TestEdges:
+    @pytest.mark.parametrize("parts", PARTS)
+    @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+    def test_of_parts(self, parts, dtype):
+        given, options = PARTS[parts]
+        assert_edges(edge_case(given, dtype=dtype), options, dtype)
+
+    @pytest.mark.parametrize(("edges", "nodes"), [(0, 4), (1, 4), (63, 6), (64, 6), (65, 6), (130, 1)])
+    def test_of_sizes(self, edges, nodes):
+        given, options = PARTS["everything"]
+        assert_edges(edge_case(given, edges, nodes), options)
+
+    @pytest.mark.parametrize("hidden", [1, 16, 17])
+    def test_of_widths(self, hidden):
+        given, options = PARTS["everything"]
+        assert_edges(edge_case(given, 20, hidden=hidden), options)
+
+    @pytest.mark.parametrize("batch", [(), (0,), (2, 1)])
+    def test_of_batches(self, batch):
+        given, options = PARTS["everything"]
+        assert_edges(edge_case(given, 20, batch=batch), options)
+
+    def test_of_layouts_and_attributes_per_sample(self):
+        args = edge_case(("pos", "coord", "attr"), 20)
+        attr, matrix = args["edge_attr"]
+        args["edge_attr"] = (torch.randn(2, *attr.shape).to(attr).requires_grad_(), matrix)
+        turned = torch.randn(5, 6, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
+        args["receiver"] = turned.permute(2, 1, 0)
+        args["sender"] = args["sender"][:1].detach().requires_grad_().expand(2, -1, -1)
+        args["weight"] = args["weight"].detach().requires_grad_().t()
+        assert_edges(args, {"clamp": 0.5})
+
+    def test_apart_from_the_weights(self, monkeypatch):
+        # As for messages of more than 64 channels.
+        settings = _triton_edges._settings
+        monkeypatch.setattr(_triton_edges, "_settings", lambda *a: {**settings(*a), "H": 128})
+        given, options = PARTS["everything"]
+        assert_edges(edge_case(given, 20, batch=()), options)
+
+    @pytest.mark.parametrize("limit", ["_MOST_HIDDEN", "_MOST_NARROW"])
+    def test_what_does_not_fit_is_composed(self, limit, monkeypatch):
+        monkeypatch.setattr(_triton_edges, limit, 1)
+        given, options = PARTS["everything"]
+        assert_edges(edge_case(given, 20), options)
+
+    def test_blocks_that_several_programs_walk(self, monkeypatch):
+        monkeypatch.setattr(_triton_edges, "_PROGRAMS", 2)
+        monkeypatch.setattr(_triton_edges, "_WEIGHT_PROGRAMS", 3)
+        given, options = PARTS["everything"]
+        assert_edges(edge_case(given, 150), options)
+
+    def test_coincident_points_have_finite_gradients(self):
+        given, options = PARTS["everything"]
+        assert_edges(edge_case(given, 20, coincident=True), options)
+
+    @pytest.mark.parametrize("parts", ["gate", "everything"])
+    def test_both_derivatives(self, parts):
+        given, options = PARTS[parts]
+        args = edge_case(given, 12, 4, hidden=3, batch=())
+        names = list(args)
+        flat = list(edge_leaves(args).values())
+
+        def function(*values):
+            values = iter(values)
+            full = {}
+            for name in names:
+                value = args[name]
+                if isinstance(value, tuple):
+                    value = tuple(next(values) for _ in value)
+                elif isinstance(value, torch.Tensor):
+                    value = next(values)
+                full[name] = value
+            return tuple(run_edges(full, "triton", **options))
+
+        assert gradcheck(function, flat, fast_mode=True)
+        assert gradgradcheck(function, flat, fast_mode=True)
+
+    def test_the_second_derivative_with_one_tensor_in_two_places(self):
+        args = edge_case((), 12, 4, hidden=3, batch=())
+        node = args["receiver"]
+
+        def second(backend):
+            (total,) = run_edges({**args, "sender": node}, backend)
+            (grad,) = torch.autograd.grad(total.square().sum(), node, create_graph=True)
+            return torch.autograd.grad(grad.square().sum(), node)[0]
+
+        assert_near(second("triton"), second("reference"), 1e-11, "second derivative")
+
+    def test_sees_nodes_of_several_blocks_left_out(self, monkeypatch):
+        monkeypatch.setattr(_triton_edges._Sums, "finish", lambda self, pointers: self.out)
+        monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
+        with pytest.raises(AssertionError, match="messages: error"):
+            assert_edges(edge_case(()), {})
+
+    @pytest.mark.parametrize("name", ["receiver", "sender", "pos", "coord"])
+    def test_sees_a_wrong_gradient(self, name, monkeypatch):
+        gradients = _triton_edges._edge_gradients
+        place = {"receiver": 0, "sender": 1, "pos": 4, "coord": 6}[name]
+
+        def wrong(*args):
+            found = gradients(*args)
+            found[place] = found[place].roll(1, -2)
+            return found
+
+        monkeypatch.setattr(_triton_edges, "_edge_gradients", wrong)
+        with pytest.raises(AssertionError, match=f"gradient of {name} 0: error"):
+            assert_edges(edge_case(("pos", "coord")), {})
+
+    def test_autocast(self):
+        args = edge_case(("pos", "coord"), 20, dtype=torch.float32)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            total, moved = kernels.edge_mlp_sum(**args, backend="triton")
+        assert total.dtype == torch.bfloat16 and moved.dtype == torch.float32
+        right = kernels.edge_mlp_sum(**args, backend="reference")
+        assert_near(total, right[0].double(), 4e-2, "messages")
+        assert_near(moved, right[1].double(), 8e-2, "moves")
+
+    def test_no_tensor_of_all_edges(self):
+        args = edge_case((), 4096, 8, hidden=16, batch=(), dtype=torch.float32)
+        largest = []
+
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                out = function(*args, **(kwargs or {}))
+                if isinstance(out, torch.Tensor) and out.is_floating_point():
+                    largest.append(out.numel())
+                return out
+
+        with Watch():
+            (total,) = run_edges(args, "triton")
+            torch.autograd.grad(total.sum(), [args["sender"], args["weight"]])
+        # The sums of the weights are of a fixed number of programs; those of nodes are 1/32.
+        assert max(largest) <= 4096 * 16 // 4
+
+
+def registered():
+    """Every operator of the back-end."""
+    for module in (_triton_rows, _triton_edges):
+        for value in vars(module).values():
+            if isinstance(value, torch._library.custom_ops.CustomOpDef):
+                yield value
+
+
+def operator_calls():
+    segments = Segments.from_index(torch.tensor([4, 1, 1, 4, 2, 1]), 7)
+    source = Segments.from_index(torch.tensor([0, 3, 1, 1, 2, 0]), 4)
+    segments, source = placed(segments), placed(source)
+    tables = (segments.index, segments.order, segments.pointers)
+    links = _triton_rows._links(source, segments)
+    tiles = _triton_rows._tables(placed(Tiles(segments, 3, 2)))
+
+    def part(*shape):
+        return torch.randn(*shape, dtype=torch.float64, device=DEVICE, requires_grad=True)
+
+    x, y, z = part(2, 6, 3), part(2, 7, 3), part(2, 4, 3)
+    for wide in (False, True):
+        yield _triton_rows._segment_sum, (x, *tables, wide)
+    yield _triton_rows._segment_gather, (y, *tables)
+    yield _triton_rows._segment_max, (x, *tables)
+    high = _triton_rows._segment_max(x.detach(), *tables)
+    yield _triton_rows._tie_spread, (y, x.detach(), high, *tables)
+    yield _triton_rows._tie_mean, (x, x.detach().clone(), high, *tables)
+    for weight in (None, part(6), part(2, 6)):
+        yield _triton_rows._gather_sum, (z, weight, *links)
+    yield _triton_rows._gather_dot, (y, z, *links)
+    yield _triton_rows._indexed_linear, (x, part(7, 3, 2), part(2, 7, 2), *tiles)
+    yield _triton_rows._indexed_outer, (x, part(2, 6, 2), *tiles)
+    for parts in ("features", "everything"):
+        args = edge_case(PARTS[parts][0], 6, 4, hidden=3, batch=(1,))
+        names = ("pos", "distance")
+        first = [args[name] for name in ("receiver", "sender", "weight", "bias")]
+        first += [args.get(name) for name in names]
+        for name, count in (("edge_attr", 2), ("gate", 2), ("coord", 3)):
+            first += args.get(name, (None,) * count)
+        if first[6] is not None:
+            first[6] = first[6].detach()[None].requires_grad_()
+        rest = [
+            getattr(args[name], table)
+            for name, table in itertools.product(
+                ("segments", "source"), ("index", "order", "pointers")
+            )
+        ]
+        flags = (parts == "everything", False, 0.5 if parts == "everything" else None)
+        yield _triton_edges._edges, (*first, *rest, *flags)
+        given = [None if value is None else value.detach() for value in first]
+        moved = torch.randn(1, 4, 3) if parts == "everything" else torch.randn(0)
+        grads = (torch.randn(1, 4, 3).double().to(DEVICE), moved.double().to(DEVICE))
+        yield _triton_edges._edge_gradients, (*grads, *given, *rest, *flags)
+
+
+class TestRegistration:
+    def test_passes_opcheck(self):
+        for op, args in operator_calls():
+            torch.library.opcheck(op, args)
+
+    def test_covers_every_operator(self):
+        called = {op._opoverload for op, _ in operator_calls()}
+        assert called == {op._opoverload for op in registered()}
+        assert len(called) >= 10
+
+    @pytest.mark.parametrize("op", ["segment_max", "gather_segment_sum weighted", "edge_mlp_sum"])
+    def test_one_graph_for_ten_sizes(self, op):
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+        def function(*args, **options):
+            y = getattr(kernels, op.partition(" ")[0])(*args, **options, backend="triton")
+            return y[0] if isinstance(y, tuple) else y
+
+        compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+        for size in range(10):
+            if op == "edge_mlp_sum":
+                options = edge_case(("pos",), 20 + 3 * size, 4 + size)
+                args, leaves = (), edge_leaves(options)
+            else:
+                _, args, leaves = case(op, (20 + 3 * size, 4 + size))
+                args, options = placed(args), {}
+                leaves = {i: a for i, a in enumerate(args) if getattr(a, "requires_grad", False)}
+            y, expected = compiled(*args, **options), function(*args, **options)
+            assert torch.equal(y, expected)
+            inputs = list(leaves.values())
+            found = torch.autograd.grad(y.square().sum(), inputs)
+            right = torch.autograd.grad(expected.square().sum(), inputs)
+            for a, b in zip(found, right, strict=True):
+                assert torch.allclose(a, b)
+        assert counter.frame_count <= 3
+
+
+class TestChoice:
+    def test_without_a_device_it_says_what_it_needs(self, monkeypatch):
+        monkeypatch.setattr(_triton, "INTERPRETED", False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        name, args, _ = case("segment_sum", "unsorted")
+        with (
+            kernels.trace() as ran,
+            pytest.raises(kernels.BackendUnavailableError, match=r"CUDA device.*TRITON_INTERPRET"),
+        ):
+            getattr(kernels, name)(*args, backend="triton")
+        assert ran == []
+
+    def test_tensors_of_the_cpu_beside_a_device(self, monkeypatch):
+        monkeypatch.setattr(_triton, "INTERPRETED", False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        name, args, _ = case("segment_sum", "unsorted")
+        with pytest.raises(kernels.BackendUnavailableError, match="are on cpu; move them"):
+            getattr(kernels, name)(*args, backend="triton")
+
+    def test_without_the_package_it_says_what_brings_it(self, monkeypatch):
+        monkeypatch.setattr("gsym.kernels._dispatch._HAS_TRITON", False)
+        with (
+            pytest.raises(kernels.BackendUnavailableError, match="the package triton"),
+            kernels.backend("triton"),
+        ):
+            pass
+
+    def test_has_every_primitive(self):
+        for op in (*OPS, "edge_mlp_sum"):
+            assert callable(getattr(_triton, op.partition(" ")[0]))
+
+    def test_auto_leaves_the_cpu_to_native(self):
+        name, args, _ = case("segment_sum", "unsorted")
+        with kernels.trace() as ran:
+            getattr(kernels, name)(*args)
+        assert ran == ["native"]
+
+
+@pytest.mark.gpu
+@needs_gpu
+class TestDevice:
+    def test_auto_takes_triton(self):
+        name, args, _ = case("segment_sum", "unsorted")
+        with kernels.trace() as ran:
+            getattr(kernels, name)(*placed(args))
+        assert ran == ["triton"]
+
+    @pytest.mark.parametrize("rows", [2**20 + 3, 2**25 + 3])
+    def test_more_outputs_than_a_grid_or_an_int_holds(self, rows):
+        # 64 channels: the second has more than 2^31 entries on either side.
+        segments = Segments(torch.arange(rows, device=DEVICE).flip(0), rows)
+        x = torch.randn(rows, 64, device=DEVICE, dtype=torch.bfloat16)
+        y = on("triton", "segment_sum")(x, segments)
+        for part in (slice(0, 1000), slice(rows - 1000, rows)):
+            assert torch.equal(y[part], x.flip(0)[part])
+
+    @pytest.mark.parametrize("op", KERNELS)
+    def test_the_same_bits_a_hundred_times(self, op):
+        name, args, _ = case(op, (5000, 7), dtype=torch.float32)
+        args = placed(args)
+        leaves = [a for a in args if getattr(a, "requires_grad", False)]
+        runs = []
+        for _ in range(100):
+            y = on("triton", name)(*args)
+            runs.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
+        for other in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+    def test_edges_give_the_same_bits_a_hundred_times(self):
+        given, options = PARTS["everything"]
+        args = edge_case(given, 5000, 300, hidden=64, dtype=torch.float32)
+        runs = []
+        for _ in range(100):
+            found = run_edges(args, "triton", **options)
+            grads = torch.autograd.grad(
+                found, list(edge_leaves(args).values()), [torch.ones_like(v) for v in found]
+            )
+            runs.append([*found, *grads])
+        for other in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+    @pytest.mark.parametrize("hidden", [32, 64, 128])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_edges_of_real_widths(self, hidden, dtype):
+        given, options = PARTS["everything"]
+        assert_edges(edge_case(given, 3000, 200, hidden=hidden, dtype=dtype), options, dtype)
+
+    def test_compiles_whole(self):
+        name, args, _ = case("gather_segment_sum weighted", (5000, 70), dtype=torch.float32)
+        args = placed(args)
+        compiled = torch.compile(getattr(kernels, name), fullgraph=True, dynamic=True)
+        assert torch.equal(compiled(*args), getattr(kernels, name)(*args))
