@@ -20,6 +20,7 @@ OPTIONAL = {
 }
 collect_ignore = [path for name, path in OPTIONAL.items() if not importlib.util.find_spec(name)]
 import gsym  # noqa: E402
+import gsym
 
 # Collecting the examples of a module imports it, and these need an optional package.
 collect_ignore = [

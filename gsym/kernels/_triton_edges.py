@@ -7,8 +7,9 @@ hold of the others goes to a table of pieces, two rows per block, 1/32 of ``[e, 
 :func:`gsym.kernels._triton_rows.reduce_rows` adds up in order.
 
 The gradient computes the edges anew, once in the order of receivers and once in that of senders, so
-that either end is a sum over consecutive edges. Those of the weights are added up in registers by
-a fixed number of programs and then over the programs. A second derivative, and what does not fit in
+that either end is a sum over consecutive edges, and once more for the weights, whose gradients are
+added up in registers by a fixed number of programs and then over the programs. These are three
+launches because one would hold too much in registers. A second derivative, and what does not fit in
 registers, take the differentiable composition of primitives, which does store ``[e, h]``.
 """
 
@@ -28,10 +29,9 @@ from gsym.kernels.segments import Segments
 # Edges that one program holds at a time; the smallest height of a warp group's product.
 _EDGES = 64
 
-# Programs that walk over the blocks of edges: a few for each of the 132 multiprocessors of an H200.
+# Programs that add up gradients of the weights, two for each of the 132 multiprocessors of an H200.
 # The number is part of the order of summation, so it does not depend on the device.
-_PROGRAMS = 528
-_WEIGHT_PROGRAMS = 264
+_PROGRAMS = 264
 
 # Widest messages, coordinates and attributes whose edges fit in registers.
 _MOST_HIDDEN, _MOST_NARROW = 128, 16
@@ -122,7 +122,7 @@ def _compose(
     """The same from differentiable primitives: messages and moves, both summed."""
     target, origin = (index, order, pointers), (source, source_order, source_pointers)
     hidden = rows._segment_gather(receiver, *target) + rows._segment_gather(sender, *origin)
-    if attr is not None:
+    if attr is not None and attr_weight is not None:
         hidden = hidden + F.linear(attr, attr_weight)
     if pos is not None:
         r = rows._segment_gather(pos, *target) - rows._segment_gather(pos, *origin)
@@ -132,7 +132,7 @@ def _compose(
     if gate is not None:
         message = message * F.linear(message, gate, gate_bias).sigmoid()
     total = rows._segment_sum(message, *target, False)
-    if coord is None:
+    if coord is None or coord_last is None:
         return total, total.new_empty(0)
     if normalize:
         length = s.detach().sqrt()
@@ -261,7 +261,7 @@ def _owners(i, real, previous, first_edge, E: tl.constexpr):
 @triton.jit
 def _sum_rows(member, value, ACC: tl.constexpr, PARTS: tl.constexpr):
     """``member @ value``, exact to float32 with three parts: the tensor cores read bfloat16."""
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         return tl.dot(member.to(ACC), value, input_precision="ieee", out_dtype=ACC)
     ones = member.to(BFLOAT16)
     part = value.to(BFLOAT16)
@@ -337,7 +337,6 @@ def _forward_kernel(
     dim: tl.constexpr,
     attrs: tl.constexpr,
     attr_stride,
-    programs,
     NORMALIZE: tl.constexpr,
     TANH: tl.constexpr,
     CLAMP: tl.constexpr,
@@ -353,7 +352,8 @@ def _forward_kernel(
     """Messages and moves of every edge, summed by receiver."""
     blocks = tl.cdiv(edges, E)
     column = tl.arange(0, H)
-    for item in range(tl.program_id(0), batch * blocks, programs):
+    # A real loop over several blocks would keep its addresses in registers, which are short.
+    for item in range(tl.program_id(0), tl.program_id(0) + 1):
         sample = (item // blocks).to(tl.int64)
         block = (item % blocks).to(tl.int64)
         edge = block * E + tl.arange(0, E)
@@ -466,7 +466,9 @@ def _backward_kernel(
         d_coord_bias = tl.zeros([H], ACC)
         d_last = tl.zeros([H], ACC)
         d_attr_weight = tl.zeros([H, A], ACC)
-    for item in range(tl.program_id(0), batch * blocks, programs):
+    begin = tl.program_id(0)
+    end = batch * blocks if WEIGHTS else begin + 1
+    for item in range(begin, end, programs if WEIGHTS else 1):
         sample = (item // blocks).to(tl.int64)
         block = (item % blocks).to(tl.int64)
         place = block * E + tl.arange(0, E)
@@ -489,7 +491,7 @@ def _backward_kernel(
             gate_row = _vector(gate, hidden, column, ACC)[None, :]
             g = _sigmoid(tl.sum(m * gate_row, 1) + tl.load(gate_bias).to(ACC))
             m = m * g[:, None]
-        grad_m = _rows_of(grad_total, at_i, real, hidden, column, ACC)
+        grad_m = tl.zeros([E, H], ACC)
         grad_r = tl.zeros([E, D], ACC)
         if coord is not None:
             k = _dot(m, _square(coord, hidden, column, True), OPERAND, PRECISION, ACC)
@@ -521,9 +523,8 @@ def _backward_kernel(
                 d_last += tl.sum(grad_size[:, None] * z, 0)
                 d_coord_bias += tl.sum(grad_k, 0)
                 d_coord += _dot(tl.trans(grad_k), m, OPERAND, PRECISION, ACC)
-            grad_m += _dot(
-                grad_k, _square(coord, hidden, column, False), OPERAND, PRECISION, ACC
-            )
+            grad_m = _dot(grad_k, _square(coord, hidden, column, False), OPERAND, PRECISION, ACC)
+        grad_m += _rows_of(grad_total, at_i, real, hidden, column, ACC)
         message, slope = _silu_slope(v)
         if gate is not None:
             grad_gate = tl.sum(grad_m * message, 1) * g * (1.0 - g)
@@ -661,23 +662,23 @@ def _edges(
     clamp: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Messages ``[b, n, h]``, and moves ``[b, n, d]`` in the wide type, both summed."""
-    tensors = (receiver, sender, weight, bias, pos, distance, attr, attr_weight)
-    tensors = _contiguous((*tensors, gate, gate_bias, coord, coord_bias, coord_last))
+    nodes_and_edges = (receiver, sender, weight, bias, pos, distance, attr, attr_weight)
+    tensors = _contiguous((*nodes_and_edges, gate, gate_bias, coord, coord_bias, coord_last))
     sizes = _sizes(receiver, sender, pos, attr, index)
     batch, edges, receivers, _, hidden, dim, *_ = sizes
     total = _Sums(batch, edges, receivers, hidden, receiver)
     wide = receiver.new_empty(0, dtype=accumulation_type(receiver.dtype))
     moved = None if coord is None else _Sums(batch, edges, receivers, dim, wide)
-    programs = min(batch * triton.cdiv(edges, _EDGES), _PROGRAMS)
     rows.launch(
         _forward_kernel,
-        programs,
+        batch * triton.cdiv(edges, _EDGES),
         receiver,
         *(*tensors, index, source, pointers, total.out, total.pieces),
         *((None, None) if moved is None else (moved.out, moved.pieces)),
-        *(*sizes, programs, normalize, tanh, clamp),
+        *(*sizes, normalize, tanh, clamp),
         **_settings(receiver.dtype, hidden),
         num_warps=8,
+        num_stages=1,
     )
     return total.finish(pointers), wide if moved is None else moved.finish(pointers)
 
@@ -717,12 +718,12 @@ def _edge_gradients(
     clamp: float | None,
 ) -> list[Tensor]:
     """Of the tensors from ``receiver`` to ``coord_last`` that are there, in order."""
-    tensors = (receiver, sender, weight, bias, pos, distance, attr, attr_weight)
-    tensors = _contiguous((*tensors, gate, gate_bias, coord, coord_bias, coord_last))
+    nodes_and_edges = (receiver, sender, weight, bias, pos, distance, attr, attr_weight)
+    tensors = _contiguous((*nodes_and_edges, gate, gate_bias, coord, coord_bias, coord_last))
     sizes = _sizes(receiver, sender, pos, attr, index)
     batch, edges, receivers, senders, hidden, dim, attrs, _ = sizes
     items = batch * triton.cdiv(edges, _EDGES)
-    few, many = min(items, _WEIGHT_PROGRAMS), min(items, _PROGRAMS)
+    few = min(items, _PROGRAMS)
     wide = receiver.new_empty(0, dtype=accumulation_type(receiver.dtype))
     weights = wide.new_empty(few, hidden, hidden)
     coords = None if coord is None else torch.empty_like(weights)
@@ -733,8 +734,6 @@ def _edge_gradients(
     flags = (normalize, tanh, clamp)
     settings = _settings(receiver.dtype, hidden)
     given = (grad_total.contiguous(), grad_moved.contiguous() if coord is not None else None)
-    # Wide messages leave no registers for the sums of the weights beside those of the nodes.
-    apart = settings["H"] > 64
 
     def run(programs: int, ends: Any, nodes: bool, weighs: bool) -> None:
         rows.launch(
@@ -746,24 +745,23 @@ def _edge_gradients(
             *(*sizes, programs, *flags),
             **{**settings, "NODES": nodes, "WEIGHTS": weighs},
             num_warps=8,
+            num_stages=1,
         )
 
     node_grads, pos_grads = [], []
-    for by_sender, nodes, rank, starts in (
-        (False, receivers, None, pointers),
-        (True, senders, source_order, source_pointers),
+    for nodes, rank, starts in (
+        (receivers, None, pointers),
+        (senders, source_order, source_pointers),
     ):
         node = _Sums(batch, edges, nodes, hidden, receiver)
         place = None if pos is None else _Sums(batch, edges, nodes, dim, wide)
         ends = (rank, starts, node.out, node.pieces)
         ends = (*ends, *((None, None) if place is None else (place.out, place.pieces)))
-        weighs = not by_sender and not apart
-        run(few if weighs else many, ends, True, weighs)
+        run(items, ends, True, False)
         node_grads.append(node.finish(starts))
         if place is not None:
             pos_grads.append(place.finish(starts))
-    if apart:
-        run(few, (None, pointers, None, None, None, None), False, True)
+    run(few, (None, pointers, None, None, None, None), False, True)
 
     dtype = receiver.dtype
     found = [*node_grads, weights.sum(0).to(dtype)]

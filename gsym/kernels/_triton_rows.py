@@ -242,7 +242,7 @@ def _pieces_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Reduce what every chunk of entries holds of long segments, of which it touches two at most."""
+    """Reduce what every chunk of entries holds of long segments, two of them at most."""
     program = tl.program_id(0)
     column_blocks = tl.cdiv(channels, BLOCK_C)
     chunks = tl.cdiv(entries, CHUNK)
@@ -308,7 +308,7 @@ def _reduce(
     out = x.new_empty(batch, segments, channels, dtype=dtype or x.dtype)
     if out.numel() == 0:
         return out
-    common = {"CHUNK": _CHUNK, "MAX": maximum, "ACC": accumulator(x.dtype)}
+    common: dict[str, Any] = {"CHUNK": _CHUNK, "MAX": maximum, "ACC": accumulator(x.dtype)}
     common["BLOCK_C"] = width(channels, least=4)
     table = (columns, order, weight, pointers)
     if entries > _CHUNK:
@@ -319,9 +319,9 @@ def _reduce(
         sizes = (rows, stride, segments, channels, entries)
         launch(_pieces_kernel, programs, x, x, *table, pieces, *sizes, **common, BLOCK_E=32)
         reduce_rows(pieces, pointers, out, part="long", chunk=_CHUNK, maximum=maximum)
-    programs, sizes = _reduce_grid(out)
+    programs, blocks = _reduce_grid(out)
     args = (x, *table, out, rows, stride, segments, channels)
-    launch(reduce_kernel, programs, x, *args, **common, **sizes, PART="short")
+    launch(reduce_kernel, programs, x, *args, **common, **blocks, PART="short")
     return out
 
 
@@ -363,9 +363,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("gsym_triton::segment_sum", mutates_args=())
-def _segment_sum(
-    x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, wide: bool
-) -> Tensor:
+def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, wide: bool) -> Tensor:
     """Sums in the type of ``x``, or in the one that they accumulate in."""
     dtype = accumulation_type(x.dtype) if wide else x.dtype
     sums = _reduce(_flat(x), order, order, pointers, dtype=dtype)
@@ -389,7 +387,7 @@ def _(y, index, order, pointers):  # type: ignore[no-untyped-def]
 
 
 def _save_sum(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, *tables, wide = inputs
+    x, *tables, _wide = inputs
     ctx.dtype = x.dtype
     ctx.save_for_backward(*tables)
 

@@ -2,9 +2,11 @@
 
 Run as a program, without ``TRITON_INTERPRET``: the primitives are called on tensors of the CPU, but
 a launch only compiles the kernel for the types, widths and options that it was launched with.
+
+    python tests/kernels/sm90.py rows
+    python tests/kernels/sm90.py edges "float32 64 highest" "bfloat16 64 highest"
 """
 
-import json
 import re
 import subprocess
 import sys
@@ -48,7 +50,10 @@ def resources(compiled):
         file.write(compiled.asm["cubin"])
         file.flush()
         text = subprocess.run(
-            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+            [TOOLS / "cuobjdump", "-res-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     registers, stack, _, local = map(int, found.groups())
@@ -82,16 +87,16 @@ def main(cases):
         row = {"case": current, "kernel": kernel.__name__, **resources(compiled)}
         row["seconds"] = round(time.monotonic() - begin, 1)
         rows.append(row)
-        print(json.dumps(row), flush=True)
 
     _triton_rows.launch = compile_only
     _triton.INTERPRETED = True  # lets tensors of the CPU through
-    for current, call in cases:
+    for case, call in cases:
+        current = case
         call()
     return rows
 
 
-def simple_cases():
+def row_cases():
     torch.manual_seed(0)
     index = torch.randint(16, (4096,))
     segments = Segments.from_index(index, 16)
@@ -125,45 +130,43 @@ def simple_cases():
                 yield f"indexed_linear {name}", linear
 
 
-def edge_cases(widths=(32, 64, 128)):
+def edge_cases():
     n, e = 256, 4096
     rng = torch.Generator().manual_seed(0)
     target = torch.randint(n, (e,), generator=rng).sort().values
     source = Segments.from_index(torch.randint(n, (e,), generator=rng), n)
     segments = Segments.from_index(target, n)
 
-    def call(h, dtype, everything):
+    def call(h, dtype):
         def part(*shape):
             return torch.zeros(*shape, dtype=dtype, requires_grad=True)
 
         options = {"pos": part(2, n, 3), "distance": part(h)}
         options["coord"] = (part(h, h), part(h), part(1, h))
-        if everything:
-            options["edge_attr"] = (part(e, 4), part(h, 4))
-            options["gate"] = (part(1, h), part(1))
-            options |= {"normalize": True, "tanh": True, "clamp": 2.0}
+        options["edge_attr"] = (part(e, 4), part(h, 4))
+        options["gate"] = (part(1, h), part(1))
+        options |= {"normalize": True, "tanh": True, "clamp": 2.0}
         args = (part(2, n, h), part(2, n, h), source, segments, part(h, h), part(h))
         y, moves = kernels.edge_mlp_sum(*args, **options, backend="triton")
         (y.sum() + moves.sum()).backward()
 
-    for precision in ("highest", "high"):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            if precision == "high" and dtype != torch.float32:
-                continue
-            for h in widths:
-                for everything in (False, True):
-                    name = f"edge_mlp_sum {dtype} {h} {precision} {everything}"
+    for dtype, precision in (
+        (torch.float32, "highest"),
+        (torch.float32, "high"),
+        (torch.bfloat16, "highest"),
+    ):
+        for h in (32, 64, 128):
+            name = f"{dtype} {h} {precision}".removeprefix("torch.")
 
-                    def run(h=h, dtype=dtype, everything=everything, precision=precision):
-                        torch.set_float32_matmul_precision(precision)
-                        call(h, dtype, everything)
+            def run(h=h, dtype=dtype, precision=precision):
+                torch.set_float32_matmul_precision(precision)
+                call(h, dtype)
 
-                    yield name, run
+            yield name, run
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:]
-    if "rows" in chosen:
-        main(simple_cases())
-    if "edges" in chosen:
-        main(edge_cases(tuple(map(int, chosen[1:])) or (32, 64, 128)))
+    torch.set_num_threads(1)
+    kinds = {"rows": row_cases, "edges": edge_cases}
+    kind, *chosen = sys.argv[1:]
+    main((name, call) for name, call in kinds[kind]() if not chosen or name in chosen)

@@ -11,7 +11,7 @@ from gsym import kernels
 from gsym.kernels import Segments, Tiles, reference
 
 pytest.importorskip("triton", reason="triton is not installed")
-from gsym.kernels import _triton, _triton_edges, _triton_rows  # noqa: E402
+from gsym.kernels import _triton, _triton_edges, _triton_rows
 
 CUDA = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(
@@ -137,7 +137,9 @@ class TestRows:
         assert on("triton", "segment_max")(x, segments).isnan().all()
 
     def test_takes_narrow_tables(self):
-        segments, source = (placed(Segments.from_index(torch.tensor(v), 3)) for v in ([2, 0, 2], [1, 1, 0]))
+        segments, source = (
+            placed(Segments.from_index(torch.tensor(v), 3)) for v in ([2, 0, 2], [1, 1, 0])
+        )
         x = torch.randn(3, 2, dtype=torch.float64, device=DEVICE)
         expected = kernels.gather_segment_sum(x, source, segments, backend="native")
         for table in (segments, source):
@@ -161,7 +163,9 @@ PARTS = {
 }
 
 
-def edge_case(parts, edges=70, nodes=6, hidden=5, batch=(2,), dtype=torch.float64, coincident=False):
+def edge_case(
+    parts, edges=70, nodes=6, hidden=5, batch=(2,), dtype=torch.float64, coincident=False
+):
     """Arguments of edge_mlp_sum; node 3 receives nothing where there are more."""
     rng = torch.Generator().manual_seed(0)
 
@@ -237,7 +241,9 @@ class TestEdges:
         given, options = PARTS[parts]
         assert_edges(edge_case(given, dtype=dtype), options, dtype)
 
-    @pytest.mark.parametrize(("edges", "nodes"), [(0, 4), (1, 4), (63, 6), (64, 6), (65, 6), (130, 1)])
+    @pytest.mark.parametrize(
+        ("edges", "nodes"), [(0, 4), (1, 4), (63, 6), (64, 6), (65, 6), (130, 1)]
+    )
     def test_of_sizes(self, edges, nodes):
         given, options = PARTS["everything"]
         assert_edges(edge_case(given, edges, nodes), options)
@@ -262,13 +268,6 @@ class TestEdges:
         args["weight"] = args["weight"].detach().requires_grad_().t()
         assert_edges(args, {"clamp": 0.5})
 
-    def test_apart_from_the_weights(self, monkeypatch):
-        # As for messages of more than 64 channels.
-        settings = _triton_edges._settings
-        monkeypatch.setattr(_triton_edges, "_settings", lambda *a: {**settings(*a), "H": 128})
-        given, options = PARTS["everything"]
-        assert_edges(edge_case(given, 20, batch=()), options)
-
     @pytest.mark.parametrize("limit", ["_MOST_HIDDEN", "_MOST_NARROW"])
     def test_what_does_not_fit_is_composed(self, limit, monkeypatch):
         monkeypatch.setattr(_triton_edges, limit, 1)
@@ -276,8 +275,7 @@ class TestEdges:
         assert_edges(edge_case(given, 20), options)
 
     def test_blocks_that_several_programs_walk(self, monkeypatch):
-        monkeypatch.setattr(_triton_edges, "_PROGRAMS", 2)
-        monkeypatch.setattr(_triton_edges, "_WEIGHT_PROGRAMS", 3)
+        monkeypatch.setattr(_triton_edges, "_PROGRAMS", 3)
         given, options = PARTS["everything"]
         assert_edges(edge_case(given, 150), options)
 
