@@ -33,8 +33,11 @@ _EDGES = 64
 # The number is part of the order of summation, so it does not depend on the device.
 _PROGRAMS = 264
 
-# Widest messages, coordinates and attributes whose edges fit in registers.
-_MOST_HIDDEN, _MOST_NARROW = 128, 16
+# Widest messages, by how products read them, and widest coordinates and attributes, of which a
+# block fits on a multiprocessor: in three parts of TF32, the gradient of 128 channels asks for 256
+# KiB of shared memory, of which an H200 has 227.
+_MOST_HIDDEN = {"tf32x3": 64, "tf32": 128, "ieee": 128}
+_MOST_NARROW = 16
 
 
 def edge_mlp_sum(
@@ -87,7 +90,8 @@ def _choose(receiver: Tensor, pos: Tensor | None, attr: Tensor | None) -> Any:
     dim, attrs = (0 if value is None else value.size(-1) for value in (pos, attr))
     exact = receiver.dtype == torch.float64
     mixed = pos is not None and (pos.dtype == torch.float64) != exact
-    fits = receiver.size(-1) <= _MOST_HIDDEN and max(dim, attrs) <= _MOST_NARROW
+    most = 32 if exact else _MOST_HIDDEN[rows.input_precision(receiver.dtype)]
+    fits = receiver.size(-1) <= most and max(dim, attrs) <= _MOST_NARROW
     return _edges if fits and not mixed else _compose
 
 
@@ -612,7 +616,7 @@ def _settings(dtype: torch.dtype, hidden: int) -> dict[str, Any]:
         "PARTS": 3 if dtype == torch.float32 else 2,
         "ACC": rows.accumulator(dtype),
         "E": _EDGES,
-        "H": rows.width(hidden, 16, _MOST_HIDDEN),
+        "H": rows.width(hidden, 16),
         "D": _MOST_NARROW,
         "A": _MOST_NARROW,
     }

@@ -7,6 +7,7 @@ a launch only compiles the kernel for the types, widths and options that it was 
     python tests/kernels/sm90.py edges "float32 64 highest" "bfloat16 64 highest"
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def resources(compiled):
 
 
 def main(cases):
-    rows, seen = [], set()
+    seen = set()
     current = ""
 
     def compile_only(kernel, programs, x, *args, **options):
@@ -86,14 +87,14 @@ def main(cases):
         compiled = triton.compile(source, target=TARGET, options=settings)
         row = {"case": current, "kernel": kernel.__name__, **resources(compiled)}
         row["seconds"] = round(time.monotonic() - begin, 1)
-        rows.append(row)
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
 
     _triton_rows.launch = compile_only
     _triton.INTERPRETED = True  # lets tensors of the CPU through
     for case, call in cases:
         current = case
         call()
-    return rows
 
 
 def row_cases():

@@ -268,11 +268,13 @@ class TestEdges:
         args["weight"] = args["weight"].detach().requires_grad_().t()
         assert_edges(args, {"clamp": 0.5})
 
-    @pytest.mark.parametrize("limit", ["_MOST_HIDDEN", "_MOST_NARROW"])
-    def test_what_does_not_fit_is_composed(self, limit, monkeypatch):
-        monkeypatch.setattr(_triton_edges, limit, 1)
+    @pytest.mark.parametrize("hidden", [5, 33])
+    def test_what_does_not_fit_is_composed(self, hidden, monkeypatch):
+        if hidden == 5:
+            monkeypatch.setattr(_triton_edges, "_MOST_NARROW", 1)
+        monkeypatch.setattr(_triton_edges, "_edges", None)
         given, options = PARTS["everything"]
-        assert_edges(edge_case(given, 20), options)
+        assert_edges(edge_case(given, 20, hidden=hidden), options)
 
     def test_blocks_that_several_programs_walk(self, monkeypatch):
         monkeypatch.setattr(_triton_edges, "_PROGRAMS", 3)

@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 # Bytes of stack, by kernel and width of a message: the registers that did not suffice. A gradient
 # keeps several tiles of 64 edges; these may shrink, not grow.
 MOST_STACK = {
+    ("_backward_kernel", "float32 32 highest"): 1600,
     ("_backward_kernel", "float32 64 highest"): 3200,
 }
 
@@ -38,6 +39,7 @@ def compiled(tmp_path, *arguments):
     return rows
 
 
+@pytest.mark.slow
 def test_rows(tmp_path):
     cases = [
         f"{op} {dtype} {width}"
@@ -61,6 +63,7 @@ def test_rows(tmp_path):
     } == {row["kernel"] for row in rows}
 
 
+@pytest.mark.slow
 def test_edges(tmp_path):
     rows = compiled(tmp_path, "edges", "float32 32 highest", "float32 64 highest")
     for row in rows:
