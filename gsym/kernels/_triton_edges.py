@@ -1,9 +1,9 @@
 """Triton: the edge pipeline of the EGNN family, forward and backward, without any ``[e, h]``.
 
-A program takes 64 edges at a time, in the order of the node that sums them up, computes their
-messages in registers and adds them up by a product with the matrix that tells which edge belongs to
-which of the nodes present. Nodes whose edges all lie in one block are written at once; what blocks
-hold of the others goes to a table of pieces, two rows per block, 1/32 of ``[e, h]``, which
+A program takes 64 or 128 edges, in the order of the node that sums them up, computes their messages
+in registers and adds them up by a product with the matrix that tells which edge belongs to which of
+the nodes present; so one NaN spreads to the nodes of its block. Nodes whose edges all lie in one block are written at once; what blocks
+hold of the others goes to a table of pieces, two rows per block, at most 1/32 of ``[e, h]``, which
 :func:`gsym.kernels._triton_rows.reduce_rows` adds up in order.
 
 The gradient computes the edges anew, once in the order of receivers and once in that of senders, so
@@ -26,8 +26,9 @@ from gsym.kernels._triton_rows import BFLOAT16
 from gsym.kernels.native import accumulation_type
 from gsym.kernels.segments import Segments
 
-# Edges that one program holds at a time; the smallest height of a warp group's product.
-_EDGES = 64
+# Edges of a block and warps of its program, forward and backward: every four warps hold 64 edges,
+# the smallest height of their product. The registers that either needs decide.
+_FORWARD, _BACKWARD = (128, 8), (64, 4)
 
 # Programs that add up gradients of the weights, two for each of the 132 multiprocessors of an H200.
 # The number is part of the order of summation, so it does not depend on the device.
@@ -608,14 +609,16 @@ def _sizes(receiver: Tensor, sender: Tensor, pos: Any, attr: Any, index: Tensor)
     return batch, edges, receivers, sender.size(1), hidden, dim, attrs, stride
 
 
-def _settings(dtype: torch.dtype, hidden: int) -> dict[str, Any]:
+def _settings(dtype: torch.dtype, hidden: int, block: tuple[int, int]) -> dict[str, Any]:
     """Widths and precisions: sums over edges keep float32 even where torch allows TF32."""
     return {
         "OPERAND": rows.operand(dtype),
         "PRECISION": rows.input_precision(dtype),
         "PARTS": 3 if dtype == torch.float32 else 2,
         "ACC": rows.accumulator(dtype),
-        "E": _EDGES,
+        "E": block[0],
+        "num_warps": block[1],
+        "num_stages": 1,
         "H": rows.width(hidden, 16),
         "D": _MOST_NARROW,
         "A": _MOST_NARROW,
@@ -629,14 +632,15 @@ def _contiguous(values: tuple[Tensor | None, ...]) -> list[Tensor | None]:
 class _Sums:
     """Where the programs write sums by node, ``[b, n, c]``: whole nodes, and pieces of others."""
 
-    def __init__(self, batch: int, edges: int, nodes: int, width: int, like: Tensor) -> None:
-        self.out = like.new_empty(batch, nodes, width)
-        blocks = triton.cdiv(edges, _EDGES)
+    def __init__(self, shape: tuple[int, int, int], edges: int, block: int, like: Tensor) -> None:
+        batch, _, width = shape
+        self.out, self.block = like.new_empty(shape), block
+        blocks = triton.cdiv(edges, block)
         wide = accumulation_type(like.dtype)
         self.pieces = like.new_empty(batch, 2 * blocks, width, dtype=wide)
 
     def finish(self, pointers: Tensor) -> Tensor:
-        rows.reduce_rows(self.pieces, pointers, self.out, part="cross", chunk=_EDGES)
+        rows.reduce_rows(self.pieces, pointers, self.out, part="cross", chunk=self.block)
         return self.out
 
 
@@ -670,19 +674,18 @@ def _edges(
     tensors = _contiguous((*nodes_and_edges, gate, gate_bias, coord, coord_bias, coord_last))
     sizes = _sizes(receiver, sender, pos, attr, index)
     batch, edges, receivers, _, hidden, dim, *_ = sizes
-    total = _Sums(batch, edges, receivers, hidden, receiver)
+    block = _FORWARD[0]
+    total = _Sums((batch, receivers, hidden), edges, block, receiver)
     wide = receiver.new_empty(0, dtype=accumulation_type(receiver.dtype))
-    moved = None if coord is None else _Sums(batch, edges, receivers, dim, wide)
+    moved = None if coord is None else _Sums((batch, receivers, dim), edges, block, wide)
     rows.launch(
         _forward_kernel,
-        batch * triton.cdiv(edges, _EDGES),
+        batch * triton.cdiv(edges, block),
         receiver,
         *(*tensors, index, source, pointers, total.out, total.pieces),
         *((None, None) if moved is None else (moved.out, moved.pieces)),
         *(*sizes, normalize, tanh, clamp),
-        **_settings(receiver.dtype, hidden),
-        num_warps=8,
-        num_stages=1,
+        **_settings(receiver.dtype, hidden, _FORWARD),
     )
     return total.finish(pointers), wide if moved is None else moved.finish(pointers)
 
@@ -726,7 +729,8 @@ def _edge_gradients(
     tensors = _contiguous((*nodes_and_edges, gate, gate_bias, coord, coord_bias, coord_last))
     sizes = _sizes(receiver, sender, pos, attr, index)
     batch, edges, receivers, senders, hidden, dim, attrs, _ = sizes
-    items = batch * triton.cdiv(edges, _EDGES)
+    block = _BACKWARD[0]
+    items = batch * triton.cdiv(edges, block)
     few = min(items, _PROGRAMS)
     wide = receiver.new_empty(0, dtype=accumulation_type(receiver.dtype))
     weights = wide.new_empty(few, hidden, hidden)
@@ -736,7 +740,7 @@ def _edge_gradients(
     attr_grad = None if attr is None else attr.new_empty(batch, edges, attrs)
     summed = (weights, coords, attr_weights, vectors, gate_biases, attr_grad)
     flags = (normalize, tanh, clamp)
-    settings = _settings(receiver.dtype, hidden)
+    settings = _settings(receiver.dtype, hidden, _BACKWARD)
     given = (grad_total.contiguous(), grad_moved.contiguous() if coord is not None else None)
 
     def run(programs: int, ends: Any, nodes: bool, weighs: bool) -> None:
@@ -748,8 +752,6 @@ def _edge_gradients(
             *(summed if weighs else [None] * len(summed)),
             *(*sizes, programs, *flags),
             **{**settings, "NODES": nodes, "WEIGHTS": weighs},
-            num_warps=8,
-            num_stages=1,
         )
 
     node_grads, pos_grads = [], []
@@ -757,8 +759,8 @@ def _edge_gradients(
         (receivers, None, pointers),
         (senders, source_order, source_pointers),
     ):
-        node = _Sums(batch, edges, nodes, hidden, receiver)
-        place = None if pos is None else _Sums(batch, edges, nodes, dim, wide)
+        node = _Sums((batch, nodes, hidden), edges, block, receiver)
+        place = None if pos is None else _Sums((batch, nodes, dim), edges, block, wide)
         ends = (rank, starts, node.out, node.pieces)
         ends = (*ends, *((None, None) if place is None else (place.out, place.pieces)))
         run(items, ends, True, False)

@@ -164,7 +164,7 @@ PARTS = {
 
 
 def edge_case(
-    parts, edges=70, nodes=6, hidden=5, batch=(2,), dtype=torch.float64, coincident=False
+    parts, edges=140, nodes=6, hidden=5, batch=(2,), dtype=torch.float64, coincident=False
 ):
     """Arguments of edge_mlp_sum; node 3 receives nothing where there are more."""
     rng = torch.Generator().manual_seed(0)
@@ -242,7 +242,7 @@ class TestEdges:
         assert_edges(edge_case(given, dtype=dtype), options, dtype)
 
     @pytest.mark.parametrize(
-        ("edges", "nodes"), [(0, 4), (1, 4), (63, 6), (64, 6), (65, 6), (130, 1)]
+        ("edges", "nodes"), [(0, 4), (1, 4), (63, 6), (64, 6), (65, 6), (129, 6), (300, 1)]
     )
     def test_of_sizes(self, edges, nodes):
         given, options = PARTS["everything"]
