@@ -40,6 +40,8 @@ OPTIONAL = {
     "coarsening/_metis.py": {"pymetis"},
     "coarsening/_leiden.py": {"networkit"},
     "_cli.py": {"tyro", "rich"},
+    "kernels/_triton_rows.py": {"triton"},
+    "kernels/_triton_edges.py": {"triton"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -2,9 +2,10 @@
 
 A program takes 64 or 128 edges, in the order of the node that sums them up, computes their messages
 in registers and adds them up by a product with the matrix that tells which edge belongs to which of
-the nodes present; so one NaN spreads to the nodes of its block. Nodes whose edges all lie in one block are written at once; what blocks
-hold of the others goes to a table of pieces, two rows per block, at most 1/32 of ``[e, h]``, which
-:func:`gsym.kernels._triton_rows.reduce_rows` adds up in order.
+the nodes present; so one NaN spreads to the nodes of its block. Nodes whose edges all lie in one
+block are written at once; what blocks hold of the others goes to a table of pieces, two rows per
+block, at most 1/32 of ``[e, h]``, which :func:`gsym.kernels._triton_rows.reduce_rows` adds up in
+order.
 
 The gradient computes the edges anew, once in the order of receivers and once in that of senders, so
 that either end is a sum over consecutive edges, and once more for the weights, whose gradients are
