@@ -123,11 +123,12 @@ def _module(name: str) -> ModuleType:
                 'the back-end "triton" needs the package triton, which PyTorch brings along on '
                 'Linux with CUDA: pip install triton; or use backend="auto"'
             )
-        module = importlib.import_module("gsym.kernels._triton")
-        if not (module.INTERPRETED or torch.cuda.is_available()):
+        from gsym.kernels import _triton  # a statement, which the compiler can follow
+
+        if not (_triton.INTERPRETED or torch.cuda.is_available()):
             raise BackendUnavailableError(
                 'the back-end "triton" needs a CUDA device, and there is none; use '
                 'backend="auto", or TRITON_INTERPRET=1 to test its kernels on the CPU'
             )
-        return module
+        return _triton
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
