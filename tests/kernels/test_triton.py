@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from kernels.test_ops import INDICES, LAYOUTS, OPS, assert_near, assert_parity, case, on, widened
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 from gsym import kernels
@@ -433,7 +434,7 @@ class TestRegistration:
     @pytest.mark.parametrize("op", ["segment_max", "gather_segment_sum weighted", "edge_mlp_sum"])
     def test_one_graph_for_ten_sizes(self, op):
         torch._dynamo.reset()
-        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        counter = CompileCounterWithBackend("aot_eager")
 
         def function(*args, **options):
             y = getattr(kernels, op.partition(" ")[0])(*args, **options, backend="triton")
