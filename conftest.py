@@ -11,26 +11,21 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Collecting the examples of a module imports it, and these need an optional package.
-OPTIONAL = {
-    "torch_scatter": "gsym/kernels/_torch_scatter.py",
-    "pymetis": "gsym/coarsening/_metis.py",
-    "networkit": "gsym/coarsening/_leiden.py",
-    "tyro": "gsym/_cli.py",
-}
-collect_ignore = [path for name, path in OPTIONAL.items() if not importlib.util.find_spec(name)]
-import gsym  # noqa: E402
 import gsym
 
 # Collecting the examples of a module imports it, and these need an optional package.
+OPTIONAL = {
+    "torch_scatter": ["kernels/_torch_scatter"],
+    "triton": ["kernels/_triton", "kernels/_triton_rows", "kernels/_triton_edges"],
+    "pymetis": ["coarsening/_metis"],
+    "networkit": ["coarsening/_leiden"],
+    "tyro": ["_cli"],
+}
 collect_ignore = [
-    f"gsym/kernels/{name}.py"
-    for package, names in {
-        "torch_scatter": ["_torch_scatter"],
-        "triton": ["_triton", "_triton_rows", "_triton_edges"],
-    }.items()
+    f"gsym/{module}.py"
+    for package, modules in OPTIONAL.items()
     if importlib.util.find_spec(package) is None
-    for name in names
+    for module in modules
 ]
 
 

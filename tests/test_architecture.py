@@ -68,9 +68,8 @@ def violations(path, source):
     allowed = DEPENDENCIES | STANDARD | OPTIONAL.get(path.relative_to(ROOT).as_posix(), set())
     for name, depth in imports(ast.parse(source)):
         top, _, rest = name.partition(".")
-        if (
-            depth and name != "gsym.kernels"
-        ):  # the Triton back-end: optional, and imported on first use
+        # The Triton back-end is optional, and imported by name on first use.
+        if depth and name != "gsym.kernels":
             found.append(f"{name} is imported inside a function")
         if top == "gsym":
             target = rest.split(".")[0]

@@ -122,9 +122,16 @@ def width(channels: int, least: int = 1, most: int = 128) -> int:
 def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
     segments = tiles.segments
     return (
-        *(tiles.segment, tiles.rows, tiles.copies, tiles.pointers),
+        *(tiles.segment, tiles.rows, tiles.blocks),
         *(segments.index, segments.order, segments.pointers),
     )
+
+
+def _starts(rows: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, int]:
+    """First row of the block of every tile, ``[t]``, and how many rows a block has."""
+    step = -(-count // max(blocks.numel() - 1, 1))
+    tile = torch.arange(rows.size(0), device=rows.device)
+    return torch.searchsorted(blocks[1:], tile, right=True) * step, step
 
 
 def _links(source: Segments, segments: Segments) -> tuple[Tensor, ...]:
@@ -605,7 +612,8 @@ def _indexed_kernel(
     shared,  # [b, s, out]
     segment,  # [t]
     rows,  # [t, height]
-    copies,  # [t, height]
+    starts,  # [t]
+    step,
     out,  # [b, r, out]
     batch,
     count,
@@ -633,9 +641,9 @@ def _indexed_kernel(
     m = (program % row_blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     real = m < batch * height
     sample, place = m // height, tile * height + m % height
-    if copies is not None:
-        real = real & (tl.load(copies + place, real, other=1) == 0)
-    row = sample * count + tl.load(rows + place, real, other=0).to(tl.int64)
+    here = tl.load(rows + place, real, other=step).to(tl.int64)
+    real = real & (here < step)
+    row = sample * count + tl.load(starts + tile) + here
     matrix = tl.load(segment + tile).to(tl.int64)
     acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     for first in range(0, n_in, BLOCK_K):
@@ -665,8 +673,7 @@ def _indexed_linear(
     shared: Tensor | None,
     segment: Tensor,
     rows: Tensor,
-    copies: Tensor | None,
-    tile_pointers: Tensor,
+    blocks: Tensor,
     index: Tensor,
     order: Tensor,
     pointers: Tensor,
@@ -679,11 +686,12 @@ def _indexed_linear(
     row_block = width(batch * height, 16, 64)
     programs = tiles * triton.cdiv(batch * height, row_block) * triton.cdiv(n_out, columns)
     sizes = (batch, count, weight.size(0), height, n_in, n_out)
+    starts = _starts(rows, blocks, count)
     launch(
         _indexed_kernel,
         programs,
         x,
-        *(x, weight, shared, segment, rows, copies, out, *sizes, *weight.stride()),
+        *(x, weight, shared, segment, rows, *starts, out, *sizes, *weight.stride()),
         OPERAND=operand(x.dtype),
         PRECISION=input_precision(x.dtype),
         ACC=accumulator(x.dtype),
@@ -705,7 +713,8 @@ def _outer_kernel(
     x,  # [b, r, in]
     y,  # [b, r, out]
     rows,  # [t, height]
-    copies,  # [t, height]
+    starts,  # [t]
+    step,
     out,  # [t, parts, in, out]
     batch,
     count,
@@ -731,14 +740,15 @@ def _outer_kernel(
     part = (program % parts).to(tl.int64)
     tile = (program // parts).to(tl.int64)
     end = tl.minimum((part + 1) * part_rows, batch * height)
+    start = tl.load(starts + tile)
     acc = tl.zeros([BLOCK_I, BLOCK_O], ACC)
     for first in range(part * part_rows, end, BLOCK_M):
         m = first + tl.arange(0, BLOCK_M)
         real = m < end
         sample, place = m // height, tile * height + m % height
-        if copies is not None:
-            real = real & (tl.load(copies + place, real, other=1) == 0)
-        row = sample * count + tl.load(rows + place, real, other=0).to(tl.int64)
+        here = tl.load(rows + place, real, other=step).to(tl.int64)
+        real = real & (here < step)
+        row = sample * count + start + here
         left = tl.load(
             x + row[None, :] * n_in + i[:, None], real[None, :] & (i < n_in)[:, None], other=0
         )
@@ -760,8 +770,7 @@ def _indexed_outer(
     y: Tensor,
     segment: Tensor,
     rows: Tensor,
-    copies: Tensor | None,
-    tile_pointers: Tensor,
+    blocks: Tensor,
     index: Tensor,
     order: Tensor,
     pointers: Tensor,
@@ -778,7 +787,8 @@ def _indexed_outer(
         _outer_kernel,
         tiles * parts * triton.cdiv(n_in, i) * triton.cdiv(n_out, o),
         x,
-        *(x, y, rows, copies, sums, batch, count, height, n_in, n_out, parts, _OUTER_ROWS),
+        *(x, y, rows, *_starts(rows, blocks, count), sums),
+        *(batch, count, height, n_in, n_out, parts, _OUTER_ROWS),
         OPERAND=operand(x.dtype),
         PRECISION=input_precision(x.dtype),
         ACC=accumulator(x.dtype),
@@ -786,9 +796,10 @@ def _indexed_outer(
         BLOCK_I=i,
         BLOCK_O=o,
     )
-    nothing = torch.arange(tiles, device=x.device)
+    owner, order = torch.sort(segment, stable=True)
+    every = torch.arange(pointers.numel(), device=x.device)
     flat = sums.sum(1).view(1, tiles, n_in * n_out)
-    total = _reduce(flat, nothing, nothing, tile_pointers, dtype=x.dtype)
+    total = _reduce(flat, order, order, torch.searchsorted(owner, every), dtype=x.dtype)
     return total.view(-1, n_in, n_out)
 
 
