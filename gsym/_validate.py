@@ -304,6 +304,12 @@ def check_edge_attr(edge_attr: Tensor | None, x: Tensor, num_edges: int, edge_di
         )
 
 
+def check_clamp(clamp: float | None) -> None:
+    """Refuse a longest move whose square float32 does not hold."""
+    if clamp is not None and not 1e-15 <= clamp <= 1e15:
+        raise ValueError(f"clamp must be a length between 1e-15 and 1e15; got {clamp}")
+
+
 def check_samples(values: object, what: str = "x") -> np.ndarray:
     """Return signals as float64 ``[samples, n, c]``; ``[samples, n]`` is one channel.
 

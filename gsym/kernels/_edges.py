@@ -60,8 +60,9 @@ def edge_mlp_sum(
 def _(tensors, names, *tables_and_options):  # type: ignore[no-untyped-def]
     given = dict(zip(names.split(), tensors, strict=True))
     total = given["receiver"]
-    moved = given["pos"] if "coord" in given else total[..., :0]
-    return total.new_empty(total.shape), moved.new_empty(moved.shape)
+    pos: Tensor = given["pos"] if "pos" in given else total  # noqa: SIM401
+    dim = pos.size(-1) if "coord" in given else 0
+    return total.new_empty(total.shape), pos.new_empty(*total.shape[:2], dim)
 
 
 @torch.library.custom_op("gsym::edge_mlp_grads", mutates_args=())
@@ -350,14 +351,15 @@ def register_gradient(compose: Compose) -> Compose:
     def backward(ctx, grad_total, grad_moved):  # type: ignore[no-untyped-def]
         *tensors, index, columns, pointers = ctx.saved_tensors
         args = (ctx.names, index, columns, pointers, *ctx.options)
-        if torch.is_grad_enabled():
-            tensors = [x if x.requires_grad else x.detach().requires_grad_() for x in tensors]
-            outputs = compose(tensors, *args)
-            grads = torch.autograd.grad(
-                outputs, tensors, (grad_total, grad_moved), create_graph=True, allow_unused=True
-            )
-        else:
-            grads = edge_mlp_grads(tensors, *args, grad_total, grad_moved)
+        outer = (grad_total, grad_moved)
+        with torch.autocast(grad_total.device.type, enabled=False):
+            if not torch.is_grad_enabled():
+                return edge_mlp_grads(tensors, *args, *outer), *(None for _ in args)
+            # Views, so that a tensor given twice, or made from another, counts once in each place.
+            views = [x.view_as(x) if x.requires_grad else x.detach() for x in tensors]
+            views = [x if x.requires_grad else x.requires_grad_() for x in views]
+            outputs = compose(views, *args)
+            grads = torch.autograd.grad(outputs, views, outer, create_graph=True, allow_unused=True)
         return list(grads), *(None for _ in args)
 
     edge_mlp_sum.register_autograd(backward, setup_context=_save)

@@ -853,6 +853,7 @@ class _ClusterLinear(torch.autograd.Function):
         return _indexed_linear(x, weight.expand(k, -1, -1), shared, *tables)
 
     @staticmethod
+    @native.without_autocast
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight, matrix, sizes, means, *tables = ctx.saved_tensors
         k = sizes.numel()

@@ -9,7 +9,9 @@ compiler.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -230,6 +232,17 @@ def _links(source: Segments, segments: Segments) -> tuple[Tensor, ...]:
     )
 
 
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A gradient in the types of its forward pass, wherever ``backward`` is called."""
+
+    @wraps(backward)
+    def call(ctx: Any, grad: Tensor) -> Any:
+        with torch.autocast(grad.device.type, enabled=False):
+            return backward(ctx, grad)
+
+    return call
+
+
 def accumulation_type(dtype: torch.dtype) -> torch.dtype:
     """Sums of half precision are accumulated in float32."""
     return torch.float32 if dtype.itemsize < 4 else dtype
@@ -436,10 +449,10 @@ def _tie_spread(
             held = x[first:end, rows].reshape(-1, channels) == high.index_select(0, at)
             yield held, at, flat_out[first:end, rows].view(-1, channels)
 
-    count = torch.zeros_like(high, dtype=accumulation_type(high.dtype))
-    for held, at, _ in blocks():  # small whole numbers, whose sum does not depend on the order
-        count.index_add_(0, at, held.to(count.dtype))
-    share = (g / count.clamp_(min=1)).to(g.dtype)
+    count = torch.zeros_like(high, dtype=torch.int32)
+    for held, at, _ in blocks():  # whole numbers, whose sum does not depend on the order
+        count.index_add_(0, at, held.int())
+    share = (g / count.clamp_(min=1).to(accumulation_type(g.dtype))).to(g.dtype)
     for held, at, result in blocks():
         torch.mul(share.index_select(0, at), held, out=result)
     return out
@@ -725,6 +738,7 @@ class _ClusterLinear(torch.autograd.Function):
         return _spread(x, weight, shared + bias, tables)
 
     @staticmethod
+    @without_autocast
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight, matrix, sizes, means, *tables = ctx.saved_tensors
         k = sizes.numel()

@@ -2,7 +2,8 @@
 
 Every primitive here checks shapes and types and calls a back-end: :mod:`gsym.kernels.reference`
 holds the definitions, :mod:`gsym.kernels.native` the fast code, and
-:func:`gsym.kernels.backend` names another. All are deterministic and differentiable to any order.
+:func:`gsym.kernels.backend` names another. All are deterministic and have derivatives of any order
+in reverse mode (``backward``, ``torch.autograd.grad``); there is no forward mode.
 
 Reductions of half precision accumulate in float32 and round once, at the end. Under autocast,
 products take their operands in its type, as ``nn.Linear`` does; reductions keep the type of ``x``.
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsym._validate import check_clamp
 from gsym.kernels._dispatch import run
 from gsym.kernels.segments import Segments, Tiles
 
@@ -305,6 +307,7 @@ def edge_mlp_sum(
     _check_edges(receiver, source, segments, pos, **tensors)
     sender, weight, bias = (tensors.pop(name) for name in ("sender", "weight", "bias"))
     args = (receiver, sender, source, segments, weight, bias)
+    check_clamp(clamp)
     options = {"normalize": normalize, "tanh": tanh, "clamp": clamp, "mean": mean}
     return run("edge_mlp_sum", backend, *args, **{"pos": pos, **tensors, **options})
 
@@ -370,8 +373,10 @@ def _check_edges(
     if tensors["edge_attr"] is not None:
         attr = tensors["edge_attr"][0]
         attributes = attr.size(-1)
-        if attr.dim() < 2 or attr.size(-2) != entries:
-            raise ValueError(f"edge_attr must be [..., {entries}, a]; got {list(attr.shape)}")
+        if attr.dim() < 2 or attr.size(-2) != entries or attributes == 0:
+            raise ValueError(
+                f"edge_attr must be [..., {entries}, a], a at least 1; got {list(attr.shape)}"
+            )
     shapes: dict[str, tuple[tuple[int, ...] | None, ...]] = {
         "sender": (receiver.shape,),
         "weight": ((h, h),),

@@ -115,7 +115,7 @@ def edge_mlp_sum(
     if pos is not None and distance is not None:
         r = pos[..., i, :] - pos[..., j, :]
         s = r.square().sum(-1, keepdim=True)
-        hidden = hidden + s * distance
+        hidden = hidden + (s * distance).to(hidden.dtype)
     message = F.silu(F.linear(F.silu(hidden), weight, bias))
     if gate is not None:
         message = message * F.linear(message, *gate).sigmoid()

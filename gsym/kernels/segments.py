@@ -58,7 +58,7 @@ class Segments(_Tables):
         self.is_sorted = bool((index.diff() >= 0).all())
         fits = max(index.numel(), num_segments) < 2**31
         dtype = torch.int32 if fits else torch.int64  # half of what an index takes to read
-        self.index = index.to(dtype)
+        self.index = index.to(dtype, copy=True)
         self.order = torch.argsort(index, stable=True).to(dtype)
         self.pointers = F.pad(counts.cumsum(0), (1, 0)).to(dtype)
 
@@ -71,7 +71,7 @@ class Segments(_Tables):
         """
         if index.dtype not in (torch.int64, torch.int32) or index.dim() != 1:
             raise ValueError(
-                f"a segment index must be int64 [e]; got {index.dtype} {list(index.shape)}"
+                f"a segment index must be int64 or int32 [e]; got {index.dtype} {list(index.shape)}"
             )
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_segments:
             raise ValueError(

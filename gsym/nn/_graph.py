@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -70,6 +70,8 @@ class LastGraph(Generic[T]):
             and seen.copies in (1, batch_size)
             and seen.is_same(edge_index)
         ):
+            if edge_index is not seen.given and not torch.compiler.is_compiling():
+                self._seen = replace(seen, given=edge_index, version=_version(edge_index))
             return built
         if torch.compiler.is_compiling():
             raise GraphError("call the layer once on this graph before it is compiled")

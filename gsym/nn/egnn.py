@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym._validate import (
     SignalError,
+    check_clamp,
     check_edge_attr,
     check_edge_index,
     check_positions,
@@ -325,10 +326,11 @@ class GeometricLayer(TiedLayer):
         if (
             edge_attr is not None
             and batch_size is not None
+            and isinstance(edge_attr, Tensor)
             and edge_attr.dim() == 2
             and edge_attr.size(0) == batch_size * graph.num_edges
         ):
-            edge_attr = edge_attr.view(batch_size, graph.num_edges, -1)
+            edge_attr = edge_attr.view(batch_size, graph.num_edges, edge_attr.size(1))
         check_edge_attr(edge_attr, x, graph.num_edges, self.edge_dim)
         dtype = next(self.parameters()).dtype
         check_same_dtype(dtype, x=x, pos=pos, edge_attr=edge_attr, velocity=velocity)
@@ -393,8 +395,8 @@ class EGNNConv(GeometricLayer):
     Raises:
         GraphError: An ``edge_index`` that is out of range, not int64 or not ``[2, e]``;
             ``edge_attr`` of another shape.
-        SignalError: Features or coordinates of another shape or type, or not finite. On CUDA and
-            in compiled code values are not read.
+        SignalError: Features or coordinates of another shape or type, coordinates or velocities
+            that are not finite. On CUDA and in compiled code values are not read.
         GroupError: Loading a checkpoint of another group.
 
     Cost:
@@ -447,8 +449,7 @@ class EGNNConv(GeometricLayer):
         )
         if coord_aggr not in AGGREGATIONS:
             raise ValueError(f"coord_aggr must be one of mean, sum; got {coord_aggr!r}")
-        if clamp is not None and not clamp > 0:
-            raise ValueError(f"clamp must be a positive length; got {clamp}")
+        check_clamp(clamp)
         self.residual = check_residual(residual, in_channels, out_channels)
         self.hidden_channels = hidden_channels
         self.edges = EdgeMLP(

@@ -291,6 +291,37 @@ def test_no_tensor_of_all_edges():
     assert fused <= 4 * _edges.BLOCK_EDGES * h
 
 
+def test_backward_within_autocast_keeps_the_types_of_the_forward_pass():
+    tables, tensors, options = make_case("all", "65 edges", dtype=torch.float32)
+    y = call(kernels.edge_mlp_sum, tables, tensors, options)
+    loss = sum(v.square().sum() for v in y)
+    outside = torch.autograd.grad(loss, tensors.values(), retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.autograd.grad(loss, tensors.values(), retain_graph=True)
+        twice = torch.autograd.grad(loss, tensors.values(), create_graph=True)
+        half = call(kernels.edge_mlp_sum, tables, tensors, options)
+        sum(v.float().sum() for v in half).backward()
+    for name, a, b, c in zip(tensors, outside, inside, twice, strict=True):
+        assert torch.equal(a, b), name
+        torch.testing.assert_close(a, c.detach(), rtol=1e-3, atol=1e-3, msg=name)
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in tensors.values())
+
+
+def test_a_tensor_in_two_places_counts_once_in_each():
+    tables, tensors, options = make_case("all", "65 edges")
+    tensors = {name: x.detach() for name, x in tensors.items()}
+    shared = tensors["weight"].clone().requires_grad_()
+    tensors |= {"weight": shared, "coord": 2 * shared}
+
+    def gradient(function, **how):
+        loss = sum(v.square().sum() for v in call(function, tables, tensors, options))
+        return torch.autograd.grad(loss, shared, **how)[0]
+
+    right = gradient(reference.edge_mlp_sum, retain_graph=True)
+    for how in ({"retain_graph": True}, {"create_graph": True}):
+        torch.testing.assert_close(gradient(kernels.edge_mlp_sum, **how), right)
+
+
 @pytest.mark.parametrize("fault", ["shifted receivers", "gradient of the wrong edge"])
 def test_sees_a_fault(fault):
     tables, tensors, options = make_case("all", "65 edges")
@@ -364,6 +395,16 @@ class TestBadInput:
         self.rejects(
             TypeError, "must have the type of receiver", **{name: tensors[name].detach().float()}
         )
+
+    @pytest.mark.parametrize("clamp", [0.0, -1.0, float("nan"), float("inf"), 1e20])
+    def test_clamp_out_of_bounds(self, clamp):
+        tables, tensors, options = make_case("clamp", "65 edges")
+        with pytest.raises(ValueError, match="clamp must be a length between"):
+            call(kernels.edge_mlp_sum, tables, tensors, options | {"clamp": clamp})
+
+    def test_attributes_without_channels(self):
+        empty = torch.empty(3, 65, 0, dtype=torch.float64)
+        self.rejects(ValueError, "a at least 1", attr=empty)
 
     def test_parts_that_go_together(self):
         self.rejects(ValueError, "pos and distance go together", distance=None)

@@ -569,7 +569,7 @@ class TestBadInput:
     def test_of_an_index(self):
         with pytest.raises(ValueError, match=r"0\.\.1; got values from 0 to 2"):
             Segments.from_index(torch.tensor([0, 2]), 2)
-        with pytest.raises(ValueError, match=r"int64 \[e\]; got torch\.float32"):
+        with pytest.raises(ValueError, match=r"int64 or int32 \[e\]; got torch\.float32"):
             Segments.from_index(torch.tensor([0.0]), 2)
 
 
@@ -593,3 +593,17 @@ def test_the_gradient_of_half_precision_weights_adds_up_in_float32(monkeypatch):
     torch.testing.assert_close(
         weight.grad.float(), torch.full((2, 1, 1), 2000.0), rtol=1e-2, atol=0
     )
+
+
+def test_more_ties_than_float32_counts():
+    x = torch.zeros(2**24 + 2, 1, requires_grad=True)
+    kernels.segment_max(x, Segments(torch.zeros(x.size(0), dtype=torch.int32), 1)).sum().backward()
+    assert x.grad is not None
+    assert float(x.grad.double().sum()) == pytest.approx(1)
+
+
+def test_an_index_is_copied():
+    index = torch.tensor([0, 1, 1, 2], dtype=torch.int32)
+    segments = Segments.from_index(index, 3)
+    index[0] = 2
+    assert segments.index.tolist() == [0, 1, 1, 2]

@@ -57,6 +57,12 @@ class TestRows:
     def test_of_indices(self, op, index):
         assert_right(op, index)
 
+    @pytest.mark.parametrize("op", ["indexed_linear shared", "cluster_linear tiles"])
+    def test_of_many_blocks_of_tiles(self, op, monkeypatch):
+        monkeypatch.setattr(kernels.segments, "BLOCK_ROWS", 16)
+        monkeypatch.setattr(kernels.segments, "_ROWS_PER_SEGMENT", 1)
+        assert_right(op, "65 rows")
+
     @pytest.mark.parametrize("op", KERNELS)
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_of_layouts(self, op, layout):

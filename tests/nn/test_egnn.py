@@ -486,6 +486,26 @@ def test_no_edges_and_no_nodes():
     assert [list(y.shape) for y in empty] == [[0, 2], [0, D]]
 
 
+def test_stacked_graphs_without_edges_take_attributes():
+    conv = EGNNConv(2, 2, H, 2).double()
+    none = torch.empty(2, 0, dtype=torch.int64)
+    x, pos, attr = signal(6, 2), signal(6, D), signal(0, 2)
+    stacked = conv(x, pos, none, attr, batch_size=3)
+    batched = conv(x.view(3, 2, 2), pos.view(3, 2, D), none, attr)
+    for one, other in zip(stacked, batched, strict=True):
+        torch.testing.assert_close(one, other.flatten(0, 1))
+
+
+def test_an_equal_graph_may_be_seen_before_compiling():
+    conv = make("plain")
+    given = {name: value.float() for name, value in inputs(conv).items()}
+    call(conv, given, EDGES.clone())
+    eager = call(conv, given)
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    for one, other in zip(call(compiled, given), eager, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 # The compiler and derivatives
 
 
@@ -704,7 +724,8 @@ def test_bad_velocity_and_groups():
     [
         ({"out_channels": 3, "residual": True}, ValueError, "as many channels.*got 2 and 3"),
         ({"coord_aggr": "max"}, ValueError, "mean, sum; got 'max'"),
-        ({"clamp": 0.0}, ValueError, "positive length; got 0"),
+        ({"clamp": float("inf")}, ValueError, "between 1e-15 and 1e15; got inf"),
+        ({"clamp": 0.0}, ValueError, "between 1e-15 and 1e15; got 0"),
         ({"learn_axis": True}, ValueError, "needs dim"),
         ({"extra_vectors": torch.zeros(3)}, SignalError, r"\[k, d\]; got \[3\]"),
         ({"extra_vectors": torch.zeros(1, 3), "dim": 2}, SignalError, r"\[k, 2\]; got \[1, 3\]"),
