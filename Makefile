@@ -25,7 +25,7 @@ lint: $(VENV)/.ok  ## check style and types
 	$(RUN) -m mypy
 
 docs: $(VENV)/.ok  ## build the site into site/
-	$(RUN) -m mkdocs build --strict -q -f docs/mkdocs.yml -d ../site
+	$(RUN) -m mkdocs build --strict -f docs/mkdocs.yml -d ../site
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) site build dist

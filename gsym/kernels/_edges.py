@@ -130,19 +130,15 @@ class _Pipeline:
         parts = [self.given["distance"][None]] if "distance" in self.given else []
         parts += [self.given["attr_weight"].t()] if "attr" in self.given else []
         self.first = torch.cat(parts) if parts else receiver.new_empty(0, self.h)
-        self.table: tuple[slice, Tensor] | None = None
-        count, q = min(self.batch * self.e, BLOCK_EDGES), self.first.size(0)
-        self.rows = torch.arange(-2, q).repeat(count, 1)
-        self.factors = receiver.new_ones(count, 2 + q)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         given = self.given
         total = torch.zeros_like(given["receiver"], memory_format=torch.contiguous_format)
         moved = total.new_zeros(self.batch, self.n, given["pos"].size(-1) if self.moves else 0)
-        (room,) = self.rooms(1)
+        rooms = self.rooms(2)
         for block in self.blocks():
-            u, _, r = self.hidden(block)
-            v = room[: u.size(0)]
+            u, v = (room[: block.i.numel()] for room in rooms)
+            _, r = self.hidden(block, u, v)
             _silu(u, out=u)
             torch.addmm(given["bias"], u, given["weight"].t(), out=v)
             _silu(v, out=v)
@@ -167,10 +163,10 @@ class _Pipeline:
             given["pos"].size(-1) if "pos" in given else 0, self.batch, self.m
         )
         grad_moved = self.averaged(grad_moved)
-        rooms = self.rooms(6)
+        rooms = self.rooms(7)
         for block in self.blocks():
-            u, inputs, r = self.hidden(block)
-            p, v, a, m, c, g = (room[: u.size(0)] for room in rooms)
+            u, p, v, a, m, c, g = (room[: block.i.numel()] for room in rooms)
+            inputs, r = self.hidden(block, u, p)
             _silu(u, out=p)
             torch.addmm(given["bias"], p, given["weight"].t(), out=v)
             _silu(v, out=a)
@@ -262,32 +258,27 @@ class _Pipeline:
         rows = min(self.batch * self.e, BLOCK_EDGES)
         return [self.given["receiver"].new_empty(rows, self.h) for _ in range(count)]
 
-    def hidden(self, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
-        """Argument of the first activation, what enters it by edge ``[e, q]``, differences.
+    def hidden(self, block: _Block, u: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the argument of the first activation to ``u``.
 
-        Both projections and what enters by edge are one weighted sum of rows of one table: the
-        fastest way in plain torch to add up what is gathered.
+        Returns:
+            What enters it by edge, ``[e, q]``, and the differences of coordinates ``[e, d]``.
         """
         given = self.given
-        if self.table is None or self.table[0] != block.samples:
-            ends = [_rows(given[name], block) for name in ("receiver", "sender")]
-            self.table = block.samples, torch.cat([*ends, self.first])
-            last = self.table[1].size(0)
-            self.rows[:, 2:] = torch.arange(last - self.first.size(0), last)
-        table = self.table[1]
-        rows, factors = self.rows[: block.i.numel()], self.factors[: block.i.numel()]
-        rows[:, 0] = block.i
-        torch.add(block.j, (block.samples.stop - block.samples.start) * self.n, out=rows[:, 1])
-        r = factors[:, :0]
+        torch.index_select(_rows(given["receiver"], block), 0, block.i, out=u)
+        torch.index_select(_rows(given["sender"], block), 0, block.j, out=spare)
+        u.add_(spare)
+        parts, r = [], u[:, :0]
         if "pos" in given:
             pos = _rows(given["pos"], block)
             r = pos.index_select(0, block.i).sub_(pos.index_select(0, block.j))
-            torch.sum(r.square(), -1, out=factors[:, 2])
+            parts.append(r.square().sum(-1, keepdim=True))
         if "attr" in given:
             attr = given["attr"].expand(self.batch, -1, -1)[block.samples, block.edges]
-            factors[:, -attr.size(-1) :] = attr.reshape(rows.size(0), -1)
-        u = F.embedding_bag(rows, table, mode="sum", per_sample_weights=factors)
-        return u, factors[:, 2:], r
+            parts.append(attr.reshape(u.size(0), -1))
+        inputs = torch.cat(parts, dim=1) if parts else u[:, :0]
+        u.addmm_(inputs, self.first)
+        return inputs, r
 
     def collect(self, x: Tensor, out: Tensor, block: _Block) -> None:
         """Add up the rows of every receiver."""

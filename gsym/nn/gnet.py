@@ -344,15 +344,21 @@ class GNet(nn.Module):
         return x
 
     def _sorted_stack(self, x: Tensor, batch_size: int | None) -> Tensor:
-        """Without a graph the whole stack runs in one layout: nodes are sorted once."""
+        """Without a graph, nodes are sorted only where the next layer wants another layout."""
         maps = [conv.linear for conv in self.convs if isinstance(conv.linear, OrbitLinear)]
         if batch_size is not None:
             x = unstack(x, batch_size, maps[0].num_nodes)
         check_signal(x, maps[0].num_nodes, self.in_channels)
-        x = maps[0].to_layout(x)
-        for i, linear in enumerate(maps):
-            x = linear.map_in_layout(x if i == 0 else x.relu())
-        x = maps[0].from_layout(x)
+        before = None
+        for linear in maps:
+            if before is None:
+                x = linear.to_layout(x)
+            elif before.in_place == linear.in_place:
+                x = x.relu()
+            else:
+                x = linear.to_layout(before.from_layout(x.relu()))
+            x, before = linear.map_in_layout(x), linear
+        x = maps[-1].from_layout(x)
         return x if batch_size is None else x.flatten(0, 1)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym._validate import GroupError, check_edge_index, check_signal
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.kernels.segments import BLOCK_ROWS
 
 # Full mixing above this is refused: its k^2 weight matrices outgrow any activation.
 MAX_MIXING_BYTES = 2**30
@@ -127,14 +128,17 @@ class OrbitLinear(TiedLayer):
         self.register_buffer("_sizes", sizes, persistent=False)
 
         # Equal clusters are sorted into runs, which views and batched products can take, unless
-        # the products would be small. Others are gathered tile by tile, samples side by side.
+        # the products would be small or the sorting would pass through memory once more. Others
+        # are gathered tile by tile, samples side by side.
         order, labels = clusters.partition.order, clusters.partition.labels
         size, area = int(sizes[0]), in_channels * out_channels
         alone = size == 1 and mixing not in ("low_rank", "none")
         fit = size >= 8 and size * (in_channels + out_channels) >= area
         simple = len(sizes) == 1 or alone or min(in_channels, out_channels) == 1
+        came_sorted = torch.equal(order, torch.arange(order.numel()))
+        fit = fit and (came_sorted or order.numel() <= BLOCK_ROWS)
         runs = bool((sizes == size).all()) and (simple or fit)
-        self._in_place = not runs or torch.equal(order, torch.arange(order.numel()))
+        self.in_place = not runs or came_sorted
         self.register_buffer("_order", order, persistent=False)
         self.register_buffer("_rank", torch.argsort(order), persistent=False)
         self.clusters = None if runs else kernels.Segments(labels, sizes.numel())
@@ -199,16 +203,17 @@ class OrbitLinear(TiedLayer):
 
     def to_layout(self, x: Tensor) -> Tensor:
         """Sort the node axis by cluster, if the map works on sorted nodes."""
-        return x if self._in_place else kernels.permute_rows(x, self._order, self._rank)
+        return x if self.in_place else kernels.permute_rows(x, self._order, self._rank)
 
     def from_layout(self, x: Tensor) -> Tensor:
         """Undo :meth:`to_layout`."""
-        return x if self._in_place else kernels.permute_rows(x, self._rank, self._order)
+        return x if self.in_place else kernels.permute_rows(x, self._rank, self._order)
 
     def map_in_layout(self, x: Tensor) -> Tensor:
         """The map itself between signals from :meth:`to_layout`.
 
-        A stack of layers on one group sorts once: see :class:`gsym.nn.GNet`.
+        A stack of layers on one group sorts only where ``in_place`` differs: see
+        :class:`gsym.nn.GNet`.
         """
         bias = None if self.bias is None else self._untie(self.bias, self._cluster_orbit)
         if (

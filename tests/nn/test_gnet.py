@@ -825,3 +825,25 @@ def test_the_mean_of_a_long_cluster(singles):
 def test_half_precision_does_not_overflow():
     layer = OrbitLinear(1, 1, ClusterGroup(Partition.single(100_000))).half()
     assert layer(torch.full((100_000, 1), 2.0).half()).isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [[1, 28, 28, 1], [28, 28, 1, 28, 28]], ids=str)
+def test_layers_of_a_stack_may_want_different_layouts(channels):
+    # Clusters of 4 in an order of their own: with one channel sorted, with many not.
+    group = ClusterGroup(Partition.grid(4, 4, 2))
+    net = GNet(channels, group, propagate="none").double()
+    assert len({conv.linear.in_place for conv in net.convs}) == 2
+    x = torch.randn(3, 16, channels[0], dtype=torch.float64)
+    expected = x
+    for i, conv in enumerate(net.convs):
+        expected = conv(expected if i == 0 else expected.relu())
+    torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+    assert_equivariant(net, group, x)
+    cycle = torch.arange(16)
+    cycle[[0, 1, 4]] = cycle[[1, 4, 0]]
+    assert group.contains(cycle)
+    moved = torch.empty_like(x)
+    moved[:, cycle] = x
+    result = torch.empty_like(x[..., :1].expand(-1, -1, channels[-1])).contiguous()
+    result[:, cycle] = net(x)
+    torch.testing.assert_close(net(moved), result, rtol=1e-9, atol=1e-9)
