@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gsym._validate import GroupError, SignalError, check_edge_index, optional_module
 from gsym.coarsening.coarsen import Coarsening, Hierarchy, swap_group
-from gsym.coarsening.ridge import Samples, as_clusters, can_regress, fit_group
+from gsym.coarsening.ridge import Samples, as_clusters, can_regress, denoising, fit_group
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 # A hierarchy of more levels is scored on this many, evenly spaced in the logarithm of k, and then
@@ -354,13 +354,6 @@ def choose_group(
         what = f"{getattr(score, '__name__', type(score).__name__)}, {folds}-fold"
         found = _cross_validate(with_swaps(groups), inputs, targets, score, folds, seed)
     return _judge(found, what, hierarchy, edge_index)
-
-
-def denoising(x: Any, seed: int) -> tuple[NDArray, NDArray]:
-    """Signals plus white noise of their own variance per channel, and the signals themselves."""
-    clean = Samples(x, x).x
-    noise = np.random.default_rng(seed).standard_normal(clean.shape)
-    return clean + noise * (clean - clean.mean(0)).std((0, 1)), clean
 
 
 def _groups(

@@ -21,6 +21,7 @@ from gsym.coarsening.coarsen import Hierarchy
 from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
 from gsym.coarsening.multilevel import local_variation_merges, normalised_cut_merges
+from gsym.coarsening.ridge import denoising
 from gsym.coarsening.risk import merge_by_risk
 from gsym.coarsening.twins import twin_partition
 from gsym.groups import Partition, automorphisms, equitable_partition
@@ -81,7 +82,8 @@ def coarsen(
         edge_weight: Similarities ``[e]``, not negative; 1 where ``None``.
         signals: Signals ``[samples, n]`` or ``[samples, n, c]``.
         method: One of the above.
-        targets: What ``risk`` predicts from the signals, in the same form.
+        targets: What ``risk`` predicts from the signals, in the same form. ``None``: denoising,
+            as in :func:`gsym.choose_group`.
         levels: Numbers of clusters to offer. By default a chain offers all it has, a family
             powers of two up to 128. ``louvain``, ``graclus``, ``grid``, ``twins``,
             ``automorphism`` and ``equitable`` have fixed levels, of which these must be some
@@ -432,8 +434,13 @@ def _automorphism(request: Request) -> Hierarchy:
 
 
 def _risk(request: Request) -> Hierarchy:
-    targets = request.signals if request.targets is None else request.targets
-    merges, heights = merge_by_risk(request.signals, targets, edge_index=request.edge_index)
+    if request.targets is None:
+        inputs, targets = denoising(request.signals, request.seed)
+        merges, heights = merge_by_risk(inputs, targets, edge_index=request.edge_index)
+    else:
+        merges, heights = merge_by_risk(
+            request.signals, request.targets, edge_index=request.edge_index
+        )
     return request.tree((np.asarray(merges), np.asarray(heights)))
 
 

@@ -127,6 +127,19 @@ class Samples:
         return values if self.block == 1 else np.add.reduceat(values, self.starts, axis=0)
 
 
+def denoising(x: object, seed: int) -> tuple[NDArray, NDArray]:
+    """Signals plus white noise of their own variance per channel, and the signals themselves.
+
+    Raises:
+        SignalError: See :class:`Samples`.
+    """
+    clean = Samples(x, x).x
+    # Signals drawn from default_rng(seed) must not meet their own draws again as noise.
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    noise = rng.standard_normal(clean.shape)
+    return clean + noise * (clean - clean.mean(0)).std((0, 1)), clean
+
+
 def _shared_own(x: NDArray, y: NDArray) -> NDArray:
     """The own-value map of S_n ``[c_in, c_out]``: least squares on deviations from means."""
     x, y = ((v - v.mean(1, keepdims=True)).reshape(-1, v.shape[2]) for v in (x, y))

@@ -12,9 +12,9 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from gsym.coarsening.choose import choose_group, denoising
+from gsym.coarsening.choose import choose_group
 from gsym.coarsening.coarsen import Hierarchy
-from gsym.coarsening.ridge import commutant_ridge
+from gsym.coarsening.ridge import commutant_ridge, denoising
 from gsym.coarsening.risk import merge_by_risk
 from gsym.groups import Partition, PermutationGroup
 

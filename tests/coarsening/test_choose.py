@@ -11,8 +11,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.coarsening import Hierarchy
-from gsym.coarsening.choose import MAX_LEVELS, GroupChoice, choose_group, denoising
-from gsym.coarsening.ridge import commutant_ridge
+from gsym.coarsening.choose import MAX_LEVELS, GroupChoice, choose_group
+from gsym.coarsening.ridge import commutant_ridge, denoising
 from gsym.coarsening.search import SubgroupSearch
 
 LABELS = torch.arange(24) % 3
@@ -162,6 +162,12 @@ class TestDenoising:
         spread = (noisy - clean).std((0, 1))
         assert np.allclose(spread, [1.0, 3.0], rtol=0.05)
         assert np.allclose(clean, x - x.mean((0, 1)))
+
+    def test_noise_is_not_the_users_own_draw(self):
+        x = np.random.default_rng(7).standard_normal((200, 6))
+        noisy, clean = denoising(x, 7)
+        correlation = np.corrcoef((noisy - clean).ravel(), clean.ravel())[0, 1]
+        assert abs(correlation) < 0.1
 
     def test_a_score_sees_the_signals_themselves(self):
         x = np.random.default_rng(0).standard_normal((30, 24))

@@ -218,8 +218,6 @@ def test_twins_of_a_star():
 
 
 def test_colours_and_orbits():
-    pytest.importorskip("gsym.groups.refinement")
-    pytest.importorskip("gsym.groups.automorphism")
     # Two triangles beside a hexagon: colours cannot tell them apart, symmetries can.
     g = nx.disjoint_union_all([nx.cycle_graph(3), nx.cycle_graph(3), nx.cycle_graph(6)])
     edge_index = torch.tensor(list(g.to_directed().edges)).T
@@ -231,12 +229,21 @@ def test_colours_and_orbits():
 
 
 def test_risk_looks_at_signals_and_targets():
-    pytest.importorskip("gsym.coarsening.risk")
     truth, x = planted_signals(samples=200, channels=1, noise=1.0)
     mean = torch.stack([x[:, c].mean(1) for c in truth.clusters()], dim=1)
     y = mean[:, truth.labels] * torch.tensor([1.0, -2, 3, 0.5])[truth.labels][:, None]
     h = coarsen(None, signals=x, targets=y, method="risk")
     assert h.nested and h[4] == truth
+
+
+def test_risk_on_signals_alone_finds_what_shares_a_covariance():
+    rng = torch.Generator().manual_seed(0)
+    truth = Partition.from_labels(torch.randperm(40, generator=rng) % 4, relabel=True)
+    common = torch.randn(400, 4, generator=rng)
+    x = 2 * common[:, truth.labels] + torch.randn(400, 40, generator=rng)
+    h = coarsen(None, signals=x, method="risk")
+    assert h[4] == truth
+    assert h.heights.max() > 0
 
 
 @pytest.mark.parametrize(
