@@ -154,12 +154,14 @@ def choose(
             step(f"Proposing clusters: {method}")
             candidates = _propose(loaded, n, x, y, method, use, levels, height, width, seed)
         step("Estimating risks")
+        # The graph of a hierarchy comes with its weights.
+        given = None if getattr(candidates, "edge_index", None) is not None else loaded
         choice = choose_group(
             candidates,
             x,
             y,
-            # The graph of a hierarchy comes with its weights.
-            edge_index=None if getattr(candidates, "edge_index", None) is not None else edge_index,
+            edge_index=None if given is None else given.edge_index,
+            edge_weight=None if given is None else given.edge_weight,
             swaps=None if no_swaps else "auto",
             block=block,
             seed=seed,

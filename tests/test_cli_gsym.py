@@ -82,6 +82,18 @@ def test_choose_prints_json_and_nothing_else(folder, capsys):
     assert captured.out.count("\n") == 1
 
 
+def test_swaps_keep_the_weights_of_the_graph(folder, capsys):
+    ends = np.stack([np.arange(N - 1), np.arange(1, N)])
+    groups = {}
+    for name, heavy in (("even", 1), ("uneven", 50)):
+        weight = np.where(np.arange(N - 1) < N // 2, 1, heavy)
+        np.savetxt(f"{name}.csv", np.vstack([ends, weight]).T, delimiter=",")
+        args = ("--graph", f"{name}.csv", "--partitions", "truth.npz", "--json")
+        out = run(capsys, "choose", *args, "--signals", "x.npz", "--targets", "y.npz").out
+        groups[name] = len(json.loads(out)["candidates"])
+    assert groups["uneven"] == 3 < groups["even"]
+
+
 @pytest.mark.parametrize(
     "extra",
     [

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from gsym._validate import GroupError, SignalError, check_edge_index, optional_module
+from gsym._validate import (
+    GraphError,
+    GroupError,
+    SignalError,
+    check_edge_index,
+    check_edge_weight,
+    optional_module,
+)
 from gsym.coarsening.coarsen import Coarsening, Hierarchy, swap_group
 from gsym.coarsening.ridge import Samples, as_clusters, can_regress, denoising, fit_group
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
@@ -247,6 +254,7 @@ def choose_group(
     *,
     score: Score | None = None,
     edge_index: Tensor | None = None,
+    edge_weight: Tensor | None = None,
     swaps: str | None = "auto",
     levels: Sequence[int] | None = None,
     block: int = 1,
@@ -283,6 +291,7 @@ def choose_group(
             squared error. Data arrive as they were given, indexed along samples. ``nan`` counts
             as infinite.
         edge_index: Graph ``[2, e]`` for swaps and for the page; by default the hierarchy's.
+        edge_weight: Weights ``[e]`` of ``edge_index``, which swaps have to keep; 1 where ``None``.
         swaps: ``"auto"``: where clusters of equal size can be exchanged without changing the
             coarse graph, also offer the group with the exchanges, unless they are too many to
             regress with. ``None``: never.
@@ -299,6 +308,7 @@ def choose_group(
         SignalError: Different numbers of samples or nodes, NaN (the nodes are named), one signal
             only, constant signals.
         GroupError: A candidate of another number of nodes.
+        GraphError: A graph that does not fit, or weights without a graph.
         ValueError: No candidates, or a scoring function of neither form.
 
     Cost:
@@ -323,20 +333,21 @@ def choose_group(
     if folds < 2:
         raise ValueError(f"folds must be at least 2; got {folds}")
     hierarchy = candidates if isinstance(candidates, Hierarchy) else None
-    weight = None
+    if edge_weight is not None and edge_index is None:
+        raise GraphError("edge_weight came without edge_index; pass both")
     if hierarchy is not None and edge_index is None:
-        edge_index, weight = hierarchy.edge_index, hierarchy.edge_weight
+        edge_index, edge_weight = hierarchy.edge_index, hierarchy.edge_weight
     groups = _groups(candidates, levels)
     inputs, targets = (x, y) if y is not None else denoising(x, seed)
     data = Samples(inputs, targets, block=block)
-    _check_candidates(groups, data, edge_index)
+    _check_candidates(groups, data, edge_index, edge_weight)
 
     def with_swaps(plain: Iterable[PermutationGroup]) -> list[PermutationGroup]:
         out = []
         for group in plain:
             out.append(group)
             if swaps == "auto" and edge_index is not None and type(group) is ClusterGroup:
-                exchange = None if group.swaps else _swaps(group.partition, edge_index, weight)
+                exchange = None if group.swaps else _swaps(group.partition, edge_index, edge_weight)
                 if exchange is not None and can_regress(exchange, data.x.shape[2]):
                     out.append(exchange)
         return out
@@ -381,7 +392,10 @@ def _groups(
 
 
 def _check_candidates(
-    groups: Sequence[PermutationGroup], data: Samples, edge_index: Tensor | None
+    groups: Sequence[PermutationGroup],
+    data: Samples,
+    edge_index: Tensor | None,
+    edge_weight: Tensor | None,
 ) -> None:
     if not groups:
         raise ValueError("choose_group needs at least one candidate; got none")
@@ -393,6 +407,7 @@ def _check_candidates(
             )
     if edge_index is not None:
         check_edge_index(edge_index, data.num_nodes)
+        check_edge_weight(edge_weight, edge_index.size(1))
 
 
 def _spread(levels: Sequence[int], count: int) -> list[int]:

@@ -32,6 +32,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
             otherwise the trivial group and S_n.
         simplest: Take the smallest model within one standard error instead of the best.
         edge_index: Graph for swaps.
+        edge_weight: Weights of the graph, which swaps have to keep.
         swaps: As in :func:`gsym.choose_group`.
         block: As in :func:`gsym.choose_group`.
         seed: Seeds the noise of denoising, where ``y`` is ``None``.
@@ -58,6 +59,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         *,
         simplest: bool = False,
         edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
         swaps: str | None = "auto",
         block: int = 1,
         seed: int = 0,
@@ -65,6 +67,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         self.candidates = candidates
         self.simplest = simplest
         self.edge_index = edge_index
+        self.edge_weight = edge_weight
         self.swaps = swaps
         self.block = block
         self.seed = seed
@@ -91,6 +94,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
             X,
             y,
             edge_index=self.edge_index,
+            edge_weight=self.edge_weight,
             swaps=self.swaps,
             block=self.block,
             seed=self.seed,

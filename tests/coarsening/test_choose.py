@@ -1,7 +1,5 @@
 """choose_group: the winner, what it says about itself, and bad input."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 import torch
@@ -209,9 +207,6 @@ class TestHierarchy:
         with pytest.raises(ValueError, match="levels= chooses from a Hierarchy"):
             choose_group(LEVELS, *draw(), levels=[3])
 
-    @pytest.mark.skipif(
-        not find_spec("gsym.groups.automorphism"), reason="needs gsym.groups.automorphism"
-    )
     def test_swaps_of_the_coarse_graph_are_offered(self):
         rng = np.random.default_rng(0)
         ring = torch.stack([torch.arange(12), (torch.arange(12) + 1) % 12])
@@ -226,6 +221,22 @@ class TestHierarchy:
         swapped = [c for c in choice.candidates if getattr(c.group, "swaps", None)]
         assert any(c.partition == pairs for c in swapped)
         assert len(choose_group(h, x, y, swaps=None).candidates) == 3
+
+    def test_swaps_keep_the_weights_of_the_graph(self):
+        path = torch.stack([torch.arange(5), torch.arange(1, 6)])
+        graph = torch.cat([path, path.flip(0)], dim=1)
+        weight = torch.tensor([1.0, 1, 1, 50, 50]).repeat(2)
+        pairs = [Partition([0, 0, 1, 1, 2, 2])]
+        x = np.random.default_rng(0).standard_normal((30, 6))
+        y = x + np.roll(x, 1, axis=1)
+        assert len(choose_group(pairs, x, y, edge_index=graph).candidates) == 2
+        weighted = {"edge_index": graph, "edge_weight": weight}
+        assert len(choose_group(pairs, x, y, **weighted).candidates) == 1
+        assert len(SubgroupSearch(pairs, **weighted).fit(x, y).scores_) == 1
+        with pytest.raises(ValueError, match="edge_weight came without edge_index"):
+            choose_group(pairs, x, y, edge_weight=weight)
+        with pytest.raises(ValueError, match="edge_weight"):
+            choose_group(pairs, x, y, edge_index=graph, edge_weight=weight[:3])
 
 
 class Own:
