@@ -130,6 +130,8 @@ def choose(
         json: Print the result as JSON and nothing else.
     """
     _check_outputs({"--out": out, "--save": save})
+    if seed < 0:
+        raise UsageError(f"--seed must not be negative; got {seed}")
     if partitions and (height or width or levels or use):
         raise UsageError("--partitions takes the place of a method; leave its options out")
     with _steps() as step:

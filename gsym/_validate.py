@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -83,6 +84,14 @@ def integer_tensor(values: object, what: str, error: type[ValueError]) -> Tensor
             f"{what} must be integers; got dtype {tensor.dtype}{hint}; convert with .long()"
         )
     return tensor.detach().to(device="cpu", dtype=torch.int64, copy=True)
+
+
+def check_whole(value: object, what: str, error: type[ValueError] = ValueError) -> int:
+    """Return a whole number as an ``int``."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise error(f"{what} must be a whole number; got {value!r:.80}") from None
 
 
 def check_labels(labels: object, num_nodes: int | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from gsym._validate import ClusteringError, check_edge_index, check_edge_weight
+from gsym._validate import ClusteringError, check_edge_index, check_edge_weight, check_whole
 from gsym.coarsening._graph import undirected
 from gsym.coarsening.coarsen import Hierarchy, check_levels
 from gsym.groups import Partition
@@ -98,7 +98,7 @@ class Request:
                     f"{targets.size(0)} samples"
                 )
         asked = None if levels is None else tuple(check_levels(levels, n))
-        if not 0 <= seed < 2**31:
+        if not 0 <= check_whole(seed, "seed", ClusteringError) < 2**31:
             raise ClusteringError(f"seed must lie in 0..2^31 - 1; got {seed}")
         return cls(method, n, edge_index, edge_weight, signals, targets, asked, seed, height, width)
 

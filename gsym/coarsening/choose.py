@@ -22,9 +22,10 @@ from gsym._validate import (
     SignalError,
     check_edge_index,
     check_edge_weight,
+    check_whole,
     optional_module,
 )
-from gsym.coarsening.coarsen import Coarsening, Hierarchy, swap_group
+from gsym.coarsening.coarsen import Coarsening, Hierarchy, check_levels, swap_group
 from gsym.coarsening.ridge import Samples, as_clusters, can_regress, denoising, fit_group
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
@@ -296,8 +297,9 @@ def choose_group(
             coarse graph, also offer the group with the exchanges, unless they are too many to
             regress with. ``None``: never.
         levels: Levels of the hierarchy to score instead.
-        block: Consecutive signals that are left out together. Give the number of windows that
-            share a time step where signals are overlapping windows.
+        block: Consecutive signals that are left out together, with ``score`` too, whose folds
+            are then made of whole blocks. Give the number of windows that share a time step where
+            signals are overlapping windows.
         folds: Folds of ``score``.
         seed: Seeds folds and the noise of denoising.
 
@@ -309,7 +311,9 @@ def choose_group(
             only, constant signals.
         GroupError: A candidate of another number of nodes.
         GraphError: A graph that does not fit, or weights without a graph.
-        ValueError: No candidates, or a scoring function of neither form.
+        ClusteringError: Levels that the hierarchy does not have.
+        ValueError: No candidates, a scoring function of neither form, or numbers that are not
+            whole or out of range.
 
     Cost:
         See :func:`gsym.coarsening.ridge.commutant_ridge`: about a second for all levels of 784
@@ -330,9 +334,11 @@ def choose_group(
     """
     if swaps not in ("auto", None):
         raise ValueError(f'swaps must be "auto" or None; got {swaps!r}')
-    if folds < 2:
+    if check_whole(folds, "folds") < 2:
         raise ValueError(f"folds must be at least 2; got {folds}")
     hierarchy = candidates if isinstance(candidates, Hierarchy) else None
+    if check_whole(seed, "seed") < 0:
+        raise ValueError(f"seed must not be negative; got {seed}")
     if edge_weight is not None and edge_index is None:
         raise GraphError("edge_weight came without edge_index; pass both")
     if hierarchy is not None and edge_index is None:
@@ -363,7 +369,7 @@ def choose_group(
         found = _attribute(found)
     else:
         what = f"{getattr(score, '__name__', type(score).__name__)}, {folds}-fold"
-        found = _cross_validate(with_swaps(groups), inputs, targets, score, folds, seed)
+        found = _cross_validate(with_swaps(groups), inputs, targets, score, folds, block, seed)
     return _judge(found, what, hierarchy, edge_index)
 
 
@@ -371,7 +377,9 @@ def _groups(
     candidates: Hierarchy | Iterable[PermutationGroup | Partition], levels: Sequence[int] | None
 ) -> list[PermutationGroup]:
     if isinstance(candidates, Hierarchy):
-        chosen = _spread(candidates.levels, MAX_LEVELS) if levels is None else levels
+        chosen = _spread(candidates.levels, MAX_LEVELS)
+        if levels is not None:
+            chosen = check_levels(levels, candidates.num_nodes)
         return [ClusterGroup(candidates[k]) for k in chosen]
     if levels is not None:
         raise ValueError("levels= chooses from a Hierarchy; leave it out with a list of candidates")
@@ -479,27 +487,41 @@ def _standard_error(values: NDArray) -> float:
 
 
 def _cross_validate(
-    groups: Sequence[PermutationGroup], x: Any, y: Any, score: Score, folds: int, seed: int
+    groups: Sequence[PermutationGroup],
+    x: Any,
+    y: Any,
+    score: Score,
+    folds: int,
+    block: int,
+    seed: int,
 ) -> list[Candidate]:
-    """K-fold scores with successive halving."""
-    samples = len(x)
-    if samples < folds:
-        raise SignalError(f"{folds} folds need at least as many signals; got {samples}")
+    """K-fold scores with successive halving; blocks of consecutive signals stay together."""
+    owner = np.arange(len(x)) // block
+    blocks = int(owner[-1]) + 1
+    if blocks < folds:
+        of = "signals" if block == 1 else f"blocks of {block} signals"
+        raise SignalError(f"{folds} folds need at least as many {of}; got {blocks}")
     runs = _scorer(score)
-    parts = np.array_split(np.random.default_rng(seed).permutation(samples), folds)
+    parts = np.array_split(np.random.default_rng(seed).permutation(blocks), folds)
     errors: list[NDArray | None] = [None] * len(groups)
     alive = list(range(len(groups)))
     for fold, held_out in enumerate(parts):
-        training = np.sort(np.concatenate([p for i, p in enumerate(parts) if i != fold]))
-        split = [_take(v, rows) for rows in (training, np.sort(held_out)) for v in (x, y)]
+        inside = np.isin(owner, held_out)
+        validation = np.flatnonzero(inside)
+        split = [_take(v, rows) for rows in (np.flatnonzero(~inside), validation) for v in (x, y)]
+        starts = np.flatnonzero(np.diff(owner[validation], prepend=-1))
+        per_block = np.diff(np.append(starts, len(validation)))
         for index in alive:
             value = np.atleast_1d(np.asarray(runs(groups[index], *split), dtype=float))
             single = len(value) == 1
             known = errors[index]
             if known is None:
-                known = errors[index] = np.full(folds if single else samples, np.nan)
-            rows = [fold] if single else np.sort(held_out)
-            known[rows] = np.where(np.isnan(value), np.inf, value)
+                known = errors[index] = np.full(folds if single else blocks, np.nan)
+            value = np.where(np.isnan(value), np.inf, value)
+            if single:
+                known[fold] = value[0]
+            else:
+                known[np.sort(held_out)] = np.add.reduceat(value, starts) / per_block
         means = {index: float(np.nanmean(errors[index])) for index in alive}  # type: ignore[arg-type]
         keep = max(2, -(-len(alive) // 2))
         alive = sorted(sorted(alive, key=lambda i: means[i])[:keep])

@@ -123,6 +123,10 @@ def coarsen(
         Loukas, arXiv 1808.10650; Bonald et al., arXiv 1806.01664 (paris); Blondel et al., arXiv
         0803.0476 (louvain); Traag et al., arXiv 1810.08473 (leiden).
     """
+    if not isinstance(method, str):
+        raise ClusteringError(
+            f"method must be a name, one of {', '.join(METHODS)}; got {method!r:.80}"
+        )
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"

@@ -38,7 +38,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import GroupError, SignalError, check_samples
+from gsym._validate import GroupError, SignalError, check_samples, check_whole
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 # Swaps of up to this many elements are applied to the data; larger groups regress on orbits.
@@ -66,6 +66,7 @@ class Samples:
     """
 
     def __init__(self, x: object, y: object, *, block: int = 1) -> None:
+        block = check_whole(block, "block", SignalError)
         self.x = check_samples(x, "x")
         flat = np.ndim(y) == 1  # type: ignore[arg-type]
         self.y = check_samples(np.asarray(y)[:, None] if flat else y, "y")

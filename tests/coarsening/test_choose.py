@@ -287,6 +287,22 @@ class TestOwnScore:
         dropped = [c for c in choice.candidates if np.isnan(c.gap_error)]
         assert len(dropped) == 2
 
+    def test_blocks_stay_together(self):
+        x, y = draw()
+        x[:, 0] = np.arange(80)
+
+        def score(group, x_train, y_train, x_val, y_val):
+            blocks = [set((v[:, 0] // 3).astype(int)) for v in (x_train, x_val)]
+            assert not blocks[0] & blocks[1]
+            assert len(blocks[0] | blocks[1]) == 27
+            return 0.0
+
+        choose_group(LEVELS, x, y, score=score, block=3)
+        choice = choose_group(LEVELS, *draw(), score=Own, block=3)
+        assert choice.best.errors.shape == (27,)
+        assert np.isfinite(choice.best.errors).all()
+        assert choice.partition == Partition(LABELS)
+
     def test_nan_counts_as_infinite(self):
         def score(group, *_):
             return float("nan") if group.partition.num_clusters != 2 else 1.0
@@ -354,6 +370,16 @@ class TestBadInput:
             choose_group(LEVELS, *draw(), folds=1)
         with pytest.raises(ValueError, match="90 folds need at least as many signals; got 80"):
             choose_group(LEVELS, *draw(), score=Own, folds=90)
+        with pytest.raises(ValueError, match=r"30 folds .* blocks of 3 signals; got 27"):
+            choose_group(LEVELS, *draw(), score=Own, folds=30, block=3)
+        for name, value in (("folds", 2.5), ("block", 1.5), ("seed", 1.5), ("seed", None)):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number; got {value}"):
+                choose_group(LEVELS, *draw(), **{name: value})
+        with pytest.raises(ValueError, match="seed must not be negative; got -1"):
+            choose_group(LEVELS, *draw(), seed=-1)
+        for levels in (12, [2.5]):
+            with pytest.raises(ValueError, match="levels must be whole numbers of clusters"):
+                choose_group(chain(24), *draw(), levels=levels)
         with pytest.raises(ValueError, match="edge 0 names node 24"):
             choose_group(LEVELS, *draw(), edge_index=torch.tensor([[0], [24]]))
 

@@ -255,6 +255,8 @@ def test_risk_on_signals_alone_finds_what_shares_a_covariance():
         ({"levels": [0]}, r"in 1\.\.24; got 0"),
         ({"levels": 4}, r"as levels=\[8, 2\]; got 4"),
         ({"seed": -1}, "seed must lie in"),
+        ({"seed": 1.5}, "seed must be a whole number; got 1.5"),
+        ({"method": None}, "method must be a name, one of ward, .*; got None"),
         (
             {"method": "metis", "signals": torch.ones(2, 24)},
             "'metis' does not look at signals; .*ward",
