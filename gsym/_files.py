@@ -225,6 +225,15 @@ def read_targets(source: str, num_nodes: int) -> Tensor:
         FileError: As :func:`read_signals`.
     """
     path, arrays = read_arrays(source)
+    named = [key for key in ("targets", "y") if key in arrays]
+    if len(arrays) > 1:
+        # An x beside others holds signals.
+        if len(named) != 1:
+            raise FileError(
+                f"{path}: which array holds the targets? It holds {_listing(arrays)}; "
+                f"name one, as in {path.name}:{next(iter(arrays))}"
+            )
+        return read_targets(f"{path}:{named[0]}", num_nodes)
     only = next(iter(arrays.values())) if len(arrays) == 1 else None
     if only is None or not (np.ndim(only) == 1 or (np.ndim(only) == 2 and only.shape[1] == 1)):
         return read_signals(source, num_nodes, "targets")
