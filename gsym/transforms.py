@@ -88,9 +88,9 @@ class AddPartition(BaseTransform):
             # Clustering libraries take seconds to import.
             coarsen = importlib.import_module("gsym.coarsening.cluster").coarsen
             weight = data.edge_weight if "edge_weight" in data else None
-            hierarchy = coarsen(
-                _edge_index(data), num_nodes, weight, method=self.method, **self.options
-            )
+            # Families find only the levels that they are asked for.
+            options = {"levels": [self.k], **self.options}
+            hierarchy = coarsen(_edge_index(data), num_nodes, weight, method=self.method, **options)
             partition = hierarchy[self.k]
         if partition.num_nodes != num_nodes:
             raise PartitionError(
