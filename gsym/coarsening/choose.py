@@ -232,7 +232,7 @@ class GroupChoice:
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], self._footer()])
 
     def __rich__(self) -> Any:
-        rich = optional_module("rich.table", "rich", "bench", "a coloured table")
+        rich = optional_module("rich.table", "rich", "cli", "a coloured table")
         table = rich.Table(*self._header()[:7], caption=self._footer())
         for column in table.columns[1:]:
             column.justify = "right"

@@ -169,7 +169,8 @@ def _ward(request: Request) -> Hierarchy:
     def tree(A: csr_array | None, nodes: np.ndarray) -> Merges:
         rows = _commute_embedding(A) if features is None else features[nodes]
         children, *_, heights = cluster.ward_tree(rows, connectivity=A, return_distance=True)
-        return children, heights
+        # Merges along edges only may lower the distance; a tree's heights never fall.
+        return children, np.maximum.accumulate(heights)
 
     if request.edge_index is None:
         return request.tree(tree(None, np.arange(request.num_nodes)))

@@ -212,10 +212,6 @@ def test_repr_tells_sizes_and_cost():
 
 
 class TestSwaps:
-    @pytest.fixture(autouse=True)
-    def _room(self):
-        pytest.importorskip("gsym.groups.automorphism")
-
     def ring_of_blocks(self, blocks, size):
         """Blocks in a directed ring, complete between neighbours: rotations, no reflections."""
         node = torch.arange(blocks * size).view(blocks, size)
