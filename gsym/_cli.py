@@ -313,8 +313,11 @@ def symmetries(
         json: Print the result as JSON and nothing else.
     """
     _check_outputs({"--out": out})
-    if not 0 < time_budget < math.inf:
-        raise UsageError(f"--time-budget must be a positive number of seconds; got {time_budget}")
+    # Timers of the system overflow beyond.
+    if not 0 < time_budget <= 1e6:
+        raise UsageError(
+            f"--time-budget must be a positive number of seconds, at most 1e6; got {time_budget}"
+        )
     if solver not in ("auto", *SOLVERS):
         raise UsageError(f"--solver must be one of auto, {', '.join(SOLVERS)}; got {solver}")
     with _steps() as step:

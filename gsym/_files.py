@@ -380,15 +380,19 @@ def _read_pt(path: Path) -> dict[str, Any]:
             "torch.save({'edge_index': data.edge_index}, file)"
         ) from cause
     if isinstance(content, Tensor):
-        return {"": content.numpy()}
+        content = {"": content}
     if hasattr(content, "to_dict"):
         content = content.to_dict()
     if not isinstance(content, dict):
         raise FileError(f"{path}: expected a PyG Data, a dict or a tensor; got {type(content)}")
     arrays = {}
     for key, value in content.items():
+        if isinstance(value, Tensor) and value.layout != torch.strided and len(content) == 1:
+            raise FileError(f"{path}: holds a sparse tensor; save tensor.to_dense()")
         if isinstance(value, Tensor) and value.layout == torch.strided:
-            arrays[str(key)] = value.detach().numpy()
+            # NumPy has no bfloat16.
+            plain = value.float() if value.dtype == torch.bfloat16 else value
+            arrays[str(key)] = plain.detach().numpy()
         elif isinstance(value, int | float) and not isinstance(value, bool):
             arrays[str(key)] = np.asarray(value)
     return arrays
@@ -457,6 +461,10 @@ def _from_edge_index(path: Path, arrays: dict[str, Any]) -> Graph:
         weight = attributes
     weight = None if weight is None else _numbers(path, "edge_weight", weight)
     count = arrays.get("num_nodes")
+    if count is not None and (
+        np.ndim(count) or not float(_numbers(path, "num_nodes", count)).is_integer()
+    ):
+        raise FileError(f"{path}: num_nodes must be one whole number; got {count!r:.60}")
     # The features of a PyG Data are per node; an x beside a graph in an npz may be signals.
     if count is None and "x" in arrays and path.suffix.lower() in _TORCH:
         count = len(arrays["x"])

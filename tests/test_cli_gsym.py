@@ -9,6 +9,7 @@ import sys
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 
 import gsym
 from gsym import __main__ as entry
@@ -194,6 +195,10 @@ def test_symmetries(folder, capsys):
             "--solver must be one of auto",
         ),
         (("symmetries", "--graph", "nothing.npz"), "at least one node"),
+        (("symmetries", "--graph", "graph.csv", "--time-budget", "1e300"), "at most 1e6"),
+        (("symmetries", "--graph", "half.npz"), "num_nodes must be one whole number"),
+        (("symmetries", "--graph", "many.npz"), "num_nodes must be one whole number"),
+        (("choose", "--signals", "sparse.pt"), "holds a sparse tensor"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(folder, capsys, args, message):
@@ -204,6 +209,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, capsys, args, message):
     np.savez("one.npz", x=np.arange(N)[None] * 1.0)
     np.savez("flat.npz", x=np.ones((5, N)))
     np.savez("small.npz", x=np.random.default_rng(0).normal(size=(80, N - 1)))
+    edge = np.array([[0], [1]])
+    np.savez("half.npz", edge_index=edge, num_nodes=2.5)
+    np.savez("many.npz", edge_index=edge, num_nodes=np.array([2, 3]))
+    torch.save(torch.eye(3).to_sparse(), "sparse.pt")
     np.savez("nothing.npz", edge_index=np.empty((2, 0), dtype=int), num_nodes=0)
     (folder / "damaged.npz").write_bytes((folder / "x.npz").read_bytes()[:200])
     (folder / "short.txt").write_text("a\nb\n")

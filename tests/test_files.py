@@ -131,6 +131,7 @@ def test_signals(file):
     assert read_signals(file("x.pt", torch.ones(4, 3)), 3).dtype == torch.float64
     assert read_targets(file("t.npy", np.arange(4.0)), 3).shape == (4,)
     assert read_targets(file("t.csv", "1\n2\n"), 3).tolist() == [1, 2]
+    assert read_signals(file("b.pt", torch.ones(4, 3).bfloat16()), 3).dtype == torch.float64
     with pytest.raises(FileError, match="which array holds the targets"):
         read_targets(file("xt.npz", x=values, t=values), 3)
     assert read_targets(file("xy.npz", x=values, y=np.arange(4.0)), 3).tolist() == [0, 1, 2, 3]
