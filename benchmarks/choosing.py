@@ -39,6 +39,8 @@ INPUTS = ("isotropic", "correlated")
 SIGNALS = (60, 120, 400)
 NODES = (24, 200)
 NOISE = (0.5, 1.0, 2.0)
+# Aims on real data: distance to the best group, and time as a share of that of training.
+NEAR, SHARE = 0.01, 0.05
 # Share of the variance that a map without symmetry takes in the nearly linear truth.
 ASYMMETRIC = 0.2
 TEST_SIGNALS = 4000
@@ -121,7 +123,7 @@ class Real:
 
     Attributes:
         group: Name of the group in the suite.
-        score: Left-out squared error, in units of the targets.
+        score: Left-out squared error, in squared units of the targets.
         gap: Score less that of the best.
         gap_error: Its standard error.
         chosen: Whether it is the best, 1 or 0.
@@ -446,12 +448,13 @@ def write_page(out: Path) -> Path:
             short.append(
                 f"{name}: the split has excess risk {split_excess:.3%}, against {excess:.3%}."
             )
+    real = " --data DIR" if (out / "choosing_real.csv").is_file() else ""
     commits = dict.fromkeys([r.commit for r in trials] + [r.commit for r in found])
     exact = [r for r in trials if r.truth != TRUTHS[2]]
     lines = [
         "# Choosing the group",
         "",
-        f"Made by `{COMMAND} --trials {len(trials) // len(cells)} --out {out.as_posix()}` at "
+        f"Made by `{COMMAND} --trials {len(trials) // len(cells)}{real} --out {out.as_posix()}` at "
         f"commit {', '.join(commits)}. Data are made "
         "up, so the right answer is known, but for the last section.",
         "",
@@ -556,8 +559,12 @@ def _real_lines(out: Path) -> list[str]:
         "",
         "`choose_group` sees the training split of each task of [the results](report.md); the test "
         "errors are those of the networks that the suite trained for every group. The score is "
-        "the left-out squared error in units of the targets; all means are over seeds. Missing "
-        "speeds are filled with the mean.",
+        "the left-out squared error, in squared units of the targets; all means are over seeds. "
+        "Missing speeds are filled with the mean, and windows of traffic, drawn at random, "
+        "overlap, so that their left-out errors are too low. The aim is to be within "
+        f"{NEAR:.0%} of the best group, better than both ends of the table, at no more than "
+        f"{SHARE:.0%} of the time of training. Made at commit "
+        f"{', '.join(dict.fromkeys(r.commit for r in rows))}.",
     ]
     trained = [r for r in read_rows(out) if r.group and r.status == "ok"]
     for task, dataset, profile in dict.fromkeys((r.task, r.dataset, r.profile) for r in rows):
@@ -601,8 +608,17 @@ def _real_lines(out: Path) -> list[str]:
             f"above that of the best group of the same seed ({ends[0]}: {tests[ends[0]]:.4g}, "
             f"{ends[1]}: {tests[ends[1]]:.4g}). The choices took {choosing / training:.2%} of the "
             "time of training all groups.",
+            "",
+            f"Within {NEAR:.0%} of the best: {_yes(np.mean(ratio) - 1 <= NEAR)}. Better than "
+            f"{ends[0]}: {_yes(chosen < tests[ends[0]])}. Better than {ends[1]}: "
+            f"{_yes(chosen < tests[ends[1]])}. Within {SHARE:.0%} of the time: "
+            f"{_yes(choosing <= SHARE * training)}.",
         ]
     return lines
+
+
+def _yes(reached: object) -> str:
+    return "yes" if reached else "**no**"
 
 
 def _share(rows: Iterable[Trial], column: str) -> float:
