@@ -27,7 +27,7 @@ class GraphError(ValueError):
 
 
 class SignalError(ValueError):
-    """A signal whose shape or type does not fit the layer or the group."""
+    """A signal whose shape, type or values do not fit the layer, the group or the method."""
 
 
 class SolverUnavailableError(RuntimeError):
@@ -351,4 +351,10 @@ def check_samples(values: object, what: str = "x") -> np.ndarray:
             f"{what} must be finite; NaN or infinity at {bad.size} of {array.shape[1]} nodes "
             f"({first}); fill the gaps or leave out the samples"
         )
-    return array.astype(np.float64)
+    array = array.astype(np.float64)
+    peak = float(np.abs(array).max())
+    if peak and not 1e-75 < peak < 1e75:
+        raise SignalError(
+            f"{what} reaches {peak:.3g} at most, whose squares float64 cannot work with; rescale it"
+        )
+    return array

@@ -1,6 +1,6 @@
 """Coarsening: partitions proposed from a graph or its signals, and the choice among them."""
 
-from gsym._validate import ClusteringError
+from gsym._validate import ClusteringError, SignalError
 from gsym.coarsening.choose import Candidate, GroupChoice, choose_group
 from gsym.coarsening.cluster import METHODS, coarsen
 from gsym.coarsening.coarsen import Coarsening, Hierarchy, swap_group
@@ -13,6 +13,7 @@ __all__ = [
     "Coarsening",
     "GroupChoice",
     "Hierarchy",
+    "SignalError",
     "SubgroupSearch",
     "choose_group",
     "coarsen",

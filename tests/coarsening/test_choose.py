@@ -8,7 +8,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import check_estimator
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym.coarsening import Hierarchy
+from gsym.coarsening import Hierarchy, SignalError
 from gsym.coarsening.choose import MAX_LEVELS, GroupChoice, choose_group
 from gsym.coarsening.ridge import commutant_ridge, denoising
 from gsym.coarsening.search import SubgroupSearch
@@ -340,6 +340,14 @@ class TestOwnScore:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("scale", [1e-200, 1e-100, 1e100, 1e200])
+    @pytest.mark.parametrize("what", ["x", "y"])
+    def test_scales_beyond_float64(self, what, scale):
+        x, y = draw()
+        x, y = (x * scale, y) if what == "x" else (x, y * scale)
+        with pytest.raises(SignalError, match=f"{what} reaches .* rescale it"):
+            choose_group(LEVELS, x, y)
+
     @pytest.mark.parametrize(
         ("candidates", "error", "message"),
         [
