@@ -211,6 +211,14 @@ def test_grid_nests_only_along_divisors():
         coarsen(None, 6, method="grid", height=-2, width=-3)
 
 
+def test_heights_of_ward_never_fall():
+    # Merges along edges alone come closer once in this graph.
+    g = nx.connected_watts_strogatz_graph(12, 4, 0.5, seed=3)
+    h = coarsen(torch.tensor(list(g.edges)).T, 12, method="ward")
+    assert (h.heights.diff() >= 0).all()
+    assert ":-" not in h.newick()
+
+
 def test_twins_of_a_star():
     star = torch.tensor([[0, 0, 0], [1, 2, 3]])
     assert coarsen(star, 4, method="twins").levels == (4, 2, 1)
