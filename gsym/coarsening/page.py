@@ -227,7 +227,7 @@ class Shown:
             (
                 "Equivariance error of the data",
                 _number(self.candidate.bias),
-                "bias: what the best map of this group still misses",
+                "bias: what its best map misses more than that of the lowest risk",
             ),
             (
                 "Cost of estimation",
