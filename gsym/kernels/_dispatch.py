@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.kernels import native, reference
+from gsym.kernels import _cpp, _cpp_library, native, reference
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-BACKENDS = ("auto", "reference", "native", "torch_scatter", "triton")
+BACKENDS = ("auto", "reference", "native", "cpp", "torch_scatter", "triton")
 
 
 class _State(threading.local):
@@ -39,9 +39,10 @@ def backend(name: str) -> Iterator[None]:
     """Let every primitive that is not told otherwise run on one back-end.
 
     Args:
-        name: ``"reference"``, ``"native"``, ``"torch_scatter"`` or ``"triton"``, which run or
-            raise, or ``"auto"``, which takes ``"triton"`` on CUDA where it is installed and
-            ``"native"`` elsewhere.
+        name: ``"reference"``, ``"native"``, ``"cpp"``, ``"torch_scatter"`` or ``"triton"``, which
+            run or raise, or ``"auto"``. That takes ``"triton"`` on CUDA where it is installed and
+            ``"cpp"`` on the CPU where a C++ compiler is found, which builds the kernels once, in
+            seconds; and ``"native"``, plain torch, elsewhere.
 
     Raises:
         ValueError: An unknown name.
@@ -84,7 +85,7 @@ def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
     """
     name = _state.default if name == "auto" else name
     if name == "auto":
-        name = "triton" if x.is_cuda and _HAS_TRITON else "native"
+        name = _fastest(x)
     module = _module(name)
     implementation = getattr(module, op, None)
     if implementation is None:
@@ -96,6 +97,11 @@ def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
             f'the back-end "triton" runs on CUDA, but the tensors are on {x.device}; move them, or '
             'use backend="auto"'
         )
+    if name == "cpp" and x.device.type != "cpu":
+        raise BackendUnavailableError(
+            f'the back-end "cpp" runs on the CPU, but the tensors are on {x.device}; move them, or '
+            'use backend="auto"'
+        )
     if _state.record is not None:
         _state.record.append(name)
     if not torch.is_autocast_enabled(x.device.type):
@@ -104,11 +110,24 @@ def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
         return implementation(x, *args, **options)
 
 
+def _fastest(x: Tensor) -> str:
+    if x.is_cuda and _HAS_TRITON:
+        return "triton"
+    return "cpp" if x.device.type == "cpu" and _cpp_library.is_usable() else "native"
+
+
 def _module(name: str) -> ModuleType:
     if name in ("auto", "native"):
         return native
     if name == "reference":
         return reference
+    if name == "cpp":
+        reason = _cpp_library.why_not()
+        if reason is not None:
+            raise BackendUnavailableError(
+                f'the back-end "cpp" cannot be built: {reason}; use backend="auto"'
+            )
+        return _cpp
     if name == "torch_scatter":
         try:
             return importlib.import_module("gsym.kernels._torch_scatter")

@@ -139,6 +139,7 @@ def edge_mlp_sum(
     tanh: bool = False,
     clamp: float | None = None,
     mean: bool = True,
+    cpp: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     given = {"receiver": receiver, "sender": sender, "weight": weight, "bias": bias}
     optional = {
@@ -159,7 +160,9 @@ def edge_mlp_sum(
         if x is not None and not (name == "attr" and x.dim() == 2):
             given[name] = x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:])
     tables = (segments.index, source.index, segments.pointers)
-    total, moved = _edges.edge_mlp_sum(list(given.values()), " ".join(given), *tables, *options)
+    total, moved = _edges.edge_mlp_sum(
+        list(given.values()), " ".join(given), *tables, *options, cpp
+    )
     return total.view(receiver.shape), None if coord is None else moved.view(
         *batch, *moved.shape[-2:]
     )
@@ -202,11 +205,12 @@ def _compose(
 
 @_edges.register_gradient
 def _compose_flat(  # type: ignore[no-untyped-def]
-    tensors, names, index, columns, pointers, *options
+    tensors, names, index, columns, pointers, *options_and_cpp
 ) -> tuple[Tensor, Tensor]:
     """The arguments of the fused operator given to the composition."""
     given = dict(zip(names.split(), tensors, strict=True))
     source = Segments(columns, given["sender"].size(1))
+    options = options_and_cpp[:-1]
     return _compose(given, source, Segments(index, given["receiver"].size(1)), *options)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, native, reference
+from gsym.kernels import Segments, Tiles, _cpp_library, native, reference
 
 # (values, gradients), relative to the largest entry
 TOLERANCE = {
@@ -489,11 +489,13 @@ class TestPromises:
 
 
 class TestBackends:
-    def test_auto_is_native_on_the_cpu(self):
+    @pytest.mark.parametrize("backend", ["cpp", "native"])
+    def test_auto_on_the_cpu(self, backend, monkeypatch):
+        monkeypatch.setattr(_cpp_library, "is_usable", lambda: backend == "cpp")
         name, args, _ = case("segment_sum", "unsorted")
         with kernels.trace() as ran:
             getattr(kernels, name)(*args)
-        assert ran == ["native"]
+        assert ran == [backend]
 
     def test_of_a_stretch_of_code(self):
         name, args, _ = case("segment_sum", "unsorted")
@@ -508,7 +510,7 @@ class TestBackends:
         assert inner == ["native"]
         with kernels.trace() as ran:
             call(*args)
-        assert ran == ["native"]
+        assert ran == ["cpp"]
 
     def test_of_a_whole_layer(self):
         from gsym.nn import GNetConv
@@ -523,7 +525,7 @@ class TestBackends:
 
     def test_unknown(self):
         name, args, _ = case("segment_sum", "unsorted")
-        with pytest.raises(ValueError, match="auto, reference, native, torch_scatter, triton; got"):
+        with pytest.raises(ValueError, match="native, cpp, torch_scatter, triton; got"):
             getattr(kernels, name)(*args, backend="cuda")
         with pytest.raises(ValueError, match="'fast'"), kernels.backend("fast"):
             pass

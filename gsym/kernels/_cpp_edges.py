@@ -1,0 +1,131 @@
+"""The edge work of the EGNN family in compiled code, ``csrc/edges.cpp``."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_double, c_int64, c_void_p
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, call, library, pointer
+from gsym.kernels._pipeline import Pipeline
+
+_SIZES = (
+    *("batch", "nodes", "senders", "edges", "hidden", "width", "dims", "attributes"),
+    *("attr_stride", "threads", "normalize", "tanh", "clamped"),
+)
+_TENSORS = (
+    *("receiver", "sender", "pos", "distance", "attr", "attr_weight"),
+    *("weight", "weight_turned", "bias", "gate", "gate_bias"),
+    *("coord", "coord_turned", "coord_bias", "coord_last"),
+)
+
+
+class _Edges(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in _SIZES),
+        ("clamp", c_double),
+        *((name, c_void_p) for name in ("index", "columns", *_TENSORS)),
+    )
+
+
+class _Sums(Structure):
+    _fields_ = (("total", c_void_p), ("moved", c_void_p))
+
+
+class _Grads(Structure):
+    _fields_ = (
+        *(("total", c_void_p), ("moved", c_void_p)),
+        *((name, c_void_p) for name in ("receiver", "sender", "received", "sent")),
+        *(("attr", c_void_p), ("weights", c_void_p)),
+    )
+
+
+class CppPipeline(Pipeline):
+    """As :class:`Pipeline`, in compiled loops.
+
+    Channels are filled up with zeros to whole vectors, which SiLU and every product keep zero.
+    """
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        total = self._zeros(self.n)
+        moved = total.new_zeros(self.batch, self.n, self.dims if self.moves else 0)
+        self._run("forward", _Sums, (total, moved))
+        return total[..., : self.h].contiguous(), self.averaged(moved)
+
+    def backward(self, grad_total: Tensor, grad_moved: Tensor) -> dict[str, Tensor]:
+        given, h = self.given, self.h
+        outer = self._filled(grad_total), self.averaged(grad_moved).contiguous()
+        receiver, sender = self._zeros(self.n), self._zeros(self.m)
+        received = receiver.new_zeros(self.batch, self.n, self.dims)
+        sent = receiver.new_zeros(self.batch, self.m, self.dims)
+        attr = receiver.new_zeros(self.batch, self.e, self.attributes)
+        weights = receiver.new_zeros(2 * h + 1 + self.attributes + 5, self.width)
+        self._run("backward", _Grads, (*outer, receiver, sender, received, sent, attr, weights))
+        weight, coord, first, rest = weights[:, :h].split([h, h, 1 + self.attributes, 5])
+        views = {
+            "weight": weight,
+            "bias": rest[0],
+            "distance": first[0],
+            "attr_weight": first[1:].t(),
+            "coord": coord,
+            "coord_bias": rest[1],
+            "coord_last": rest[2:3],
+            "gate": rest[3:4],
+            "gate_bias": rest[4, :1],
+        }
+        # Results of an operator share no memory, hence the copies.
+        grads = {name: x.clone(memory_format=torch.contiguous_format) for name, x in views.items()}
+        grads |= {
+            "receiver": receiver[..., :h].contiguous(),
+            "sender": sender[..., :h].contiguous(),
+            "pos": received.sub_(sent),
+            "attr": attr.sum(0) if "attr" in given and given["attr"].dim() == 2 else attr,
+        }
+        return {name: grads[name] for name in given}
+
+    @property
+    def dims(self) -> int:
+        return self.given["pos"].size(-1) if "pos" in self.given else 0
+
+    @property
+    def attributes(self) -> int:
+        return self.given["attr"].size(-1) if "attr" in self.given else 0
+
+    @property
+    def width(self) -> int:
+        lanes = library().gsym_vector_bytes() // self.given["receiver"].element_size()
+        return -(-self.h // lanes) * lanes
+
+    def _zeros(self, count: int) -> Tensor:
+        return self.given["receiver"].new_zeros(self.batch, count, self.width)
+
+    def _filled(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, self.width - self.h)) if self.width > self.h else x.contiguous()
+
+    def _run(self, direction: str, record: type[Structure], results: tuple[Tensor, ...]) -> None:
+        if self.e == 0 or self.batch == 0 or self.h == 0:
+            return
+        given = self.given
+        tensors = {
+            name: x.contiguous() if name in ("pos", "attr", "gate_bias") else self._filled(x)
+            for name, x in given.items()
+            if name != "attr_weight"
+        }
+        for name, turned in (
+            *(("attr_weight", "attr_weight"), ("weight", "weight_turned")),
+            ("coord", "coord_turned"),
+        ):
+            if name in given:
+                tensors[turned] = self._filled(given[name].t())
+        shared = "attr" not in given or given["attr"].dim() == 2
+        edges = _Edges(
+            *(self.batch, self.n, self.m, self.e, self.h, self.width, self.dims, self.attributes),
+            *(0 if shared else self.e * self.attributes, torch.get_num_threads()),
+            *(self.normalize, self.tanh, self.clamp is not None, self.clamp or 0.0),
+            *(pointer(self.index), pointer(self.columns)),
+            *(pointer(tensors.get(name)) for name in _TENSORS),
+        )
+        number, index = NUMBER_TYPES[given["receiver"].dtype], INDEX_TYPES[self.index.dtype]
+        call(f"edges_{direction}_{number}_{index}", edges, record(*map(pointer, results)))

@@ -1,0 +1,110 @@
+"""The compiled C++ of the kernels: built for this processor at first use, and called by pointers.
+
+The sources in ``csrc`` need nothing but a C++ compiler with OpenMP: no headers of PyTorch, so that
+building takes seconds and the result serves every release of it. It is kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCES = Path(__file__).parent / "csrc"
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+
+INDEX_TYPES = {torch.int32: "int32", torch.int64: "int64"}
+NUMBER_TYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def why_not() -> str | None:
+    """Why there is no library, or ``None`` where there is one."""
+    return _attempt()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_usable() -> bool:
+    """Whether there is a library; of a compiler that fails the user is warned, once."""
+    return _attempt() is None
+
+
+@cache
+def _attempt() -> str | None:
+    try:
+        library()
+    except NotImplementedError as error:
+        return str(error)
+    except (OSError, RuntimeError) as error:
+        warnings.warn(f"gsym uses its slower kernels: {error}", RuntimeWarning, stacklevel=2)
+        return str(error)
+    return None
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library, from the cache or built.
+
+    Raises:
+        NotImplementedError: No compiler, or another system than Linux.
+        RuntimeError: A compiler that fails; the message is its own.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if sys.platform != "linux" or compiler is None:
+        raise NotImplementedError("it needs Linux and a C++ compiler: CXX, c++ or g++")
+    # What the compiler makes of this processor: one home directory may serve several machines.
+    probe = _run(compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
+    key = hashlib.sha256("\0".join((compiler, *_FLAGS, probe)).encode())
+    for path in sorted(_SOURCES.iterdir()):
+        key.update(path.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(home) if home else Path.home() / ".cache") / "gsym"
+    target = folder / f"kernels-{key.hexdigest()[:32]}.so"
+    if target.is_file():
+        return ctypes.CDLL(str(target))
+    sys.stderr.write("gsym: compiling its kernels for this processor, once\n")
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    keeps = folder.is_dir() and os.access(folder, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=folder if keeps else None) as fresh:
+        made = Path(fresh) / target.name
+        sources = [str(path) for path in sorted(_SOURCES.glob("*.cpp"))]
+        _run(compiler, *_FLAGS, *sources, "-o", str(made))
+        loaded = ctypes.CDLL(str(made))
+        if keeps:  # of two processes that build at once either may come last
+            made.replace(target)
+    return loaded
+
+
+def call(name: str, *args: ctypes.Structure) -> None:
+    """Call a function of the library, which releases the interpreter's lock."""
+    getattr(library(), f"gsym_{name}")(*(ctypes.byref(arg) for arg in args))
+
+
+def pointer(x: Tensor | None) -> int | None:
+    """Where the numbers of a contiguous tensor lie."""
+    if x is None:
+        return None
+    assert x.is_contiguous()
+    return x.data_ptr()
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise RuntimeError(f"{command[0]} cannot be run: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{error.stderr}") from error
+    return done.stdout

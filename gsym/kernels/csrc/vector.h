@@ -1,0 +1,180 @@
+// Vectors of one register, the functions that layers apply to them, and one small matrix product.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace gsym {
+
+// TILE_ROWS x TILE_VECTORS accumulators, a row of the right factor and one broadcast number fill
+// the registers.
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, TILE_VECTORS = 2;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 4;
+#else
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2;
+#endif
+constexpr int TILE_ROWS = 6;
+
+template <typename T> struct Simd;
+
+template <> struct Simd<float> {
+  // Rows of a tensor begin anywhere, hence the alignment of one number.
+  typedef float Vec __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
+  static constexpr int exponent_shift = 23, exponent_bias = 127;
+  static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float most = 87.0f;  // exp of it, and of its negative, is a normal number
+  static constexpr int terms = 7;
+};
+
+template <> struct Simd<double> {
+  typedef double Vec __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t Bits __attribute__((vector_size(VECTOR_BYTES)));
+  static constexpr int exponent_shift = 52, exponent_bias = 1023;
+  static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
+  static constexpr double most = 700.0;
+  static constexpr int terms = 13;
+};
+
+template <typename T> using Vec = typename Simd<T>::Vec;
+
+template <typename T> constexpr int LANES = VECTOR_BYTES / sizeof(T);
+
+template <typename T> inline Vec<T> &at(T *x) { return *reinterpret_cast<Vec<T> *>(x); }
+
+template <typename T> inline const Vec<T> &at(const T *x) {
+  return *reinterpret_cast<const Vec<T> *>(x);
+}
+
+template <typename T> inline T sum(Vec<T> x) {
+  T total = 0;
+  for (int i = 0; i < LANES<T>; i++) total += x[i];
+  return total;
+}
+
+// exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, to within two units in the last place; NaN stays NaN.
+template <typename T> inline Vec<T> exponential(Vec<T> x) {
+  using S = Simd<T>;
+  x = x > S::most ? Vec<T>{} + S::most : x;
+  x = x < -S::most ? Vec<T>{} - S::most : x;
+  Vec<T> shifted = x * T(1.4426950408889634) + S::rounder;
+  Vec<T> n = shifted - S::rounder;
+  Vec<T> r = (x - n * S::ln2_high) - n * S::ln2_low;
+  Vec<T> value = Vec<T>{} + T(1);
+  for (int i = S::terms; i > 0; i--) value = value * r * T(1.0 / i) + T(1);
+  // The low bits of the rounded number are n.
+  typename S::Bits scale = ((typename S::Bits)shifted + S::exponent_bias) << S::exponent_shift;
+  return value * (Vec<T>)scale;
+}
+
+template <typename T> inline Vec<T> sigmoid(Vec<T> x) { return T(1) / (T(1) + exponential<T>(-x)); }
+
+// c[r] = init[r] + sum over i of a[r][i * step] * b[i], for R rows and the V vectors of a column
+// panel. Rows of `a` one after another and step 1 give a product, columns and the stride of `a` a
+// product with its transpose; scattered rows need no copy.
+template <typename T, int R, int V>
+inline void product_tile(const T *const *a, int64_t step, int64_t count, const T *b, int64_t stride,
+                         const T *const *init, T *const *c) {
+  Vec<T> total[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) total[r][v] = at(init[r] + v * LANES<T>);
+  for (int64_t i = 0; i < count; i++, b += stride) {
+    Vec<T> right[V];
+    for (int v = 0; v < V; v++) right[v] = at(b + v * LANES<T>);
+    for (int r = 0; r < R; r++) {
+      T left = a[r][i * step];
+      for (int v = 0; v < V; v++) total[r][v] += left * right[v];
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) at(c[r] + v * LANES<T>) = total[r][v];
+}
+
+template <typename T, int V>
+inline void product_panel(int rows, const T *const *a, int64_t step, int64_t count, const T *b,
+                          int64_t stride, const T *const *init, T *const *c) {
+  switch (rows) {
+  case 6: return product_tile<T, 6, V>(a, step, count, b, stride, init, c);
+  case 5: return product_tile<T, 5, V>(a, step, count, b, stride, init, c);
+  case 4: return product_tile<T, 4, V>(a, step, count, b, stride, init, c);
+  case 3: return product_tile<T, 3, V>(a, step, count, b, stride, init, c);
+  case 2: return product_tile<T, 2, V>(a, step, count, b, stride, init, c);
+  default: return product_tile<T, 1, V>(a, step, count, b, stride, init, c);
+  }
+}
+
+// At most TILE_ROWS rows of a product, all columns; `width` is a multiple of the lanes.
+template <typename T>
+inline void product_rows(int rows, const T *const *a, int64_t step, int64_t count, const T *b,
+                         int64_t width, const T *const *init, T *const *c) {
+  const T *from[TILE_ROWS];
+  T *to[TILE_ROWS];
+  for (int64_t column = 0; column < width;) {
+    for (int r = 0; r < rows; r++) from[r] = init[r] + column, to[r] = c[r] + column;
+    int64_t left = (width - column) / LANES<T>;
+    if (left >= TILE_VECTORS) {
+      product_panel<T, TILE_VECTORS>(rows, a, step, count, b + column, width, from, to);
+      column += TILE_VECTORS * LANES<T>;
+    } else if (left >= 2) {
+      product_panel<T, 2>(rows, a, step, count, b + column, width, from, to);
+      column += 2 * LANES<T>;
+    } else {
+      product_panel<T, 1>(rows, a, step, count, b + column, width, from, to);
+      column += LANES<T>;
+    }
+  }
+}
+
+// c [m, width] = init + a [m, count] b [count, width]; rows of init lie `init_stride` apart, 0 for
+// one row that all share.
+template <typename T>
+inline void product(int64_t m, const T *a, int64_t a_stride, int64_t count, const T *b,
+                    int64_t width, const T *init, int64_t init_stride, T *c) {
+  for (int64_t first = 0; first < m; first += TILE_ROWS) {
+    int rows = std::min<int64_t>(TILE_ROWS, m - first);
+    const T *left[TILE_ROWS], *from[TILE_ROWS];
+    T *to[TILE_ROWS];
+    for (int r = 0; r < rows; r++) {
+      left[r] = a + (first + r) * a_stride;
+      from[r] = init + (first + r) * init_stride;
+      to[r] = c + (first + r) * width;
+    }
+    product_rows(rows, left, 1, count, b, width, from, to);
+  }
+}
+
+// c [m, width] += a^T b, with a [count, a_stride] of which m columns count and b [count, width].
+template <typename T>
+inline void add_outer(int64_t m, const T *a, int64_t a_stride, int64_t count, const T *b,
+                      int64_t width, T *c) {
+  for (int64_t first = 0; first < m; first += TILE_ROWS) {
+    int rows = std::min<int64_t>(TILE_ROWS, m - first);
+    const T *left[TILE_ROWS];
+    T *to[TILE_ROWS];
+    for (int r = 0; r < rows; r++) {
+      left[r] = a + first + r;
+      to[r] = c + (first + r) * width;
+    }
+    product_rows(rows, left, a_stride, count, b, width, to, to);
+  }
+}
+
+// Memory that a thread keeps from call to call, since a fresh page costs a fault. One use at a
+// time.
+template <typename T> inline T *scratch(size_t count) {
+  static thread_local std::vector<T> memory;
+  if (memory.size() < count) memory.resize(count);
+  return memory.data();
+}
+
+} // namespace gsym
