@@ -160,9 +160,7 @@ def edge_mlp_sum(
         if x is not None and not (name == "attr" and x.dim() == 2):
             given[name] = x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:])
     tables = (segments.index, source.index, segments.pointers)
-    total, moved = _edges.edge_mlp_sum(
-        list(given.values()), " ".join(given), *tables, *options, cpp
-    )
+    total, moved = _edge_mlp_sum(list(given.values()), " ".join(given), *tables, *options, cpp)
     return total.view(receiver.shape), None if coord is None else moved.view(
         *batch, *moved.shape[-2:]
     )
@@ -203,7 +201,6 @@ def _compose(
     return total, segment_mean(move, segments) if mean else segment_sum(move, segments)
 
 
-@_edges.register_gradient
 def _compose_flat(  # type: ignore[no-untyped-def]
     tensors, names, index, columns, pointers, *options_and_cpp
 ) -> tuple[Tensor, Tensor]:
@@ -212,6 +209,9 @@ def _compose_flat(  # type: ignore[no-untyped-def]
     source = Segments(columns, given["sender"].size(1))
     options = options_and_cpp[:-1]
     return _compose(given, source, Segments(index, given["receiver"].size(1)), *options)
+
+
+_edge_mlp_sum = _edges.differentiable(_compose_flat)
 
 
 def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:

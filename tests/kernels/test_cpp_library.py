@@ -74,7 +74,7 @@ def test_a_compiler_that_fails_is_warned_of_once(fresh, monkeypatch):
         assert total() == total() == ["native"]
     assert len(warned) == 1
     assert not fresh.exists()
-    with pytest.raises(BackendUnavailableError, match="false .*failed"):
+    with pytest.raises(BackendUnavailableError, match=r"false .*failed"):
         total(backend="cpp")
 
 

@@ -143,14 +143,14 @@ def on(backend):
 def path(request, monkeypatch):
     """The C++, and both ways of the native back-end; the last is what runs on CUDA."""
     calls = []
-    operator = native._compose_flat if request.param == "composed" else _edges.edge_mlp_sum
+    operator = native._compose_flat if request.param == "composed" else native._edge_mlp_sum
 
     def counted(*args):
         assert args[-1] == (request.param == "cpp")
         calls.append(request.param)
         return operator(*args)
 
-    monkeypatch.setattr(_edges, "edge_mlp_sum", counted)
+    monkeypatch.setattr(native, "_edge_mlp_sum", counted)
     yield on("cpp" if request.param == "cpp" else "native")
     assert calls
 
@@ -292,6 +292,18 @@ def test_compiles_in_one_graph(fused):
             batch[name] = batch[name][:1].repeat(copies, 1, 1)
         assert_parity(compiled, tables, batch, options)
     assert counter.frame_count <= 3
+
+
+def test_of_fake_tensors(fused):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    (source, segments), tensors, options = make_case("all", "65 edges")
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = {name: mode.from_tensor(x) for name, x in tensors.items()}
+        y = call(kernels.edge_mlp_sum, (source, segments), fake, options)
+        grads = torch.autograd.grad(sum(v.sum() for v in y), fake.values())
+    assert [v.shape for v in y] == [(3, 9, H), (3, 9, D)]
+    assert [g.shape for g in grads] == [x.shape for x in tensors.values()]
 
 
 def test_same_bits_every_time(fused):
