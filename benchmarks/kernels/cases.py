@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -344,6 +344,24 @@ def _egnn_conv(size: Size, device: torch.device) -> Work:
     return Work(peers, _egnn_moved(size), _egnn_flops(size))
 
 
+def _in_torch(
+    make: Callable[[Size, torch.device], Work],
+) -> Callable[[Size, torch.device], Work]:
+    """The same case as it runs where there is no compiler, and nothing but torch."""
+
+    def made(size: Size, device: torch.device) -> Work:
+        work = make(size, device)
+        ours = work.peers[OURS]
+
+        def call() -> Tensor | tuple[Tensor, ...]:
+            with kernels.backend("native"):
+                return ours.call()
+
+        return replace(work, peers={**work.peers, OURS: replace(ours, call=call)})
+
+    return made
+
+
 def _bind(
     module: nn.Module, function: Callable[..., Any], inputs: tuple[Tensor, ...], *rest: Tensor
 ) -> Peer:
@@ -540,6 +558,9 @@ CASES = {
         _sixteenth,
     ),
     "EGNNConv": Case("EGNNConv: n edges between k nodes", _egnn_conv, 16, _sixteenth),
+    "EGNNConv in plain torch": Case(
+        "EGNNConv without a compiler: n edges between k nodes", _in_torch(_egnn_conv), 16
+    ),
     "EGNNConv, n-body": Case("EGNNConv: a batch of complete graphs", _n_body(1), 16),
     "EGNN, n-body": Case("EGNN of four layers: a batch of complete graphs", _n_body(4), 64),
     "PenguinConv": Case("PenguinConv: n edges between k nodes", _penguin_conv, 24, _sixteenth),

@@ -89,7 +89,7 @@ def _bars(device: str, rows: Sequence[Row]) -> list[str]:
     heading = ["bar", "case", "n", "k", "channels", "mode", "against", "least ratio", "stretch"]
     heading += ["least memory ratio"]
     for setting in settings:
-        heading += [f"ratio (quartiles), {setting}", "memory ratio", "met"]
+        heading += [f"ratio (quartiles), {setting}", "limit", "memory ratio", "met"]
     body: list[list[str]] = []
     measured: dict[str, list[str]] = {goal.bar: [] for goal in goals}
     for goal in goals:
@@ -101,16 +101,23 @@ def _bars(device: str, rows: Sequence[Row]) -> list[str]:
         cells += [least, _number(goal.stretch), _number(goal.memory)]
         for setting in settings:
             row = found.get((setting, goal.case, goal.size, goal.mode, goal.peer))
+            ours = found.get((setting, goal.case, goal.size, goal.mode, OURS))
             if setting not in goal.settings:
-                cells += ["-"] * 3
+                cells += ["-"] * 4
             elif row is None:
-                cells += [MISSING] * 3
+                cells += [MISSING] * 4
             else:
-                cells += [_ratio(row), _number(row.memory_ratio), row.met]
+                limit = math.nan
+                if ours is not None and goal.peer != COPY:
+                    limit = row.ratio / ours.roofline
+                cells += [_ratio(row), _number(limit), _number(row.memory_ratio), row.met]
                 measured[goal.bar].append(row.met)
         body.append(cells)
     words = [f"{bar} {_verdict(results)}" for bar, results in measured.items()]
-    text = f"A bar is met when each of its lines that was measured is: {', '.join(words)}."
+    text = (
+        f"A bar is met when each of its lines that was measured is: {', '.join(words)}. The "
+        "*limit* is the ratio that gsym would have at the roofline."
+    )
     return [text, "", *_markdown(heading, body)]
 
 
