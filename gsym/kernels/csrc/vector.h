@@ -2,6 +2,9 @@
 #pragma once
 
 #include <omp.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -62,16 +65,39 @@ template <typename T> inline T sum(Vec<T> x) {
   return total;
 }
 
+// Between -most and most; NaN stays. Compilers make two instructions each of comparing and choosing.
+#if defined(__AVX512F__)
+inline Vec<float> limited(Vec<float> x, Vec<float> most) {
+  return (Vec<float>)_mm512_max_ps((__m512)-most, _mm512_min_ps((__m512)most, (__m512)x));
+}
+inline Vec<double> limited(Vec<double> x, Vec<double> most) {
+  return (Vec<double>)_mm512_max_pd((__m512d)-most, _mm512_min_pd((__m512d)most, (__m512d)x));
+}
+#elif defined(__AVX__)
+inline Vec<float> limited(Vec<float> x, Vec<float> most) {
+  return (Vec<float>)_mm256_max_ps((__m256)-most, _mm256_min_ps((__m256)most, (__m256)x));
+}
+inline Vec<double> limited(Vec<double> x, Vec<double> most) {
+  return (Vec<double>)_mm256_max_pd((__m256d)-most, _mm256_min_pd((__m256d)most, (__m256d)x));
+}
+#else
+template <typename V> inline V limited(V x, V most) {
+  x = x > most ? most : x;
+  return x < -most ? -most : x;
+}
+#endif
+
+constexpr double factorial(int n) { return n < 2 ? 1 : n * factorial(n - 1); }
+
 // exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, to within two units in the last place; NaN stays NaN.
 template <typename T> inline Vec<T> exponential(Vec<T> x) {
   using S = Simd<T>;
-  x = x > S::most ? Vec<T>{} + S::most : x;
-  x = x < -S::most ? Vec<T>{} - S::most : x;
+  x = limited(x, Vec<T>{} + S::most);
   Vec<T> shifted = x * T(1.4426950408889634) + S::rounder;
   Vec<T> n = shifted - S::rounder;
   Vec<T> r = (x - n * S::ln2_high) - n * S::ln2_low;
-  Vec<T> value = Vec<T>{} + T(1);
-  for (int i = S::terms; i > 0; i--) value = value * r * T(1.0 / i) + T(1);
+  Vec<T> value = Vec<T>{} + T(1 / factorial(S::terms));
+  for (int i = S::terms - 1; i >= 0; i--) value = value * r + T(1 / factorial(i));
   // The low bits of the rounded number are n.
   typename S::Bits scale = ((typename S::Bits)shifted + S::exponent_bias) << S::exponent_shift;
   return value * (Vec<T>)scale;
