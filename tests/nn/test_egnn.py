@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym._validate import GraphError, GroupError, SignalError
+from gsym._validate import GraphError, GroupError, SignalError, check_positions
 from gsym.check import assert_equivariant, equivariance_error
 from gsym.nn import EGNN, EGNNConv
 
@@ -692,6 +692,16 @@ def test_bad_calls(name, cls):
     function, error, message = BAD_CALLS[name]
     with pytest.raises(error, match=message):
         function(make("plain", cls))
+
+
+def test_finite_coordinates_may_have_an_infinite_sum():
+    pos = torch.full((N, D), torch.finfo(torch.float32).max)
+    assert not pos.sum().isfinite()
+    check_positions(pos, X[0], D)
+    pos[2, 1] = torch.inf
+    pos[5, 0] = -torch.inf
+    with pytest.raises(SignalError, match="coordinate 1 of node 2 is inf"):
+        check_positions(pos, X[0], D)
 
 
 @pytest.mark.parametrize(
