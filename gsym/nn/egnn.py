@@ -112,8 +112,10 @@ class NodeLinear(nn.Module):
         """Map ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
         if self.tiles is not None:
             return kernels.indexed_linear(x, self.weight, self.tiles, self.bias)
-        bias = None if self.bias is None else self.bias.squeeze(0)
-        return F.linear(x, self.weight.squeeze(0).t(), bias)
+        # One product of all rows; F.linear would turn the weight there and back and reshape more.
+        rows, weight = x.flatten(0, -2), self.weight.squeeze(0)
+        y = rows.mm(weight) if self.bias is None else torch.addmm(self.bias, rows, weight)
+        return y.reshape(*x.shape[:-1], self.out_channels)
 
     def extra_repr(self) -> str:
         """Channels and orbits, for ``repr``."""
