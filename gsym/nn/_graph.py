@@ -95,6 +95,15 @@ def unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:
     return x.reshape(batch_size, -1, x.size(1))
 
 
+def unstack_rows(rows: Tensor | None, batch_size: int | None, count: int) -> Tensor | None:
+    """Stacked rows ``[b*r, c]`` as ``[b, r, c]``, ``count`` being r; others as they came."""
+    if batch_size is None or not isinstance(rows, Tensor):
+        return rows
+    if rows.dim() != 2 or rows.size(0) != batch_size * count:
+        return rows
+    return rows.view(batch_size, count, rows.size(1))
+
+
 def _version(tensor: Tensor) -> int | None:
     """How often the tensor was changed in place; nobody counts that of inference tensors."""
     return None if tensor.is_inference() else tensor._version

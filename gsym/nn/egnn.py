@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from gsym._validate import (
     check_signal,
 )
 from gsym.groups import PermutationGroup
-from gsym.nn._graph import LastGraph, unstack
+from gsym.nn._graph import LastGraph, unstack, unstack_rows
 from gsym.nn.linear import TiedLayer
 
 AGGREGATIONS = ("mean", "sum")
@@ -61,6 +63,16 @@ class EdgeGraph:
         if self.order is None or self.rank is None:
             return edge_attr
         return kernels.permute_rows(edge_attr, self.order, self.rank)
+
+
+@dataclass
+class Context:
+    """What all layers of a stack see alike, checked and sorted."""
+
+    graph: EdgeGraph
+    edge_attr: Tensor | None
+    velocity: Tensor | None
+    alpha: float | Tensor = 1.0  # how Euclidean the layers of PEnGUiN are
 
 
 class NodeLinear(nn.Module):
@@ -216,8 +228,7 @@ class EdgeMLP(nn.Module):
     def forward(
         self,
         x: Tensor,
-        graph: EdgeGraph,
-        edge_attr: Tensor | None,
+        context: Context,
         pos: Tensor | None = None,
         height: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -228,7 +239,9 @@ class EdgeMLP(nn.Module):
         target, source = self.target(x), self.source(x)
         if height is not None:
             target, source = target + height, source - height
-        coord = None
+        graph, attr, coord = context.graph, None, None
+        if context.edge_attr is not None and self.attr is not None:
+            attr = (context.edge_attr, self.attr)
         if self.coord is not None and self.coord_last is not None:
             coord = (self.coord.weight, self.coord.bias, self.coord_last.weight)
         return kernels.edge_mlp_sum(
@@ -240,7 +253,7 @@ class EdgeMLP(nn.Module):
             self.second.bias,
             pos=pos,
             distance=self.distance,
-            edge_attr=None if edge_attr is None or self.attr is None else (edge_attr, self.attr),
+            edge_attr=attr,
             gate=None if self.gate is None else (self.gate.weight, self.gate.bias),
             coord=coord,
             **self.options,  # type: ignore[arg-type]
@@ -286,20 +299,11 @@ class GeometricLayer(TiedLayer):
             velocity: Velocities ``[..., n, d]``, if the layer has ``velocity=True``.
             batch_size: Number of graphs in a stacked batch ``[b*n, c]``.
         """
-        x, pos, graph, edge_attr, velocity = self._prepare(
-            x, pos, edge_index, edge_attr, velocity, batch_size
-        )
-        x, pos = self.step(x, pos, graph, edge_attr, velocity)
+        x, pos, context = self._prepare(x, pos, edge_index, edge_attr, velocity, batch_size)
+        x, pos = self.step(x, pos, context)
         return (x, pos) if batch_size is None else (x.flatten(0, 1), pos.flatten(0, 1))
 
-    def step(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        graph: EdgeGraph,
-        edge_attr: Tensor | None,
-        velocity: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, pos: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The layer itself, on checked input and sorted edges."""
         raise NotImplementedError
 
@@ -311,7 +315,7 @@ class GeometricLayer(TiedLayer):
         edge_attr: Tensor | None,
         velocity: Tensor | None,
         batch_size: int | None,
-    ) -> tuple[Tensor, Tensor, EdgeGraph, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Context]:
         if (velocity is None) == self.velocity:
             needs = "needs velocity" if self.velocity else "takes no velocity"
             raise TypeError(f"a layer with velocity={self.velocity} {needs}")
@@ -325,20 +329,13 @@ class GeometricLayer(TiedLayer):
         if velocity is not None:
             check_positions(velocity, x, pos.size(-1), "velocity")
         graph = self._graph.get(edge_index, x, batch_size, EdgeGraph.build)
-        if (
-            edge_attr is not None
-            and batch_size is not None
-            and isinstance(edge_attr, Tensor)
-            and edge_attr.dim() == 2
-            and edge_attr.size(0) == batch_size * graph.num_edges
-        ):
-            edge_attr = edge_attr.view(batch_size, graph.num_edges, edge_attr.size(1))
+        edge_attr = unstack_rows(edge_attr, batch_size, graph.num_edges)
         check_edge_attr(edge_attr, x, graph.num_edges, self.edge_dim)
         dtype = next(self.parameters()).dtype
         check_same_dtype(dtype, x=x, pos=pos, edge_attr=edge_attr, velocity=velocity)
         if edge_attr is not None:
             edge_attr = graph.sort(edge_attr)
-        return x, pos, graph, edge_attr, velocity
+        return x, pos, Context(graph, edge_attr, velocity)
 
     def extra_repr(self) -> str:
         """Channels and group, for ``repr``."""
@@ -500,24 +497,17 @@ class EGNNConv(GeometricLayer):
         if self.axis is not None:
             self.axis.copy_(F.normalize(torch.randn_like(self.axis), dim=0))
 
-    def step(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        graph: EdgeGraph,
-        edge_attr: Tensor | None,
-        velocity: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, pos: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The layer itself, on checked input and sorted edges."""
         vectors, height = self._vectors(), None
         if vectors is not None:
             # The component of r_ij is a difference of two nodes, so it costs nothing on edges.
             # Centring keeps the difference and avoids cancellation far from the origin.
             height = (pos - pos.mean(-2, keepdim=True)) @ vectors.t() @ self.height
-        messages, moves = self.edges(x, graph, edge_attr, pos, height)
+        messages, moves = self.edges(x, context, pos, height)
         new_pos = pos + moves
-        if velocity is not None and self.velocity_mlp is not None:
-            new_pos = new_pos + self.velocity_mlp(x) * velocity
+        if context.velocity is not None and self.velocity_mlp is not None:
+            new_pos = new_pos + self.velocity_mlp(x) * context.velocity
         if vectors is not None and self.fall is not None:
             new_pos = new_pos + self.fall(x) @ vectors
         new = self.update(torch.cat([x, messages], dim=-1))
@@ -531,7 +521,69 @@ class EGNNConv(GeometricLayer):
         return axis if self.extra_vectors is None else torch.cat([self.extra_vectors, axis])
 
 
-class EGNN(GeometricLayer):
+class GeometricStack(GeometricLayer):
+    """Layers of one width between two maps of the features; a learned axis is shared by all."""
+
+    first: NodeLinear
+    convs: nn.ModuleList
+    last: NodeLinear | None
+
+    def _set_layers(
+        self,
+        conv: Callable[..., GeometricLayer],
+        hidden_channels: int,
+        out_channels: int | None,
+        num_layers: int,
+        options: dict[str, Any],
+    ) -> None:
+        """Make ``num_layers`` of ``conv``, and the maps before and behind them."""
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
+        self.first = NodeLinear(self.in_channels, hidden_channels, self.group)
+        convs = [
+            conv(
+                hidden_channels,
+                hidden_channels,
+                hidden_channels,
+                self.edge_dim,
+                group=self.group,
+                dim=self.dim,
+                velocity=self.velocity,
+                **options,
+            )
+            for _ in range(num_layers)
+        ]
+        self.dim = convs[0].dim
+        self.convs = nn.ModuleList(convs)
+        self.last = None
+        if out_channels is not None:
+            self.last = NodeLinear(hidden_channels, out_channels, self.group)
+        _share_axis(self)
+
+    def _reset(self, *parts: nn.Module | None) -> None:
+        """Draw the parts in this order; the layers move as far as one."""
+        for part in parts:
+            if isinstance(part, GeometricLayer):
+                part.reset_parameters(depth=len(self.convs))  # type: ignore[operator]
+            elif part is not None:
+                part.reset_parameters()  # type: ignore[operator]
+
+    def step(self, x: Tensor, pos: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The layers in turn."""
+        x = self.first(x)
+        for conv in self.convs:
+            x, pos = conv.step(x, pos, context)  # type: ignore[operator]
+        return x if self.last is None else self.last(x), pos
+
+
+def _share_axis(stack: nn.Module) -> None:
+    """Give all layers the axis of the first: with several they would have fewer symmetries."""
+    convs = [part for part in stack.modules() if isinstance(part, EGNNConv)]
+    for conv in convs:
+        conv.axis = convs[0].axis
+
+
+class EGNN(GeometricStack):
     """A stack of :class:`EGNNConv` between two linear maps of the features.
 
     Args:
@@ -578,52 +630,12 @@ class EGNN(GeometricLayer):
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
         super().__init__(in_channels, width, group, dim=dim, edge_dim=edge_dim, velocity=velocity)
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
-        self.first = NodeLinear(in_channels, hidden_channels, group)
-        convs = [
-            EGNNConv(
-                hidden_channels,
-                hidden_channels,
-                hidden_channels,
-                edge_dim,
-                group=group,
-                dim=dim,
-                velocity=velocity,
-                **options,
-            )
-            for _ in range(num_layers)
-        ]
-        for conv in convs:  # Layers with several axes would have fewer symmetries than each.
-            conv.axis = convs[0].axis
-        self.dim = convs[0].dim
-        self.convs = nn.ModuleList(convs)
-        self.last = None
-        if out_channels is not None:
-            self.last = NodeLinear(hidden_channels, out_channels, group)
+        self._set_layers(EGNNConv, hidden_channels, out_channels, num_layers, options)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw all layers."""
-        self.first.reset_parameters()
-        for conv in self.convs:
-            conv.reset_parameters(depth=len(self.convs))  # type: ignore[operator]
-        if self.last is not None:
-            self.last.reset_parameters()
-
-    def step(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        graph: EdgeGraph,
-        edge_attr: Tensor | None,
-        velocity: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The layers in turn."""
-        x = self.first(x)
-        for conv in self.convs:
-            x, pos = conv.step(x, pos, graph, edge_attr, velocity)  # type: ignore[operator]
-        return x if self.last is None else self.last(x), pos
+        self._reset(self.first, *self.convs, self.last)
 
 
 def check_residual(residual: bool | None, in_channels: int, out_channels: int) -> bool:

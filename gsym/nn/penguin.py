@@ -12,10 +12,12 @@ from gsym._validate import SignalError, check_positions, check_signal
 from gsym.groups import PermutationGroup
 from gsym.nn.egnn import (
     SMALL_GAIN,
+    Context,
     EdgeGraph,
     EdgeMLP,
     EGNNConv,
     GeometricLayer,
+    GeometricStack,
     NodeLinear,
     NodeMLP,
     check_residual,
@@ -58,17 +60,12 @@ class FreeConv(nn.Module):
         self.move.reset_parameters(gain)
         self.update.reset_parameters(gain if self.residual else None)
 
-    def forward(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        graph: EdgeGraph,
-        edge_attr: Tensor | None,
-        velocity: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, pos: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """New features and coordinates, on checked input and sorted edges."""
-        place = pos if velocity is None else torch.cat([pos, velocity], dim=-1)
-        messages, _ = self.edges(torch.cat([x, place], dim=-1), graph, edge_attr)
+        place = pos
+        if context.velocity is not None:
+            place = torch.cat([pos, context.velocity], dim=-1)
+        messages, _ = self.edges(torch.cat([x, place], dim=-1), context)
         pos = pos + self.move(torch.cat([place, messages], dim=-1))
         new = self.update(torch.cat([x, messages], dim=-1))
         return x + new if self.residual else new, pos
@@ -201,11 +198,9 @@ class _ScoredLayer(GeometricLayer):
                 Its leading axes are those of ``x`` or absent.
             batch_size: Number of graphs in a stacked batch ``[b*n, c]``.
         """
-        x, pos, graph, edge_attr, velocity = self._prepare(
-            x, pos, edge_index, edge_attr, velocity, batch_size
-        )
-        score = self._score(x, pos, graph, alpha)
-        x, pos = self._blend(x, pos, graph, edge_attr, velocity, score)
+        x, pos, context = self._prepare(x, pos, edge_index, edge_attr, velocity, batch_size)
+        context.alpha = self._score(x, pos, context.graph, alpha)
+        x, pos = self.step(x, pos, context)
         return (x, pos) if batch_size is None else (x.flatten(0, 1), pos.flatten(0, 1))
 
     def symmetry_score(self, x: Tensor, pos: Tensor, edge_index: Tensor) -> Tensor:
@@ -239,17 +234,6 @@ class _ScoredLayer(GeometricLayer):
         if isinstance(self.alpha, str):
             raise TypeError('a layer with alpha="given" needs alpha in every call')
         return self.alpha
-
-    def _blend(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        graph: EdgeGraph,
-        edge_attr: Tensor | None,
-        velocity: Tensor | None,
-        alpha: float | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
 
 
 class PenguinConv(_ScoredLayer):
@@ -371,22 +355,14 @@ class PenguinConv(_ScoredLayer):
         if self.estimator is not None:
             self.estimator.reset_parameters()
 
-    def _blend(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        graph: EdgeGraph,
-        edge_attr: Tensor | None,
-        velocity: Tensor | None,
-        alpha: float | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = (x, pos, graph, edge_attr, velocity)
+    def step(self, x: Tensor, pos: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Both branches, blended; on checked input and sorted edges."""
+        alpha = context.alpha
         if isinstance(alpha, float) and alpha in (0, 1):
-            return self.equivariant.step(*inputs) if alpha else self.free(*inputs)
-        (x_equal, pos_equal), (x_free, pos_free) = (
-            self.equivariant.step(*inputs),
-            self.free(*inputs),
-        )
+            branch = self.equivariant.step if alpha else self.free
+            return branch(x, pos, context)
+        x_equal, pos_equal = self.equivariant.step(x, pos, context)
+        x_free, pos_free = self.free(x, pos, context)
         features = place = alpha
         if isinstance(alpha, Tensor) and alpha.dim() and alpha.size(-1) == self.scored_channels + 1:
             features, place = alpha[..., :-1], alpha[..., -1:]
@@ -396,7 +372,7 @@ class PenguinConv(_ScoredLayer):
         )
 
 
-class Penguin(_ScoredLayer):
+class Penguin(_ScoredLayer, GeometricStack):
     """A stack of :class:`PenguinConv` that share one alpha, between two maps of the features.
 
     Like :class:`PenguinConv` a reconstruction. The Equivariance Estimator runs once, on the input.
@@ -454,54 +430,14 @@ class Penguin(_ScoredLayer):
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
         super().__init__(in_channels, width, group, dim=dim, edge_dim=edge_dim, velocity=velocity)
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
         self._set_alpha(alpha, hard, hidden_channels, hidden_channels)
-        self.first = NodeLinear(in_channels, hidden_channels, group)
-        convs = [
-            PenguinConv(
-                hidden_channels,
-                hidden_channels,
-                hidden_channels,
-                edge_dim,
-                "given",
-                group=group,
-                velocity=velocity,
-                dim=dim,
-                **options,
-            )
-            for _ in range(num_layers)
-        ]
-        for conv in convs:  # Layers with several axes would have fewer symmetries than each.
-            conv.equivariant.axis = convs[0].equivariant.axis
-        self.convs = nn.ModuleList(convs)
-        self.last = None
-        if out_channels is not None:
-            self.last = NodeLinear(hidden_channels, out_channels, group)
+        options = {"alpha": "given", **options}
+        self._set_layers(PenguinConv, hidden_channels, out_channels, num_layers, options)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw all layers and the Estimator."""
-        for conv in self.convs:
-            conv.reset_parameters(depth=len(self.convs))  # type: ignore[operator]
-        for part in (self.first, self.last, self.estimator):
-            if part is not None:
-                part.reset_parameters()
-
-    def _blend(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        graph: EdgeGraph,
-        edge_attr: Tensor | None,
-        velocity: Tensor | None,
-        alpha: float | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        x = self.first(x)
-        for conv in self.convs:
-            assert isinstance(conv, PenguinConv)
-            x, pos = conv._blend(x, pos, graph, edge_attr, velocity, alpha)
-        return x if self.last is None else self.last(x), pos
+        self._reset(*self.convs, self.first, self.last, self.estimator)
 
 
 def _check_number(alpha: object) -> float:
