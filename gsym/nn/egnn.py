@@ -559,6 +559,8 @@ class GeometricStack(GeometricLayer):
         if out_channels is not None:
             self.last = NodeLinear(hidden_channels, out_channels, self.group)
         _share_axis(self)
+        # With assign=True every layer gets a parameter of its own.
+        self.register_load_state_dict_post_hook(_share_axis)
 
     def _reset(self, *parts: nn.Module | None) -> None:
         """Draw the parts in this order; the layers move as far as one."""
@@ -576,7 +578,7 @@ class GeometricStack(GeometricLayer):
         return x if self.last is None else self.last(x), pos
 
 
-def _share_axis(stack: nn.Module) -> None:
+def _share_axis(stack: nn.Module, _: object = None) -> None:
     """Give all layers the axis of the first: with several they would have fewer symmetries."""
     convs = [part for part in stack.modules() if isinstance(part, EGNNConv)]
     for conv in convs:

@@ -17,7 +17,7 @@ from torch_geometric.loader import DataLoader
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym._validate import GraphError, GroupError, SignalError, check_positions
 from gsym.check import assert_equivariant, equivariance_error
-from gsym.nn import EGNN, EGNNConv
+from gsym.nn import EGNN, EGNNConv, Penguin
 
 N, D, H = 7, 3, 5
 
@@ -317,6 +317,29 @@ def test_a_stack_learns_one_axis():
     assert len({id(p) for name, p in net.named_parameters() if name.endswith("axis")}) == 1
     clone = copy.deepcopy(net)
     assert all(conv.axis is clone.convs[0].axis for conv in clone.convs)
+
+
+@pytest.mark.parametrize("cls", [EGNN, Penguin])
+def test_a_stack_learns_one_axis_after_its_state_is_assigned(cls):
+    saved = randomised(make("axis", cls))
+    with torch.device("meta"):
+        net = make("axis", cls).double()
+    inside = torch.nn.Sequential(net)  # whose children's load_state_dict is not called
+    state = {f"0.{name}": value for name, value in saved.state_dict().items()}
+    inside.load_state_dict(state, assign=True)
+    axes = [p for name, p in net.named_parameters() if name.endswith("axis")]
+    assert len(axes) == 1
+    assert torch.equal(axes[0], saved.state_dict()["convs.0." + axis_name(cls)])
+    given = inputs(net)
+    train(net, given)
+    again = make("axis", cls).double()
+    again.load_state_dict(net.state_dict())
+    for one, other in zip(call(again, given), call(net, given), strict=True):
+        assert torch.equal(one, other)
+
+
+def axis_name(cls) -> str:
+    return "axis" if cls is EGNN else "equivariant.axis"
 
 
 def test_gravity_far_from_the_origin_in_float32():
