@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym._validate import SignalError, check_positions, check_signal
 from gsym.groups import PermutationGroup
+from gsym.nn._graph import unstack_rows
 from gsym.nn.egnn import (
     SMALL_GAIN,
     Context,
@@ -195,10 +196,13 @@ class _ScoredLayer(GeometricLayer):
             velocity: Velocities ``[..., n, d]``, if the layer has ``velocity=True``.
             alpha: Replaces the layer's own score in this call: a number, or a tensor ``[]``,
                 ``[..., n, 1]`` or, with one more for the coordinates, ``[..., n, features + 1]``.
-                Its leading axes are those of ``x`` or absent.
+                Its leading axes are those of ``x`` or absent; with ``batch_size`` it may be stacked
+                as ``x`` is.
             batch_size: Number of graphs in a stacked batch ``[b*n, c]``.
         """
         x, pos, context = self._prepare(x, pos, edge_index, edge_attr, velocity, batch_size)
+        if isinstance(alpha, Tensor):
+            alpha = unstack_rows(alpha, batch_size, x.size(-2))
         context.alpha = self._score(x, pos, context.graph, alpha)
         x, pos = self.step(x, pos, context)
         return (x, pos) if batch_size is None else (x.flatten(0, 1), pos.flatten(0, 1))

@@ -363,6 +363,25 @@ def test_a_batch_is_a_loop_over_samples(alpha):
     torch.testing.assert_close(found[1], pos[0].flatten(0, 1))
 
 
+@pytest.mark.parametrize("cls", [PenguinConv, Penguin])
+@pytest.mark.parametrize("per_feature", [False, True])
+def test_a_given_score_may_be_stacked_as_the_signal_is(cls, per_feature):
+    layer = randomised(make("plain", cls, alpha="given"))
+    given = inputs(layer, 3)
+    alpha = signal(3, N, layer.scored_channels + 1 if per_feature else 1).sigmoid()
+    stacked = {key: value.flatten(0, 1) for key, value in given.items()}
+    for score, flat in ((alpha, alpha.flatten(0, 1)), (alpha[0], alpha[0])):
+        expected = call(layer, given, alpha=score)
+        found = call(layer, stacked, alpha=flat, batch_size=3)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs.flatten(0, 1))
+    with pytest.raises(SignalError, match=r"alpha must be .* got \[20, "):
+        call(layer, stacked, alpha=alpha.flatten(0, 1)[1:], batch_size=3)
+    alpha[1, 4, 0] = 2
+    with pytest.raises(SignalError, match=r"0\.\.1; got 2\.0 at node 4"):
+        call(layer, stacked, alpha=alpha.flatten(0, 1), batch_size=3)
+
+
 @pytest.mark.parametrize("alpha", [0.3, *LEARNED])
 def test_compiles_in_one_graph_for_all_batch_sizes(alpha):
     torch.compiler.reset()
