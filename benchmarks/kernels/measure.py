@@ -38,6 +38,10 @@ GROWTH = "growth"
 # What a slow case is repeated at least, where a job has a limit of time.
 LEAST_ROUNDS = 3
 
+# A step is repeated within its turn for so long, in ms: what comes first after other code finds
+# caches and threads cold, as no loop does.
+TURN = 20.0
+
 Step = Callable[[], object]
 
 
@@ -191,26 +195,33 @@ def interleave(
         seconds: The time.
 
     Returns:
-        Times in ms ``[rounds]``, and peaks of memory in MiB, those of the first round.
+        Times of one step in ms ``[rounds]``, and peaks of memory in MiB, before the first round.
     """
     names = list(steps)
+    repeats: dict[str, int] = {}
     times: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, float] = {}
+
+    def take(name: str, count: int) -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        for _ in range(count):
+            steps[name]()
+        _synchronize(device)
+        return (time.perf_counter() - start) * 1e3
+
     gc.collect()
+    for name in names:
+        peak = peak_memory(device)
+        once = take(name, 1)
+        memory[name] = peak()
+        repeats[name] = max(round(TURN / max(once, 1e-3)), 1)
     begin = time.perf_counter()
     for turn in range(rounds):
         if turn >= LEAST_ROUNDS and time.perf_counter() - begin > seconds:
             break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            if turn == 0:
-                peak = peak_memory(device)
-            _synchronize(device)
-            start = time.perf_counter()
-            steps[name]()
-            _synchronize(device)
-            times[name].append((time.perf_counter() - start) * 1e3)
-            if turn == 0:
-                memory[name] = peak()
+            times[name].append(take(name, repeats[name]) / repeats[name])
     return {name: np.array(taken) for name, taken in times.items()}, memory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
+from benchmarks.kernels import measure
 from benchmarks.kernels.bars import BARS, BOTH, FORWARD, GOALS, HUGE, PLAIN, SETTINGS, Goal, Size
 from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
 from benchmarks.kernels.measure import (
@@ -67,14 +69,25 @@ def test_a_peer_of_other_values_is_refused():
         prepare(peers, BOTH, workload, PLAIN)
 
 
-def test_rounds_take_turns():
+def test_rounds_take_turns(monkeypatch):
     order = []
     steps = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    monkeypatch.setattr(measure, "TURN", 0)
     times, memory = interleave(steps, 4, CPU)
-    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert {len(taken) for taken in times.values()} == {4} and list(memory) == list("abc")
     times, _ = interleave(steps, 9, CPU, seconds=0)
     assert {len(taken) for taken in times.values()} == {3}
+
+
+def test_a_short_step_is_repeated_in_its_turn(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock) * 5e-3)
+    steps = []
+    times, _ = interleave({"a": lambda: steps.append(1)}, 3, CPU)
+    # Every look at the clock takes 5 ms, so four steps fill a turn.
+    assert len(steps) == 1 + 3 * 4
+    assert times["a"].tolist() == pytest.approx([5 / 4] * 3)
 
 
 def rows_of(times, memory=None, *, setting=PLAIN, case="segment_sum", size=MILLION, mode=FORWARD):
