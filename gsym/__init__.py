@@ -1,15 +1,31 @@
 """gsym: partial permutation symmetry for signals on a fixed graph."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from gsym import check, kernels, nn
 from gsym.coarsening import (
     Coarsening,
     GroupChoice,
     Hierarchy,
-    SubgroupSearch,
     choose_group,
     coarsen,
 )
 from gsym.groups import ClusterGroup, Orbits, Partition, PermutationGroup, automorphisms
+
+if TYPE_CHECKING:
+    from gsym.coarsening.search import SubgroupSearch
+else:
+
+    def __getattr__(name):
+        # See gsym.coarsening, which imports it as late.
+        if name != "SubgroupSearch":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from gsym.coarsening.search import SubgroupSearch
+
+        return SubgroupSearch
+
 
 __all__ = [
     "ClusterGroup",

@@ -41,7 +41,6 @@ from gsym._validate import ClusteringError, GraphError, GroupError, PartitionErr
 from gsym.coarsening.choose import Candidate, choose_group
 from gsym.coarsening.cluster import METHODS, coarsen
 from gsym.coarsening.coarsen import Hierarchy
-from gsym.coarsening.page import write_page
 from gsym.groups.automorphism import SOLVERS, SolverUnavailableError, automorphisms
 from gsym.groups.partition import Partition
 
@@ -177,7 +176,7 @@ def choose(
             if places is None and height and width:
                 image = Partition.grid(height, width, 1).labels
                 places = np.column_stack([image % width, -(image // width)]).astype(float)
-            write_page(choice, out, positions=places, names=node_names, title=title)
+            choice.report(out, positions=places, names=node_names, title=title)
     if json:
         _print_json(
             {

@@ -10,12 +10,12 @@ that PyG stacks the labels of a batch of graphs without shifting them.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from gsym.coarsening.cluster import coarsen
 from gsym.groups import GraphError, GroupError, Partition, PartitionError, PermutationGroup
 
 
@@ -85,8 +85,7 @@ class AddPartition(BaseTransform):
         num_nodes = _num_nodes(data)
         partition = self.partition
         if partition is None:
-            # Clustering libraries take seconds to import.
-            coarsen = importlib.import_module("gsym.coarsening.cluster").coarsen
+            assert self.method is not None and self.k is not None
             weight = data.edge_weight if "edge_weight" in data else None
             # Families find only the levels that they are asked for.
             options = {"levels": [self.k], **self.options}

@@ -122,7 +122,9 @@ def test_other_ways_to_choose(folder, capsys, extra):
 
 def test_pixels_are_drawn_as_a_grid(folder, capsys, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("gsym._cli.write_page", lambda *args, **options: drawn.update(options))
+    monkeypatch.setattr(
+        "gsym.coarsening.page.write_page", lambda *args, **options: drawn.update(options)
+    )
     args = ("--method", "grid", "--height", "3", "--width", "4", "--out", "report.html")
     run(capsys, "choose", "--signals", "x.npz", *args)
     rows = [[(column, -row) for column in range(4)] for row in range(3)]

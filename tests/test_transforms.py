@@ -1,8 +1,5 @@
 """Labels of clusters and orbits, and what they make of an unmodified network."""
 
-import sys
-from types import SimpleNamespace
-
 import networkx as nx
 import pytest
 import torch
@@ -188,9 +185,7 @@ class TestMethod:
             calls.append((edge_index, num_nodes, edge_weight, options))
             return {2: CLUSTERS}
 
-        module = "gsym.coarsening.cluster"
-        monkeypatch.setitem(sys.modules, "gsym.coarsening", SimpleNamespace())
-        monkeypatch.setitem(sys.modules, module, SimpleNamespace(coarsen=coarsen))
+        monkeypatch.setattr("gsym.transforms.coarsen", coarsen)
         weight = torch.rand(CYCLE.size(1), generator=torch.Generator().manual_seed(0))
         data = Data(edge_index=CYCLE, edge_weight=weight, num_nodes=6)
         transform = AddPartition(method="spectral", k=2, seed=3)

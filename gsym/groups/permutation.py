@@ -14,11 +14,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from sympy.combinatorics import Permutation as SymPyPermutation
-from sympy.combinatorics import PermutationGroup as SymPyGroup
 from torch import Tensor
 
 from gsym._validate import (
@@ -148,9 +147,11 @@ class PermutationGroup:
         )
 
     @cached_property
-    def _sympy(self) -> SymPyGroup:
-        identity = SymPyPermutation(list(range(self.num_nodes)))
-        return SymPyGroup(*[SymPyPermutation(g) for g in self.generators.tolist()] or [identity])
+    def _sympy(self) -> Any:
+        from sympy.combinatorics import Permutation, PermutationGroup
+
+        identity = list(range(self.num_nodes))
+        return PermutationGroup(*map(Permutation, self.generators.tolist() or [identity]))
 
     def order(self) -> int:
         """Number of permutations in the group."""
@@ -169,7 +170,9 @@ class PermutationGroup:
         images = check_permutation(perm, self.num_nodes)
         if self._chain is not None:
             return self._chain.contains(images)
-        return bool(self._sympy.contains(SymPyPermutation(images.tolist())))
+        from sympy.combinatorics import Permutation
+
+        return bool(self._sympy.contains(Permutation(images.tolist())))
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
         """A uniformly random element, int64 ``[n]``."""
