@@ -191,9 +191,9 @@ class GroupChoice:
 
     def report(self, path: str | Path, **options: Any) -> Path:
         """Write the page that shows this choice; see :func:`gsym.coarsening.page.write_page`."""
-        page = optional_module("gsym.coarsening.page", "jinja2", "page", "GroupChoice.report")
-        written: Path = page.write_page(self, path, **options)
-        return written
+        from gsym.coarsening.page import write_page
+
+        return write_page(self, path, **options)
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         for label, c in zip(self.labels, self.candidates, strict=True):

@@ -163,12 +163,13 @@ def _features(signals: Tensor) -> np.ndarray:
 
 
 def _ward(request: Request) -> Hierarchy:
-    cluster = optional_module("sklearn.cluster", "scikit-learn", "cluster", "method 'ward'")
+    from sklearn.cluster import ward_tree
+
     features = None if request.signals is None else _features(request.signals)
 
     def tree(A: csr_array | None, nodes: np.ndarray) -> Merges:
         rows = _commute_embedding(A) if features is None else features[nodes]
-        children, *_, heights = cluster.ward_tree(rows, connectivity=A, return_distance=True)
+        children, *_, heights = ward_tree(rows, connectivity=A, return_distance=True)
         # Merges along edges only may lower the distance; a tree's heights never fall.
         return children, np.maximum.accumulate(heights)
 
@@ -258,11 +259,10 @@ def _similarity(request: Request) -> csr_array:
         return request.graph
     features = _features(request.signals)
     if request.edge_index is None:
-        neighbors = optional_module(
-            "sklearn.neighbors", "scikit-learn", "cluster", "method 'spectral'"
-        )
+        from sklearn.neighbors import kneighbors_graph
+
         count = min(_NEIGHBOURS, request.num_nodes - 1)
-        near = neighbors.kneighbors_graph(features, count, mode="connectivity")
+        near = kneighbors_graph(features, count, mode="connectivity")
         A = csr_array(near.maximum(near.T))
     else:
         A = request.graph
@@ -304,13 +304,14 @@ def _normalised_embedding(A: csr_array, k: int) -> np.ndarray:
 
 
 def _k_means(embedding: np.ndarray, k: int, seed: int) -> np.ndarray:
-    cluster = optional_module("sklearn.cluster", "scikit-learn", "cluster", "method 'spectral'")
+    from sklearn.cluster import KMeans
+
     length = np.linalg.norm(embedding, axis=1, keepdims=True)
     rows = embedding / np.where(length > 0, length, 1)
     with warnings.catch_warnings():
         # Fewer distinct rows than clusters: the missing level is told by Request.family.
         warnings.filterwarnings("ignore", message=".*distinct clusters.*")
-        return cluster.KMeans(k, n_init=4, random_state=seed).fit(rows).labels_
+        return KMeans(k, n_init=4, random_state=seed).fit(rows).labels_
 
 
 def _local_variation(request: Request) -> Hierarchy:
