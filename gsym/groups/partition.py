@@ -29,7 +29,7 @@ class Partition:
 
     Partitions of one node set form a lattice: :meth:`refines` is its order, :meth:`meet` the
     coarsest common refinement, :meth:`join` the finest common coarsening. The value is frozen
-    and lives on the CPU.
+    and lives on the CPU: the tensors that it gives away are copies.
 
     Example:
         >>> p = Partition.from_labels([0, 0, 1, 1, 1])
@@ -133,8 +133,8 @@ class Partition:
 
     @property
     def labels(self) -> Tensor:
-        """Cluster of every node, int64 ``[n]``."""
-        return self._labels
+        """Cluster of every node, int64 ``[n]``, a copy."""
+        return self._labels.clone()
 
     @property
     def num_nodes(self) -> int:
@@ -151,10 +151,10 @@ class Partition:
         """Number of nodes in each cluster."""
         return tuple(self._sizes.tolist())
 
-    @cached_property
+    @property
     def order(self) -> Tensor:
-        """Nodes sorted by cluster, and by number within a cluster, int64 ``[n]``."""
-        return torch.argsort(self._labels, stable=True)
+        """Nodes sorted by cluster, and by number within a cluster, int64 ``[n]``, a copy."""
+        return self._order.clone()
 
     def clusters(self) -> list[Tensor]:
         """Nodes of each cluster in increasing order."""
@@ -163,13 +163,13 @@ class Partition:
     def refines(self, other: Partition) -> bool:
         """Whether every cluster of this partition lies inside one cluster of ``other``."""
         self._check_same_nodes(other)
-        first = other.labels[self.order[self._starts()]]
-        return bool((other.labels == first[self.labels]).all())
+        first = other._labels[self._order[self._starts()]]
+        return bool((other._labels == first[self._labels]).all())
 
     def meet(self, other: Partition) -> Partition:
         """The coarsest partition that refines both, clusters numbered by first occurrence."""
         self._check_same_nodes(other)
-        return Partition(Orbits.from_keys(self.labels * other.num_clusters + other.labels).index)
+        return Partition(Orbits.from_keys(self._labels * other.num_clusters + other._labels).index)
 
     def join(self, other: Partition) -> Partition:
         """The finest partition that both refine, clusters numbered by first occurrence."""
@@ -177,12 +177,12 @@ class Partition:
         links = coo_array(
             (
                 np.ones(self.num_nodes, dtype=bool),
-                (self.labels.numpy(), self.num_clusters + other.labels.numpy()),
+                (self._labels.numpy(), self.num_clusters + other._labels.numpy()),
             ),
             shape=(self.num_clusters + other.num_clusters,) * 2,
         )
         _, component = connected_components(links, directed=False)
-        keys = torch.from_numpy(component.astype(np.int64))[self.labels]
+        keys = torch.from_numpy(component.astype(np.int64))[self._labels]
         return Partition(Orbits.from_keys(keys).index)
 
     def quotient(
@@ -201,7 +201,7 @@ class Partition:
         check_edge_index(edge_index, self.num_nodes)
         check_edge_weight(edge_weight, edge_index.size(1))
         k = self.num_clusters
-        ends = self.labels[edge_index.cpu()]
+        ends = self._labels[edge_index.cpu()]
         keys, inverse = torch.unique(ends[0] * k + ends[1], return_inverse=True)
         if edge_weight is None:
             weight = torch.ones(edge_index.size(1))
@@ -215,6 +215,10 @@ class Partition:
     def fingerprint(self) -> bytes:
         """SHA-256 of the labels: equal for equal partitions with equal numbering."""
         return hashlib.sha256(b"partition" + self._labels.numpy().tobytes()).digest()
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return torch.argsort(self._labels, stable=True)
 
     def _starts(self) -> Tensor:
         return torch.cumsum(self._sizes, 0) - self._sizes

@@ -41,6 +41,16 @@ def test_copies_its_labels():
     assert p.labels.tolist() == [0, 1, 1]
 
 
+def test_gives_away_copies():
+    p = Partition([1, 0, 0])
+    before = p.fingerprint()
+    for tensor in (p.labels, p.order, *p.clusters()):
+        tensor.fill_(7)
+    assert p.labels.tolist() == [1, 0, 0] and p.order.tolist() == [1, 2, 0]
+    assert [nodes.tolist() for nodes in p.clusters()] == [[1, 2], [0]]
+    assert p.fingerprint() == before and p == Partition([1, 0, 0])
+
+
 def test_from_clusters_numbers_by_position():
     assert Partition.from_clusters([[2], [0, 1]]).labels.tolist() == [1, 1, 0]
 
