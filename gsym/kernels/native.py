@@ -78,7 +78,7 @@ def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | Non
 
 
 def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> Tensor:
-    groups, rows, channels = x.shape[-3:]
+    groups, rows = x.shape[-3:-1]
     if shared is not None:
         shared = shared.unsqueeze(-2)
     if weight.size(0) == 1:
@@ -92,13 +92,13 @@ def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> T
         y = (x * weight.transpose(1, 2)).sum(-1, keepdim=True)
         return y if shared is None else y + shared
     batch = x.shape[:-3]
-    flat = x.reshape(-1, rows, channels)
+    flat = x.flatten(0, -3)
     count = flat.size(0) // max(groups, 1)
-    weight = weight.expand(count, *weight.shape).reshape(-1, in_channels, out_channels)
+    weight = weight.expand(count, *weight.shape).flatten(0, 1)
     if shared is None:
         y = torch.bmm(flat, weight)
     else:
-        shared = shared.expand(*batch, groups, 1, out_channels).reshape(-1, 1, out_channels)
+        shared = shared.expand(*batch, groups, 1, out_channels).flatten(0, -3)
         y = torch.baddbmm(shared, flat, weight)
     return y.view(*batch, groups, rows, out_channels)
 
@@ -442,6 +442,8 @@ def _tie_spread(
     """Share the row ``g`` of every segment among the rows that hold its maximum ``y``."""
     batch, entries, channels = x.shape[:-2].numel(), x.size(-2), x.size(-1)
     x, out = x.reshape(batch, entries, channels), x.new_empty(x.shape)
+    if out.numel() == 0:
+        return out
     flat_out = out.view(x.shape)
     high, g = y.reshape(-1, channels), g.reshape(-1, channels)
 
@@ -590,7 +592,7 @@ class _Blocks:
             here = x[some, block]
             padded[: here.size(0), : here.size(1)] = here
             places = flat[: take.numel()]
-            return torch.index_select(padded.view(-1, x.size(-1)), 0, take, out=places)
+            return torch.index_select(padded.flatten(0, 1), 0, take, out=places)
 
         return call
 
@@ -626,8 +628,9 @@ def _indexed_linear(
         taken = segment[tiles]
         matrices = weight.index_select(0, taken)
         for some, take, back in walk.groups(block, tiles):
-            left = gather(some, block, take).view(taken.numel(), -1, x.size(-1))
-            product = flat[: take.numel()].view(*left.shape[:2], out_channels)
+            tiled = taken.numel(), take.numel() // taken.numel()
+            left = gather(some, block, take).view(*tiled, x.size(-1))
+            product = flat[: take.numel()].view(*tiled, out_channels)
             added = None
             if shared is not None:
                 added = shared[some].index_select(1, taken).transpose(0, 1)
@@ -684,15 +687,16 @@ def _indexed_outer(
     (batch, count, in_channels), out_channels = x.shape, y.size(-1)
     x, y = x.contiguous(), y.contiguous()
     wide = accumulation_type(x.dtype)  # what is added block by block is rounded once, at the end
-    total = x.new_zeros(pointers.numel() - 1, in_channels * out_channels, dtype=wide)
+    shape = pointers.numel() - 1, in_channels, out_channels
+    total = x.new_zeros(shape[0], in_channels * out_channels, dtype=wide)
     every = torch.arange(pointers.numel(), device=x.device)
     if x.numel() == 0 or total.numel() == 0:
-        return total.view(-1, in_channels, out_channels).to(x.dtype)
+        return total.view(shape).to(x.dtype)
     if runs is not None and batch * count >= _LONG_RUN * total.size(0):
         for owner, piece in _pieces(runs, batch):
             left, right = x[:, piece].to(wide), y[:, piece].to(wide)
             total[owner] += torch.bmm(left.transpose(1, 2), right).sum(0).view(-1)
-        return total.view(-1, in_channels, out_channels).to(x.dtype)
+        return total.view(shape).to(x.dtype)
     walk = _Blocks(batch, rows, places, blocks)
     gather_x, gather_y = walk.gather(x), walk.gather(y)
     for block, tiles in walk:
@@ -705,7 +709,7 @@ def _indexed_outer(
         ends = torch.searchsorted(taken, every)
         nothing = torch.arange(taken.numel(), device=x.device)
         total += _bags(sums.flatten(1)[None], nothing, ends)[0]
-    return total.view(-1, in_channels, out_channels).to(x.dtype)
+    return total.view(shape).to(x.dtype)
 
 
 @_indexed_outer.register_fake

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 from gsym import kernels
@@ -82,47 +83,48 @@ def parameter(*shape, dtype=torch.float64):
     return torch.randn(*shape, dtype=dtype, requires_grad=True)
 
 
-def case(op, index, layout="plain", dtype=torch.float64):
+def case(op, index, layout="plain", dtype=torch.float64, channels=(3, 2)):
     """Name of the primitive, its arguments in order, and the leaves to differentiate by name."""
     torch.manual_seed(0)
+    c, out = channels
     op, _, variant = op.partition(" ")
     segments = make_index(index)
     e, s = segments.index.numel(), segments.num_segments
     if op == "segment_gather":
-        x, leaf = signal(layout, s, 3, dtype)
+        x, leaf = signal(layout, s, c, dtype)
         return op, (x, segments), {"y": leaf}
     if op == "gather_segment_sum":
         n = 5
         source = Segments.from_index(torch.randint(n, (e,)), n)
-        x, leaf = signal(layout, n, 3, dtype)
+        x, leaf = signal(layout, n, c, dtype)
         if not variant:
             return op, (x, source, segments), {"x": leaf}
         batch = x.shape[:-2] if variant == "weights per sample" else ()
         weight = parameter(*batch, e, dtype=dtype)
         return op, (x, source, segments, weight), {"x": leaf, "weight": weight}
     if op == "permute_rows":
-        x, leaf = signal(layout, e, 3, dtype)
+        x, leaf = signal(layout, e, c, dtype)
         order = torch.randperm(e)
         return op, (x, order, order.argsort()), {"x": leaf}
     if op in ("indexed_linear", "cluster_linear", "grouped_linear"):
         runs = op == "grouped_linear" or variant == "runs"
         rows = s * 2 if runs else e
-        x, leaf = signal(layout, rows, 3, dtype)
-        weight = parameter(s, 3, 2, dtype=dtype)
+        x, leaf = signal(layout, rows, c, dtype)
+        weight = parameter(s, c, out, dtype=dtype)
         leaves = {"x": leaf, "weight": weight}
-        tiles = None if runs else Tiles(segments, 3, 2)
+        tiles = None if runs else Tiles(segments, c, out)
         if op == "cluster_linear":
             counts = torch.full((s,), 2) if runs else segments.pointers.diff().clamp(min=1)
-            matrix, bias = parameter(s * 3, s * 2, dtype=dtype), parameter(s, 2, dtype=dtype)
+            matrix, bias = parameter(s * c, s * out, dtype=dtype), parameter(s, out, dtype=dtype)
             args = (x, weight, matrix, bias, counts.to(dtype), tiles)
             return op, args, {**leaves, "matrix": matrix, "bias": bias}
         shared = None
         if variant == "shared":
-            shared = leaves["shared"] = parameter(*x.shape[:-2], s, 2, dtype=dtype)
+            shared = leaves["shared"] = parameter(*x.shape[:-2], s, out, dtype=dtype)
         if op == "grouped_linear":
             return op, (x.unflatten(-2, (s, 2)), weight, shared), leaves
         return op, (x, weight, tiles, shared), leaves
-    x, leaf = signal(layout, e, 3, dtype)
+    x, leaf = signal(layout, e, c, dtype)
     return op, (x, segments), {"x": leaf}
 
 
@@ -225,6 +227,13 @@ class TestParity:
         name, args, _ = case(op, "empty segments", layout)
         assert_parity(on(backend, name), name, args, torch.float64)
 
+    @pytest.mark.parametrize(("backend", "op"), RUNS, indirect=["backend"])
+    @pytest.mark.parametrize("channels", [(0, 2), (3, 0), (0, 0)], ids=str)
+    @pytest.mark.parametrize("index", ["no rows", "empty segments", "sorted"])
+    def test_of_no_channels(self, backend, op, channels, index):
+        name, args, _ = case(op, index, channels=channels)
+        assert_parity(on(backend, name), name, args, torch.float64)
+
     @pytest.mark.parametrize("op", OPS)
     @pytest.mark.parametrize("index", ["empty segments", "65 rows"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -235,14 +244,15 @@ class TestParity:
     @pytest.mark.parametrize("op", OPS)
     @pytest.mark.parametrize("index", ["65 rows", "sorted"])
     @pytest.mark.parametrize("large_sample", [0, 2**60])
-    def test_of_many_blocks(self, op, index, large_sample, monkeypatch):
+    @pytest.mark.parametrize("channels", [(3, 2), (0, 2)], ids=str)
+    def test_of_many_blocks(self, op, index, large_sample, channels, monkeypatch):
         # Samples one by one and all at once.
         monkeypatch.setattr(native, "BLOCK_ROWS", 16)
         monkeypatch.setattr(kernels.segments, "BLOCK_ROWS", 16)
         monkeypatch.setattr(kernels.segments, "_ROWS_PER_SEGMENT", 1)
         monkeypatch.setattr(native, "_LARGE_SAMPLE", large_sample)
         monkeypatch.setattr(native, "_LONG_RUN", large_sample)  # sorted: in place and in tiles
-        name, args, _ = case(op, index)
+        name, args, _ = case(op, index, channels=channels)
         assert_parity(on("native", name), name, args, torch.float64)
 
     @pytest.mark.parametrize(("backend", "op"), RUNS, indirect=["backend"])
@@ -346,7 +356,7 @@ class TestCompile:
     @pytest.mark.parametrize("op", OPS)
     def test_one_graph_for_ten_sizes(self, op):
         torch._dynamo.reset()
-        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        counter = CompileCounterWithBackend("aot_eager")
         function = getattr(kernels, op.partition(" ")[0])
         compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
         for size in range(10):
