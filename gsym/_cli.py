@@ -38,7 +38,7 @@ from gsym._files import (
     write_bytes,
 )
 from gsym._validate import ClusteringError, GraphError, GroupError, PartitionError, SignalError
-from gsym.coarsening.choose import Candidate, choose_group
+from gsym.coarsening.choose import MAX_LEVELS, Candidate, choose_group, spread_levels
 from gsym.coarsening.cluster import METHODS, coarsen
 from gsym.coarsening.coarsen import Hierarchy
 from gsym.groups.automorphism import SOLVERS, SolverUnavailableError, automorphisms
@@ -56,8 +56,6 @@ ERRORS = (
     ImportError,
     OSError,
 )
-# Levels that are shown and written unless others are asked for.
-_LEVELS = 24
 
 Inputs = Literal["graph", "signals", "both"]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
@@ -112,6 +110,7 @@ def choose(
         partitions: Candidate partitions, as `coarsen` writes them, instead of a method's.
         method: How to propose clusters; `python -m gsym coarsen --help` lists the methods.
         use: What the method looks at; by default the graph if there is one and it can.
+            The method risk looks at signals; with both it merges clusters only along edges.
         levels: Numbers of clusters to offer; by default up to 24 and more around the best.
         height: Rows of the image, for the method grid.
         width: Columns of the image, for the method grid.
@@ -232,6 +231,7 @@ def coarsen_command(
         targets: What the method risk predicts from the signals.
         method: How to propose clusters.
         use: What the method looks at; by default the graph if there is one and it can.
+            The method risk looks at signals; with both it merges clusters only along edges.
         levels: Numbers of clusters.
         height: Rows of the image, for the method grid.
         width: Columns of the image, for the method grid.
@@ -453,12 +453,7 @@ def _shown(h: Hierarchy, levels: tuple[int, ...]) -> list[int]:
     """The levels asked for, or up to 24 evenly spaced in the logarithm."""
     if levels:
         return sorted(set(levels) & set(h.levels), reverse=True)
-    if len(h.levels) <= _LEVELS:
-        return list(h.levels)
-    offered = np.array(h.levels)
-    wanted = np.geomspace(offered.min(), offered.max(), _LEVELS)
-    nearest = np.abs(np.log(offered)[:, None] - np.log(wanted)).argmin(axis=0)
-    return sorted({int(k) for k in offered[nearest]}, reverse=True)
+    return spread_levels(h.levels, MAX_LEVELS)
 
 
 def _save_labels(

@@ -13,6 +13,7 @@ import torch
 
 import gsym
 from gsym import __main__ as entry
+from gsym.coarsening.choose import spread_levels
 
 pytest.importorskip("tyro")
 pytest.importorskip("rich")
@@ -144,6 +145,20 @@ def test_coarsen(folder, capsys):
     assert "stop" in (folder / "tree.nwk").read_text()
     best = run(capsys, *CHOOSE, "--partitions", "clusters.npz", "truth.npz", "--json").out
     assert len(json.loads(best)["candidates"]) >= 4
+
+
+def test_coarsen_shows_some_of_many_levels(folder, capsys):
+    np.savetxt("long.csv", np.column_stack([np.arange(99), np.arange(1, 100)]), fmt="%d")
+    answer = json.loads(run(capsys, "coarsen", "--graph", "long.csv", "--json").out)
+    assert [level["clusters"] for level in answer["levels"]] == spread_levels(range(1, 101), 24)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_risk_keeps_to_edges_only_if_told_to(folder, capsys, both):
+    args = ["coarsen", *CHOOSE[1:], "--method", "risk", "--json", *["--use", "both"] * both]
+    answer = json.loads(run(capsys, *args).out)
+    runs = [1 + np.count_nonzero(np.diff(level["labels"])) for level in answer["levels"]]
+    assert (runs == [level["clusters"] for level in answer["levels"]]) == both
 
 
 def test_symmetries(folder, capsys):

@@ -377,7 +377,7 @@ def _groups(
     candidates: Hierarchy | Iterable[PermutationGroup | Partition], levels: Sequence[int] | None
 ) -> list[PermutationGroup]:
     if isinstance(candidates, Hierarchy):
-        chosen = _spread(candidates.levels, MAX_LEVELS)
+        chosen = spread_levels(candidates.levels, MAX_LEVELS)
         if levels is not None:
             chosen = check_levels(levels, candidates.num_nodes)
         return [ClusterGroup(candidates[k]) for k in chosen]
@@ -418,7 +418,7 @@ def _check_candidates(
         check_edge_weight(edge_weight, edge_index.size(1))
 
 
-def _spread(levels: Sequence[int], count: int) -> list[int]:
+def spread_levels(levels: Sequence[int], count: int) -> list[int]:
     """Up to ``count`` of the levels, evenly spaced in the logarithm, both ends included."""
     if len(levels) <= count:
         return list(levels)
@@ -436,7 +436,7 @@ def _between(levels: Sequence[int], found: Sequence[Candidate]) -> list[int]:
     for low, high in ((best - 1, best), (best, best + 1)):
         if low >= 0 and high < len(scored):
             inside = [k for k in levels if scored[low] < k < scored[high]]
-            out += _spread(inside, REFINED_LEVELS) if inside else []
+            out += spread_levels(inside, REFINED_LEVELS) if inside else []
     return out
 
 
