@@ -192,13 +192,13 @@ def nbody(
 ) -> None:
     """Train EGNN, PEnGUiN and baselines on charged particles; finished cells are kept.
 
-    For example, to train for a quarter of an hour:
+    For example:
 
       OMP_NUM_THREADS=1 python -m benchmarks nbody --profile standard
 
     Args:
         out: Folder of results.
-        profile: quick (a minute) or standard (3,000 training systems).
+        profile: quick (500 training systems) or standard (3,000).
         gravity: Switch on gravity, and add the models that can tell where down is.
         seeds: Number of seeds.
     """
