@@ -265,10 +265,12 @@ def _draw(out: Path, tables: Mapping[str, tuple[Setting, list[Line]]]) -> str:
 
 
 def _dots(axes: Axes, places: Sequence[float], columns: Sequence[Sequence[float]]) -> None:
-    """A column of dots per list, and a bar at its mean."""
+    """A column of dots per list, side by side in the order of the seeds, and a bar at its mean."""
+    span = places[-1] - places[0]
     for x, values in zip(places, columns, strict=True):
-        axes.scatter([x] * len(values), values, s=26, color=PALETTE[0], alpha=0.6, zorder=3)
+        # Rounded scores are equal: one above the other, five dots would look like one.
+        beside = (x + 0.016 * span * (i - (len(values) - 1) / 2) for i in range(len(values)))
+        axes.scatter(list(beside), values, s=20, color=PALETTE[0], alpha=0.6, zorder=3)
         if values:
-            axes.scatter(x, mean(values), s=260, marker="_", color=PALETTE[0], zorder=4)
-    margin = 0.15 * (places[-1] - places[0])
-    axes.set_xlim(places[0] - margin, places[-1] + margin)
+            axes.scatter(x, mean(values), s=600, marker="_", color=PALETTE[0], zorder=4)
+    axes.set_xlim(places[0] - 0.15 * span, places[-1] + 0.15 * span)
