@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.data import replacing
-from benchmarks.kernels.bars import FORWARD, GOALS, HUGE, SETTINGS
+from benchmarks.kernels.bars import BARS, FORWARD, GOALS, HUGE, SETTINGS
 from benchmarks.kernels.cases import CASES, OURS
 from benchmarks.kernels.measure import COPY, GROWTH, PRODUCT
 from benchmarks.kernels.rows import FILE, Row, read_rows
@@ -54,14 +54,14 @@ def write_page(out: Path) -> Path:
 
 
 def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
-    about = {
-        f"on {row.machine}"
-        + (f" ({row.threads} threads)" if row.device == "cpu" else "")
-        + f" with torch {row.torch} at commit {row.commit}"
-        for row in rows
-    }
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        threads = f" ({row.threads} threads)" if row.device == "cpu" else ""
+        where = f"on {row.machine}{threads} with torch {row.torch} at commit {row.commit}"
+        runs.setdefault(where, []).append(row)
+    made = (f"by `{_command(out, own)}` {where}" for where, own in sorted(runs.items()))
     return [
-        f"Made by `{COMMAND} --out {out.as_posix()}` {'; '.join(sorted(about))}. All rows stand in "
+        f"Made {'; '.join(made)}. All rows stand in "
         f"[{FILE}]({FILE}), this page shows those of the bars and the largest of every other case.",
         "",
         "Every round times the variants in turn, float32; a *ratio* is the median over rounds of "
@@ -79,6 +79,17 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
         "*THP* are transparent huge pages for torch (`THP_MEM_ALLOC_ENABLE`): with them a fresh "
         "large tensor costs fewer page faults, which helps code that makes many.",
     ]
+
+
+def _command(out: Path, rows: Sequence[Row]) -> str:
+    """What measured the rows of one run: some bars, or all bars and all else."""
+    device = f" --device {rows[0].device}" if rows[0].device != "cpu" else ""
+    judged = {row.key for row in rows if row.bar}
+    only = ""
+    if all(row.key in judged for row in rows):
+        bars = {row.bar for row in rows}
+        only = f" --only {','.join(bar for bar in BARS if bar in bars)}"
+    return f"{COMMAND}{device}{only} --out {out.as_posix()}"
 
 
 def _bars(device: str, rows: Sequence[Row]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -226,6 +227,18 @@ def test_a_bar_is_met_when_all_its_lines_are(tmp_path):
     rows = [row for row in some_rows() if row.variant != "segment_reduce"]
     write_rows(tmp_path, rows)
     assert "C1 met" in write_page(tmp_path).read_text()
+
+
+def test_the_page_names_the_command_of_every_run(tmp_path):
+    rows = [replace(row, commit="all") for row in some_rows()]
+    anew = [replace(row, commit="some") for row in rows if row.case == "segment_sum"]
+    gpu = [replace(r, device="cuda", setting=SETTINGS["cuda"][0], commit="gpu") for r in rows]
+    write_rows(tmp_path, [*merge(rows, anew), *gpu])
+    page = write_page(tmp_path).read_text()
+    commands = {"all": "", "some": " --only C1", "gpu": " --device cuda"}
+    for commit, options in commands.items():
+        found = re.search(rf"by `(?P<command>[^`]*)` on [^`]* at commit {commit}\b", page)
+        assert found["command"] == f"python -m benchmarks kernels{options} --out {tmp_path}"
 
 
 def test_rows_survive_the_file_and_new_ones_replace_old(tmp_path):
