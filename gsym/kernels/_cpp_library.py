@@ -28,16 +28,19 @@ INDEX_TYPES = {torch.int32: "int32", torch.int64: "int64"}
 NUMBER_TYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def why_not() -> str | None:
     """Why there is no library, or ``None`` where there is one."""
     return _attempt()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_usable() -> bool:
     """Whether there is a library; of a compiler that fails the user is warned, once."""
     return _attempt() is None
+
+
+# What torch.compiler.assume_constant_result does, which imports the compiler for it: seconds.
+why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
+is_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
