@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import Structure, c_double, c_int64, c_void_p
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,11 @@ from gsym.kernels._pipeline import Pipeline
 
 _SIZES = (
     *("batch", "nodes", "senders", "edges", "hidden", "width", "dims", "attributes"),
-    *("attr_stride", "threads", "normalize", "tanh", "clamped"),
+    *("attr_stride", "threads", "normalize", "tanh", "clamped", "mean"),
 )
 _TENSORS = (
     *("receiver", "sender", "pos", "distance", "attr", "attr_weight"),
-    *("weight", "weight_turned", "bias", "gate", "gate_bias"),
-    *("coord", "coord_turned", "coord_bias", "coord_last"),
+    *("weight", "bias", "gate", "gate_bias", "coord", "coord_bias", "coord_last"),
 )
 
 
@@ -26,7 +26,7 @@ class _Edges(Structure):
     _fields_ = (
         *((name, c_int64) for name in _SIZES),
         ("clamp", c_double),
-        *((name, c_void_p) for name in ("index", "columns", *_TENSORS)),
+        *((name, c_void_p) for name in ("index", "columns", "pointers", *_TENSORS)),
     )
 
 
@@ -49,22 +49,25 @@ class CppPipeline(Pipeline):
     """
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        total = self._zeros(self.n)
-        moved = total.new_zeros(self.batch, self.n, self.dims if self.moves else 0)
+        dims = self.dims if self.moves else 0
+        total, moved = self._zeros((self.n, self.width), (self.n, dims))
         self._run("forward", _Sums, (total, moved))
-        return total[..., : self.h].contiguous(), self.averaged(moved)
+        return self._cut(total), moved
 
     def backward(self, grad_total: Tensor, grad_moved: Tensor) -> dict[str, Tensor]:
         given, h = self.given, self.h
-        outer = self._filled(grad_total), self.averaged(grad_moved).contiguous()
-        receiver, sender = self._zeros(self.n), self._zeros(self.m)
-        received = receiver.new_zeros(self.batch, self.n, self.dims)
-        sent = receiver.new_zeros(self.batch, self.m, self.dims)
-        attr = receiver.new_zeros(self.batch, self.e, self.attributes)
-        weights = receiver.new_zeros(2 * h + 1 + self.attributes + 5, self.width)
+        attributes, width = self.attributes, self.width
+        ends = (self.n, width), (self.m, width), (self.n, self.dims), (self.m, self.dims)
+        receiver, sender, received, sent, attr = self._zeros(*ends, (self.e, attributes))
+        weights = receiver.new_zeros(2 * h + 1 + attributes + 5, width)
+        outer = self._filled(grad_total), grad_moved.contiguous()
         self._run("backward", _Grads, (*outer, receiver, sender, received, sent, attr, weights))
-        weight, coord, first, rest = weights[:, :h].split([h, h, 1 + self.attributes, 5])
-        views = {
+        weight, coord, first, rest = weights[:, :h].split([h, h, 1 + attributes, 5])
+        grads = {
+            "receiver": self._cut(receiver),
+            "sender": self._cut(sender),
+            "pos": received.sub_(sent),
+            "attr": attr.sum(0) if "attr" in given and given["attr"].dim() == 2 else attr,
             "weight": weight,
             "bias": rest[0],
             "distance": first[0],
@@ -75,34 +78,32 @@ class CppPipeline(Pipeline):
             "gate": rest[3:4],
             "gate_bias": rest[4, :1],
         }
-        # Results of an operator share no memory, hence the copies.
-        grads = {name: x.clone(memory_format=torch.contiguous_format) for name, x in views.items()}
-        grads |= {
-            "receiver": receiver[..., :h].contiguous(),
-            "sender": sender[..., :h].contiguous(),
-            "pos": received.sub_(sent),
-            "attr": attr.sum(0) if "attr" in given and given["attr"].dim() == 2 else attr,
-        }
         return {name: grads[name] for name in given}
 
-    @property
+    @cached_property
     def dims(self) -> int:
         return self.given["pos"].size(-1) if "pos" in self.given else 0
 
-    @property
+    @cached_property
     def attributes(self) -> int:
         return self.given["attr"].size(-1) if "attr" in self.given else 0
 
-    @property
+    @cached_property
     def width(self) -> int:
         lanes = library().gsym_vector_bytes() // self.given["receiver"].element_size()
         return -(-self.h // lanes) * lanes
 
-    def _zeros(self, count: int) -> Tensor:
-        return self.given["receiver"].new_zeros(self.batch, count, self.width)
+    def _zeros(self, *shapes: tuple[int, int]) -> list[Tensor]:
+        """Tensors ``[b, *shape]`` of zeros, from one piece of memory."""
+        sizes = [self.batch * rows * columns for rows, columns in shapes]
+        parts = self.given["receiver"].new_zeros(sum(sizes)).split(sizes)
+        return [part.view(self.batch, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _filled(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, self.width - self.h)) if self.width > self.h else x.contiguous()
+
+    def _cut(self, x: Tensor) -> Tensor:
+        return x[..., : self.h] if self.width > self.h else x
 
     def _run(self, direction: str, record: type[Structure], results: tuple[Tensor, ...]) -> None:
         if self.e == 0 or self.batch == 0 or self.h == 0:
@@ -113,18 +114,14 @@ class CppPipeline(Pipeline):
             for name, x in given.items()
             if name != "attr_weight"
         }
-        for name, turned in (
-            *(("attr_weight", "attr_weight"), ("weight", "weight_turned")),
-            ("coord", "coord_turned"),
-        ):
-            if name in given:
-                tensors[turned] = self._filled(given[name].t())
+        if "attr" in given:
+            tensors["attr_weight"] = self._filled(given["attr_weight"].t())
         shared = "attr" not in given or given["attr"].dim() == 2
         edges = _Edges(
             *(self.batch, self.n, self.m, self.e, self.h, self.width, self.dims, self.attributes),
             *(0 if shared else self.e * self.attributes, torch.get_num_threads()),
-            *(self.normalize, self.tanh, self.clamp is not None, self.clamp or 0.0),
-            *(pointer(self.index), pointer(self.columns)),
+            *(self.normalize, self.tanh, self.clamp is not None, self.mean, self.clamp or 0.0),
+            *(pointer(table) for table in (self.index, self.columns, self.pointers)),
             *(pointer(tensors.get(name)) for name in _TENSORS),
         )
         number, index = NUMBER_TYPES[given["receiver"].dtype], INDEX_TYPES[self.index.dtype]

@@ -7,6 +7,7 @@ What it computes is :func:`gsym.kernels.reference.edge_mlp_sum`; who computes it
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -18,7 +19,23 @@ from gsym.kernels._pipeline import Pipeline
 # What holds numbers; others, fake tensors say, are for whoever traces operators.
 _EAGER_TYPES = (Tensor, torch.nn.Parameter)
 
+_CONTIGUOUS = torch.contiguous_format
+
 Compose = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _separately(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Results of an operator must not share memory, as parts of one tensor do."""
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        results = function(*args)
+        return type(results)(
+            x if x.untyped_storage().nbytes() == x.nbytes else x.clone(memory_format=_CONTIGUOUS)
+            for x in results
+        )
+
+    return call
 
 
 def _sums(
@@ -56,7 +73,7 @@ def _sums(
     return total.to(tensors[0].dtype), moved.to(given.get("pos", tensors[0]).dtype)
 
 
-edge_mlp_sum = torch.library.custom_op("gsym::edge_mlp_sum", _sums, mutates_args=())
+edge_mlp_sum = torch.library.custom_op("gsym::edge_mlp_sum", _separately(_sums), mutates_args=())
 
 
 @edge_mlp_sum.register_fake
@@ -91,7 +108,9 @@ def _grads(
     return [grads[name].to(x.dtype) for name, x in zip(given, tensors, strict=True)]
 
 
-edge_mlp_grads = torch.library.custom_op("gsym::edge_mlp_grads", _grads, mutates_args=())
+edge_mlp_grads = torch.library.custom_op(
+    "gsym::edge_mlp_grads", _separately(_grads), mutates_args=()
+)
 
 
 @edge_mlp_grads.register_fake
@@ -103,7 +122,7 @@ def _wide(given: dict[str, Tensor]) -> dict[str, Tensor]:
     """Half precision is computed in float32 and rounded once, at the end."""
     types = [x.dtype for x in given.values()]
     wide = torch.float64 if torch.float64 in types else torch.float32
-    return {name: x.to(wide) for name, x in given.items()}
+    return {name: x if x.dtype == wide else x.to(wide) for name, x in given.items()}
 
 
 def differentiable(compose: Compose) -> Compose:

@@ -16,16 +16,28 @@ constexpr int64_t WAVE_PER_THREAD = 8192, MOST_WAVE = 32768;
 // Mirrored in _cpp_edges.py. Widths are padded with zeros to whole vectors.
 template <typename T, typename I> struct Edges {
   int64_t batch, nodes, senders, edges, hidden, width, dims, attributes, attr_stride, threads;
-  int64_t normalize, tanh, clamped;
+  int64_t normalize, tanh, clamped, mean;
   double clamp;
-  const I *index, *columns;                      // [edges]
+  const I *index, *columns, *pointers;           // [edges], [edges], [nodes + 1]
   const T *receiver, *sender;                    // [batch, nodes, width], [batch, senders, width]
   const T *pos, *distance;                       // [batch, nodes, dims], [width]
   const T *attr, *attr_weight;                   // [batch or 1, edges, a], [a, width]
-  const T *weight, *weight_turned, *bias;        // [hidden, width] each, [width]
-  const T *gate, *gate_bias;                     // [width], [1]
-  const T *coord, *coord_turned, *coord_bias, *coord_last;
+  const T *weight, *bias, *gate, *gate_bias;     // [hidden, width], [width], [width], [1]
+  const T *coord, *coord_bias, *coord_last;      // [hidden, width], [width], [width]
+
+  // What an edge counts among the moves of its receiver.
+  T share(int64_t node) const {
+    return mean ? T(1) / std::max<T>(pointers[node + 1] - pointers[node], 1) : T(1);
+  }
 };
+
+// A square matrix [hidden, width] turned, the filling still zero.
+template <typename T> std::vector<T> turned(const T *x, int64_t hidden, int64_t width) {
+  std::vector<T> y(x ? hidden * width : 0);
+  for (int64_t i = 0; x && i < hidden; i++)
+    for (int64_t j = 0; j < hidden; j++) y[j * width + i] = x[i * width + j];
+  return y;
+}
 
 template <typename T> struct Sums {
   T *total, *moved;  // [batch, nodes, width], [batch, nodes, dims]
@@ -104,7 +116,9 @@ template <typename T> struct Carries {
 // One thread's walk through blocks of edges.
 template <typename T, typename I> struct Walk {
   const Edges<T, I> &g;
+  const T *weight_turned, *coord_turned;
   int64_t w, count = 0, first = 0;
+  int64_t node[BLOCK];             // receivers, and then
   int64_t to[BLOCK], from[BLOCK];  // rows of receivers and senders among those of all samples
   T squared[BLOCK], openness[BLOCK], size[BLOCK];
   T *difference, *move;              // [BLOCK, dims]
@@ -112,7 +126,8 @@ template <typename T, typename I> struct Walk {
 
   static size_t needs(const Edges<T, I> &g) { return BLOCK * (8 * g.width + 2 * g.dims); }
 
-  Walk(const Edges<T, I> &g, T *memory) : g(g), w(g.width) {
+  Walk(const Edges<T, I> &g, const T *weight_turned, const T *coord_turned, T *memory)
+      : g(g), weight_turned(weight_turned), coord_turned(coord_turned), w(g.width) {
     for (T **room : {&u, &du, &v, &dv, &m, &c, &dc, &grad}) *room = memory, memory += BLOCK * w;
     difference = memory;
     move = memory + BLOCK * g.dims;
@@ -125,7 +140,8 @@ template <typename T, typename I> struct Walk {
     first = start, count = n;
     int64_t sample = start / g.edges, local = start % g.edges;
     for (int64_t e = 0; e < n; e++) {
-      to[e] = sample * g.nodes + g.index[local];
+      node[e] = g.index[local];
+      to[e] = sample * g.nodes + node[e];
       from[e] = sample * g.senders + g.columns[local];
       if (++local == g.edges) local = 0, sample++;
     }
@@ -162,7 +178,7 @@ template <typename T, typename I> struct Walk {
       }
     }
     activate(u, slopes ? du : nullptr);
-    product(count, u, w, g.hidden, g.weight_turned, w, g.bias, 0, v);
+    product(count, u, w, g.hidden, weight_turned, w, g.bias, 0, v);
     activate(v, slopes ? dv : nullptr);
     if (!g.gate) return;
     for (int64_t e = 0; e < count; e++) {
@@ -177,7 +193,7 @@ template <typename T, typename I> struct Walk {
 
   // The factor of every move; its hidden layer stays in c, with its slope.
   void sizes(bool slopes) {
-    product(count, message(), w, g.hidden, g.coord_turned, w, g.coord_bias, 0, c);
+    product(count, message(), w, g.hidden, coord_turned, w, g.coord_bias, 0, c);
     activate(c, slopes ? dc : nullptr);
     for (int64_t e = 0; e < count; e++) size[e] = dot(c + e * w, g.coord_last);
   }
@@ -211,7 +227,7 @@ template <typename T, typename I> struct Walk {
   T displace_backward(int64_t e, const T *given) {
     const T *r = difference + e * g.dims;
     T *out = move + e * g.dims, scale = T(1) / length(e), f = factor(e), grad_size = 0;
-    std::copy_n(given, g.dims, out);
+    for (int64_t d = 0; d < g.dims; d++) out[d] = given[d] * g.share(node[e]);
     bool shortened = false;
     if (g.clamped) {
       T square = 0, along = 0;
@@ -318,10 +334,11 @@ template <typename T, typename I> bool begun(const Edges<T, I> &g, int64_t edge)
 template <typename T, typename I> void forward(const Edges<T, I> &g, const Sums<T> &out) {
   int64_t edges = g.batch * g.edges, size = chunk_size(edges), chunks = (edges + size - 1) / size;
   Carries<T> messages(chunks, g.width), moves(chunks, g.dims);
+  auto weight = turned(g.weight, g.hidden, g.width), coord = turned(g.coord, g.hidden, g.width);
 #pragma omp parallel num_threads(g.threads)
   {
     T *memory = scratch<T>(Walk<T, I>::needs(g) + g.width + g.dims);
-    Walk<T, I> walk(g, memory + g.width + g.dims);
+    Walk<T, I> walk(g, weight.data(), coord.data(), memory + g.width + g.dims);
     Collector<T> total{out.total, g.width, nullptr, memory, 0, 0};
     Collector<T> moved{out.moved, g.dims, nullptr, memory + g.width, 0, 0};
 #pragma omp for schedule(dynamic)
@@ -350,7 +367,10 @@ template <typename T, typename I> void forward(const Edges<T, I> &g, const Sums<
     }
   }
   messages.add_to(out.total);
-  if (out.moved) moves.add_to(out.moved);
+  if (!out.moved) return;
+  moves.add_to(out.moved);
+  for (int64_t row = 0; row < g.batch * g.nodes; row++)
+    for (int64_t d = 0; d < g.dims; d++) out.moved[row * g.dims + d] *= g.share(row % g.nodes);
 }
 
 template <typename T, typename I> void backward(const Edges<T, I> &g, const Grads<T> &out) {
@@ -360,6 +380,7 @@ template <typename T, typename I> void backward(const Edges<T, I> &g, const Grad
   int64_t wave = std::min(WAVE_PER_THREAD * g.threads, MOST_WAVE) / size * size;
   int64_t waiting = std::min(wave, edges);
   Carries<T> to_receiver(chunks, g.width), to_pos(chunks, dims);
+  auto weight = turned(g.weight, g.hidden, g.width), coord = turned(g.coord, g.hidden, g.width);
   static thread_local std::vector<T> shared;
   shared.resize(waiting * (g.width + dims) + g.threads * numbers);
   T *below = shared.data(), *by_move = below + waiting * g.width, *lanes = by_move + waiting * dims;
@@ -372,7 +393,7 @@ template <typename T, typename I> void backward(const Edges<T, I> &g, const Grad
     {
       int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
       T *memory = scratch<T>(Walk<T, I>::needs(g) + g.width + dims);
-      Walk<T, I> walk(g, memory + g.width + dims);
+      Walk<T, I> walk(g, weight.data(), coord.data(), memory + g.width + dims);
       Collector<T> received{out.receiver, g.width, nullptr, memory, 0, 0};
       Collector<T> displaced{out.received, dims, nullptr, memory + g.width, 0, 0};
       T *weights = lanes + thread * numbers;
