@@ -157,13 +157,15 @@ def edge_mlp_sum(
     batch = receiver.shape[:-2]
     for name in ("receiver", "sender", "pos", "attr"):
         x = given.get(name)
-        if x is not None and not (name == "attr" and x.dim() == 2):
+        if x is None or (name == "attr" and x.dim() == 2):
+            continue
+        if len(batch) != 1 or x.shape[:-2] != batch:  # no view in vain: each has a gradient
             given[name] = x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:])
     tables = (segments.index, source.index, segments.pointers)
     total, moved = _edge_mlp_sum(list(given.values()), " ".join(given), *tables, *options, cpp)
-    return total.view(receiver.shape), None if coord is None else moved.view(
-        *batch, *moved.shape[-2:]
-    )
+    if len(batch) != 1:
+        total, moved = total.view(receiver.shape), moved.view(*batch, *moved.shape[-2:])
+    return total, None if coord is None else moved
 
 
 def _compose(
