@@ -10,13 +10,13 @@ from functools import partial
 
 from gsym.kernels import native
 
-segment_sum = native.segment_sum
-segment_mean = native.segment_mean
-segment_max = native.segment_max
-segment_gather = native.segment_gather
-gather_segment_sum = native.gather_segment_sum
-indexed_linear = native.indexed_linear
+segment_sum = partial(native.segment_sum, cpp=True)
+segment_mean = partial(native.segment_mean, cpp=True)
+segment_max = partial(native.segment_max, cpp=True)
+segment_gather = partial(native.segment_gather, cpp=True)
+gather_segment_sum = partial(native.gather_segment_sum, cpp=True)
+indexed_linear = partial(native.indexed_linear, cpp=True)
 grouped_linear = native.grouped_linear
-cluster_linear = native.cluster_linear
+cluster_linear = partial(native.cluster_linear, cpp=True)
 permute_rows = native.permute_rows
 edge_mlp_sum = partial(native.edge_mlp_sum, cpp=True)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels import _edges
+from gsym.kernels import _cpp_rows, _edges
 from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles
 
 # Samples with more entries than this are reduced one after another, which saves an index of the
@@ -33,39 +33,51 @@ _LONG_RUN = 2**12
 _PIECE = 2**10
 
 
-def segment_sum(x: Tensor, segments: Segments) -> Tensor:
+def segment_sum(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
     if segments.pointers.size(0) == 2:  # one segment: inductor's own pooling gave zeros on CUDA
         return x.sum(dim=-2, keepdim=True)
-    return _segment_sum(x, segments.index, segments.order, segments.pointers)
+    return _segment_sum(x, segments.index, segments.order, segments.pointers, cpp)
 
 
-def segment_mean(x: Tensor, segments: Segments) -> Tensor:
+def segment_mean(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
     wide = accumulation_type(x.dtype)  # a sum may overflow where the mean does not
     counts = segments.pointers.diff().clamp(min=1).to(wide)
-    return (segment_sum(x.to(wide), segments) / counts[:, None]).to(x.dtype)
+    return (segment_sum(x.to(wide), segments, cpp=cpp) / counts[:, None]).to(x.dtype)
 
 
-def segment_max(x: Tensor, segments: Segments) -> Tensor:
-    return _segment_max(x, segments.index, segments.order, segments.pointers)
+def segment_max(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
+    return _segment_max(x, segments.index, segments.order, segments.pointers, cpp)
 
 
-def segment_gather(y: Tensor, segments: Segments) -> Tensor:
-    return _segment_gather(y, segments.index, segments.order, segments.pointers)
+def segment_gather(y: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
+    return _segment_gather(y, segments.index, segments.order, segments.pointers, cpp)
 
 
 def gather_segment_sum(
-    x: Tensor, source: Segments, segments: Segments, weight: Tensor | None = None
+    x: Tensor,
+    source: Segments,
+    segments: Segments,
+    weight: Tensor | None = None,
+    *,
+    cpp: bool = False,
 ) -> Tensor:
     batch = x.shape[:-2]
     if weight is not None and weight.dim() > 1:
         batch = torch.broadcast_shapes(batch, weight.shape[:-1])
         weight = weight.expand(*batch, weight.size(-1)).reshape(batch.numel(), weight.size(-1))
     flat = x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:])
-    y = _gather_sum(flat, weight, *_links(source, segments))
+    y = _gather_sum(flat, weight, *_links(source, segments), cpp)
     return y.view(*batch, *y.shape[-2:])
 
 
-def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | None = None) -> Tensor:
+def indexed_linear(
+    x: Tensor,
+    weight: Tensor,
+    tiles: Tiles,
+    shared: Tensor | None = None,
+    *,
+    cpp: bool = False,
+) -> Tensor:
     batch, rows = x.shape[:-2], x.size(-2)
     flat = x.reshape(batch.numel(), rows, x.size(-1))
     if shared is not None:
@@ -73,7 +85,7 @@ def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | Non
             batch.numel(), *shared.shape[-2:]
         )
     weight = weight.expand(tiles.segments.pointers.size(0) - 1, -1, -1)
-    y = _indexed_linear(flat, weight, shared, *_tables(tiles))
+    y = _indexed_linear(flat, weight, shared, *_tables(tiles), cpp)
     return y.view(*batch, rows, weight.size(-1))
 
 
@@ -110,11 +122,13 @@ def cluster_linear(
     bias: Tensor,
     sizes: Tensor,
     tiles: Tiles | None = None,
+    *,
+    cpp: bool = False,
 ) -> Tensor:
     batch, rows = x.shape[:-2], x.size(-2)
     flat = x.reshape(batch.numel(), rows, x.size(-1))
     tables = () if tiles is None else _tables(tiles)
-    y = _ClusterLinear.apply(flat, weight, matrix, bias, sizes, *tables)
+    y = _ClusterLinear.apply(flat, weight, matrix, bias, sizes, cpp, *tables)
     return y.view(*batch, rows, weight.size(-1))
 
 
@@ -220,14 +234,14 @@ def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
     """What the operators on tiles take."""
     segments = tiles.segments
     return (
-        *(tiles.segment, tiles.rows, tiles.places, tiles.blocks, tiles.runs),
+        *(tiles.segment, tiles.rows, tiles.places, tiles.blocks, tiles.runs, tiles.local),
         *(segments.index, segments.order, segments.pointers),
     )
 
 
 def share_among_ties(g: Tensor, x: Tensor, y: Tensor, segments: Segments) -> Tensor:
     """The gradient of ``segment_max``: every segment's row of ``g`` to the rows that tie."""
-    return _tie_spread(g, x, y, segments.index, segments.order, segments.pointers)
+    return _tie_spread(g, x, y, segments.index, segments.order, segments.pointers, False)
 
 
 def _links(source: Segments, segments: Segments) -> tuple[Tensor, ...]:
@@ -290,8 +304,11 @@ def _bag(x: Tensor, columns: Tensor, pointers: Tensor, weight: Tensor | None) ->
 
 
 @torch.library.custom_op("gsym::segment_sum", mutates_args=())
-def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
     flat = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    if cpp and _cpp_rows.takes(x):
+        sums = _cpp_rows.segment_sum(flat, index, order, pointers)
+        return sums.view(*x.shape[:-2], *sums.shape[-2:])
     sizes = pointers.diff()
     if order.numel() > _PIECE and int(sizes.max()) > _PIECE:
         count = -(-sizes // _PIECE)
@@ -307,30 +324,31 @@ def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> T
 
 
 @_segment_sum.register_fake
-def _(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
     return x.new_empty(*x.shape[:-2], pointers.size(0) - 1, x.size(-1))
 
 
 @torch.library.custom_op("gsym::segment_gather", mutates_args=())
-def _segment_gather(y: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _segment_gather(y: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
     return y.contiguous().index_select(-2, index)
 
 
 @_segment_gather.register_fake
-def _(y: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _(y: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
     return y.new_empty(*y.shape[:-2], index.size(0), y.size(-1))
 
 
 def _save_tables(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs[1:])
+    _, *tables, ctx.cpp = inputs
+    ctx.save_for_backward(*tables)
 
 
 def _segment_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _segment_gather(grad, *ctx.saved_tensors), None, None, None
+    return _segment_gather(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
 
 
 def _segment_gather_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _segment_sum(grad, *ctx.saved_tensors), None, None, None
+    return _segment_sum(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
 
 
 _segment_sum.register_autograd(_segment_sum_backward, setup_context=_save_tables)
@@ -347,13 +365,16 @@ def _gather_sum(
     rows: Tensor,
     turned_order: Tensor,
     turned_pointers: Tensor,
+    cpp: bool,
 ) -> Tensor:
     """The product of a sparse matrix, of entries ``weight``, with ``x [b, n, c]``."""
+    if cpp and _cpp_rows.takes(x, weight):
+        return _cpp_rows.gather_sum(x, weight, columns, order, pointers)
     return _bags(x, columns, pointers, None if weight is None else weight.index_select(-1, order))
 
 
 @_gather_sum.register_fake
-def _(x, weight, columns, order, pointers, *turned):  # type: ignore[no-untyped-def]
+def _(x, weight, columns, order, pointers, *rest):  # type: ignore[no-untyped-def]
     return x.new_empty(x.size(0), pointers.size(0) - 1, x.size(-1))
 
 
@@ -367,8 +388,11 @@ def _gather_dot(
     rows: Tensor,
     turned_order: Tensor,
     turned_pointers: Tensor,
+    cpp: bool,
 ) -> Tensor:
     """``[b, e]``: the product of the rows of ``y [b, s, c]`` and ``x`` that every entry joins."""
+    if cpp and _cpp_rows.takes(y, x):
+        return _cpp_rows.gather_dot(y, x, columns, order, pointers)
     batch, entries = y.size(0), columns.numel()
     segment = torch.arange(pointers.numel() - 1, device=x.device)
     segment = segment.repeat_interleave(pointers.diff(), output_size=entries)
@@ -386,8 +410,9 @@ def _(y, x, columns, *tables):  # type: ignore[no-untyped-def]
     return x.new_empty(x.size(0), columns.size(0))
 
 
-def _save_gather_sum(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
+def _save_all(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.cpp = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _gather_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -395,12 +420,12 @@ def _gather_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_weight, *_ = ctx.needs_input_grad
     grad_weight = None
     if weight is not None and needs_weight:
-        dots = _gather_dot(grad, x, *links)
+        dots = _gather_dot(grad, x, *links, ctx.cpp)
         grad_weight = dots.sum(0) if weight.dim() == 1 else dots
     return (
-        _gather_sum(grad, weight, *links[3:], *links[:3]) if needs_x else None,
+        _gather_sum(grad, weight, *links[3:], *links[:3], ctx.cpp) if needs_x else None,
         grad_weight,
-        *(None for _ in links),
+        *(None for _ in (*links, ctx.cpp)),
     )
 
 
@@ -408,18 +433,22 @@ def _gather_dot_backward(ctx, grad):  # type: ignore[no-untyped-def]
     y, x, *links = ctx.saved_tensors
     needs_y, needs_x, *_ = ctx.needs_input_grad
     return (
-        _gather_sum(x, grad, *links) if needs_y else None,
-        _gather_sum(y, grad, *links[3:], *links[:3]) if needs_x else None,
-        *(None for _ in links),
+        _gather_sum(x, grad, *links, ctx.cpp) if needs_y else None,
+        _gather_sum(y, grad, *links[3:], *links[:3], ctx.cpp) if needs_x else None,
+        *(None for _ in (*links, ctx.cpp)),
     )
 
 
-_gather_sum.register_autograd(_gather_sum_backward, setup_context=_save_gather_sum)
-_gather_dot.register_autograd(_gather_dot_backward, setup_context=_save_gather_sum)
+_gather_sum.register_autograd(_gather_sum_backward, setup_context=_save_all)
+_gather_dot.register_autograd(_gather_dot_backward, setup_context=_save_all)
 
 
 @torch.library.custom_op("gsym::segment_max", mutates_args=())
-def _segment_max(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _segment_max(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
+    if cpp and _cpp_rows.takes(x):
+        flat = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+        high = _cpp_rows.segment_max(flat, index, order, pointers)
+        return high.view(*x.shape[:-2], *high.shape[-2:])
     out = x.new_zeros(*x.shape[:-2], pointers.numel() - 1, x.size(-1))
     return out.scatter_reduce_(
         -2, index.long()[:, None].expand(x.shape), x, reduce="amax", include_self=False
@@ -427,11 +456,11 @@ def _segment_max(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> T
 
 
 @_segment_max.register_fake
-def _(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def _(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
     return x.new_empty(*x.shape[:-2], pointers.size(0) - 1, x.size(-1))
 
 
-def _ties(x: Tensor, y: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
+def _ties(x: Tensor, y: Tensor, *tables: Any) -> tuple[Tensor, Tensor]:
     """Which rows hold the maximum of their segment, and how many do, in numbers."""
     held = (x == y.index_select(-2, tables[0])).to(accumulation_type(x.dtype))
     return held, _segment_sum(held, *tables).clamp_(min=1)
@@ -439,13 +468,16 @@ def _ties(x: Tensor, y: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("gsym::tie_spread", mutates_args=())
 def _tie_spread(
-    g: Tensor, x: Tensor, y: Tensor, index: Tensor, order: Tensor, pointers: Tensor
+    g: Tensor, x: Tensor, y: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool
 ) -> Tensor:
     """Share the row ``g`` of every segment among the rows that hold its maximum ``y``."""
     batch, entries, channels = x.shape[:-2].numel(), x.size(-2), x.size(-1)
     x, out = x.reshape(batch, entries, channels), x.new_empty(x.shape)
     if out.numel() == 0:
         return out
+    if cpp and _cpp_rows.takes(g, x, y):
+        g, y = (value.reshape(batch, -1, channels) for value in (g, y))
+        return _cpp_rows.tie_spread(g, x, y, index, order, pointers).view(out.shape)
     flat_out = out.view(x.shape)
     high, g = y.reshape(-1, channels), g.reshape(-1, channels)
 
@@ -473,11 +505,11 @@ def _(g, x, y, *tables):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("gsym::tie_mean", mutates_args=())
 def _tie_mean(
-    h: Tensor, x: Tensor, y: Tensor, index: Tensor, order: Tensor, pointers: Tensor
+    h: Tensor, x: Tensor, y: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool
 ) -> Tensor:
     """Mean of the rows of ``h`` where ``x`` holds the maximum: the adjoint of the above."""
-    held, count = _ties(x, y, index, order, pointers)
-    return (_segment_sum(held.mul_(h), index, order, pointers) / count).to(h.dtype)
+    held, count = _ties(x, y, index, order, pointers, cpp)
+    return (_segment_sum(held.mul_(h), index, order, pointers, cpp) / count).to(h.dtype)
 
 
 @_tie_mean.register_fake
@@ -486,20 +518,20 @@ def _(h, x, y, *tables):  # type: ignore[no-untyped-def]
 
 
 def _save_max(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, *tables = inputs
+    x, *tables, ctx.cpp = inputs
     ctx.save_for_backward(x, output, *tables)
 
 
 def _segment_max_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_spread(grad, *ctx.saved_tensors), None, None, None
+    return _tie_spread(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
 
 
 def _tie_spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_mean(grad, *ctx.saved_tensors), None, None, None, None, None
+    return _tie_mean(grad, *ctx.saved_tensors, ctx.cpp), *(None for _ in range(6))
 
 
 def _tie_mean_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_spread(grad, *ctx.saved_tensors), None, None, None, None, None
+    return _tie_spread(grad, *ctx.saved_tensors, ctx.cpp), *(None for _ in range(6))
 
 
 _segment_max.register_autograd(_segment_max_backward, setup_context=_save_max)
@@ -517,12 +549,16 @@ def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _save_order(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs[1:])
+
+
 def _permute_rows_backward(ctx, grad):  # type: ignore[no-untyped-def]
     order, inverse = ctx.saved_tensors
     return _permute_rows(grad, inverse, order), None, None
 
 
-_permute_rows.register_autograd(_permute_rows_backward, setup_context=_save_tables)
+_permute_rows.register_autograd(_permute_rows_backward, setup_context=_save_order)
 
 
 def _blocks(batch: int, entries: int) -> Iterator[tuple[int, int, slice]]:
@@ -609,10 +645,14 @@ def _indexed_linear(
     places: Tensor,
     blocks: Tensor,
     runs: Tensor | None,
+    local: Tensor,
     index: Tensor,
     order: Tensor,
     pointers: Tensor,
+    cpp: bool,
 ) -> Tensor:
+    if cpp and _cpp_rows.takes(x, weight, shared):
+        return _cpp_rows.indexed_linear(x, weight, shared, index, local)
     (batch, count, _), out_channels = x.shape, weight.size(-1)
     x = x.contiguous()
     y = x.new_empty(batch, count, out_channels)
@@ -652,7 +692,7 @@ def _(x, weight, shared, *tables):  # type: ignore[no-untyped-def]
 
 
 def _save_indexed(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, shared, *tables = inputs
+    x, weight, shared, *tables, ctx.cpp = inputs
     ctx.shared = shared is not None
     ctx.save_for_backward(x, weight, *tables)
 
@@ -662,10 +702,10 @@ def _indexed_linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_weight, needs_shared, *_ = ctx.needs_input_grad
     turned = weight.transpose(1, 2)
     return (
-        _indexed_linear(grad, turned, None, *tables) if needs_x else None,
-        _indexed_outer(x, grad, *tables) if needs_weight else None,
-        _segment_sum(grad, *tables[-3:]) if ctx.shared and needs_shared else None,
-        *(None for _ in tables),
+        _indexed_linear(grad, turned, None, *tables, ctx.cpp) if needs_x else None,
+        _indexed_outer(x, grad, *tables, ctx.cpp) if needs_weight else None,
+        _segment_sum(grad, *tables[-3:], ctx.cpp) if ctx.shared and needs_shared else None,
+        *(None for _ in (*tables, ctx.cpp)),
     )
 
 
@@ -681,11 +721,15 @@ def _indexed_outer(
     places: Tensor,
     blocks: Tensor,
     runs: Tensor | None,
+    local: Tensor,
     index: Tensor,
     order: Tensor,
     pointers: Tensor,
+    cpp: bool,
 ) -> Tensor:
     """``[s, in, out]``: sum over samples and rows of a segment of ``x^T y``."""
+    if cpp and _cpp_rows.takes(x, y):
+        return _cpp_rows.indexed_outer(x, y, index, local, order, pointers)
     (batch, count, in_channels), out_channels = x.shape, y.size(-1)
     x, y = x.contiguous(), y.contiguous()
     wide = accumulation_type(x.dtype)  # what is added block by block is rounded once, at the end
@@ -716,11 +760,7 @@ def _indexed_outer(
 
 @_indexed_outer.register_fake
 def _(x, y, *tables):  # type: ignore[no-untyped-def]
-    return x.new_empty(tables[-1].size(0) - 1, x.size(-1), y.size(-1))
-
-
-def _save_outer(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
+    return x.new_empty(tables[-2].size(0) - 1, x.size(-1), y.size(-1))
 
 
 def _indexed_outer_backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -728,72 +768,77 @@ def _indexed_outer_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_y, *_ = ctx.needs_input_grad
     turned = grad.transpose(1, 2)
     return (
-        _indexed_linear(y, turned, None, *tables) if needs_x else None,
-        _indexed_linear(x, grad, None, *tables) if needs_y else None,
-        *(None for _ in tables),
+        _indexed_linear(y, turned, None, *tables, ctx.cpp) if needs_x else None,
+        _indexed_linear(x, grad, None, *tables, ctx.cpp) if needs_y else None,
+        *(None for _ in (*tables, ctx.cpp)),
     )
 
 
-_indexed_outer.register_autograd(_indexed_outer_backward, setup_context=_save_outer)
+_indexed_outer.register_autograd(_indexed_outer_backward, setup_context=_save_all)
 
 
 class _ClusterLinear(torch.autograd.Function):
     """Every step is one of the differentiable operators, and so is every step of its gradient."""
 
     @staticmethod
-    def forward(ctx, x, weight, matrix, bias, sizes, *tables):  # type: ignore[no-untyped-def]
-        means = (_pool(x, sizes.numel(), tables) / sizes[:, None]).to(x.dtype)
+    def forward(ctx, x, weight, matrix, bias, sizes, cpp, *tables):  # type: ignore[no-untyped-def]
+        ctx.cpp = cpp
+        means = (_pool(x, sizes.numel(), tables, cpp) / sizes[:, None]).to(x.dtype)
         ctx.save_for_backward(x, weight, matrix, sizes, means, *tables)
         shared = (means.flatten(1) @ matrix).view(x.size(0), sizes.numel(), weight.size(-1))
-        return _spread(x, weight, shared + bias, tables)
+        return _spread(x, weight, shared + bias, tables, cpp)
 
     @staticmethod
     @without_autocast
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight, matrix, sizes, means, *tables = ctx.saved_tensors
-        k = sizes.numel()
+        k, cpp = sizes.numel(), ctx.cpp
         if torch.is_grad_enabled():
-            means = (_pool(x, k, tables) / sizes[:, None]).to(x.dtype)
-        sums = _pool(grad, k, tables)
+            means = (_pool(x, k, tables, cpp) / sizes[:, None]).to(x.dtype)
+        sums = _pool(grad, k, tables, cpp)
         x_needs, weight_needs, matrix_needs, bias_needs = ctx.needs_input_grad[:4]
         grad_x = None
         if x_needs:
             spread = sums.flatten(1) @ matrix.t().to(sums.dtype)
             spread = (spread.view(x.size(0), k, x.size(-1)) / sizes[:, None]).to(x.dtype)
-            grad_x = _spread(grad, weight.transpose(1, 2), spread, tables)
+            grad_x = _spread(grad, weight.transpose(1, 2), spread, tables, cpp)
         return (
             grad_x,
-            _outer(x, grad, weight.size(0), k, tables) if weight_needs else None,
+            _outer(x, grad, weight.size(0), k, tables, cpp) if weight_needs else None,
             (means.to(sums.dtype).flatten(1).t() @ sums.flatten(1)).to(x.dtype)
             if matrix_needs
             else None,
             sums.sum(0).to(x.dtype) if bias_needs else None,
-            *(None for _ in range(1 + len(tables))),
+            *(None for _ in range(2 + len(tables))),
         )
 
 
-def _pool(x: Tensor, k: int, tables: Sequence[Tensor | None]) -> Tensor:
+def _pool(x: Tensor, k: int, tables: Sequence[Tensor | None], cpp: bool) -> Tensor:
     """Sums of the rows of every cluster, ``[b, k, c]``; float32 for half precision."""
     wide = accumulation_type(x.dtype)
     if not tables:
         return x.unflatten(1, (k, x.size(1) // k)).sum(dim=2, dtype=wide)
-    return _segment_sum(x.to(wide), *tables[-3:])
+    return _segment_sum(x.to(wide), *tables[-3:], cpp)
 
 
-def _spread(x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Tensor | None]) -> Tensor:
+def _spread(
+    x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Tensor | None], cpp: bool
+) -> Tensor:
     """Each row times the matrix of its cluster, plus the row ``shared`` of its cluster."""
     k = shared.size(1)
     if not tables:
         return grouped_linear(x.unflatten(1, (k, x.size(1) // k)), weight, shared).flatten(1, 2)
-    return _indexed_linear(x, weight.expand(k, -1, -1), shared, *tables)
+    return _indexed_linear(x, weight.expand(k, -1, -1), shared, *tables, cpp)
 
 
-def _outer(x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Tensor | None]) -> Tensor:
+def _outer(
+    x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Tensor | None], cpp: bool
+) -> Tensor:
     """``x^T y`` summed over the samples and over the rows of every cluster, or over all rows."""
     if matrices == 1:
         return (x.flatten(0, 1).t() @ y.flatten(0, 1))[None]
     if tables:
-        return _indexed_outer(x, y, *tables)
+        return _indexed_outer(x, y, *tables, cpp)
     x, y = (value.unflatten(1, (k, value.size(1) // k)) for value in (x, y))
     if y.size(-1) == 1:  # a row on the left is faster than a column on the right
         return (y.transpose(2, 3) @ x).sum(0).transpose(1, 2)

@@ -50,7 +50,7 @@ OPS = (
 )
 SCATTER_OPS = OPS[:3]
 RUNS = [
-    *itertools.product(("reference", "native"), OPS),
+    *itertools.product(("reference", "native", "cpp"), OPS),
     *itertools.product(("torch_scatter", "torch_scatter stub"), SCATTER_OPS),
 ]
 BATCH = {"no batch": (), "zero batch": (0,), "two batches": (2, 2)}
@@ -189,7 +189,7 @@ def scatter_stub():
     return stub
 
 
-@pytest.fixture(params=["reference", "native", "torch_scatter", "torch_scatter stub"])
+@pytest.fixture(params=["reference", "native", "cpp", "torch_scatter", "torch_scatter stub"])
 def backend(request, monkeypatch):
     if request.param == "torch_scatter":
         pytest.importorskip("torch_scatter", reason="torch-scatter is not installed")
@@ -303,12 +303,13 @@ class TestParity:
 
 
 class TestRegistration:
-    def calls(self):
+    def calls(self, cpp):
         """One call of every registered operator."""
         segments = make_index("empty segments")
         source = Segments.from_index(torch.tensor([0, 3, 1, 1, 2, 0]), 4)
-        tables = (segments.index, segments.order, segments.pointers)
-        links, tiles = native._links(source, segments), native._tables(Tiles(segments, 3, 2))
+        tables = (segments.index, segments.order, segments.pointers, cpp)
+        links = (*native._links(source, segments), cpp)
+        tiles = (*native._tables(Tiles(segments, 3, 2)), cpp)
         x, y, z = parameter(2, 6, 3), parameter(2, 7, 3), parameter(2, 4, 3)
         order = torch.randperm(6)
         yield native._segment_sum, (x, *tables)
@@ -325,8 +326,9 @@ class TestRegistration:
         yield native._indexed_linear, (x, parameter(7, 3, 2), parameter(2, 7, 2), *tiles)
         yield native._indexed_outer, (x, parameter(2, 6, 2), *tiles)
 
-    def test_passes_opcheck(self):
-        for op, args in self.calls():
+    @pytest.mark.parametrize("cpp", [False, True])
+    def test_passes_opcheck(self, cpp):
+        for op, args in self.calls(cpp):
             torch.library.opcheck(op, args)
 
     def test_covers_every_operator(self):
@@ -335,7 +337,7 @@ class TestRegistration:
             for name, value in vars(native).items()
             if isinstance(value, torch._library.custom_ops.CustomOpDef)
         }
-        called = {op._opoverload for op, _ in self.calls()}
+        called = {op._opoverload for op, _ in self.calls(cpp=True)}
         assert called == {getattr(native, name)._opoverload for name in known}
         assert len(known) >= 8
 
@@ -345,7 +347,8 @@ class TestRegistration:
         assert public == {op.partition(" ")[0] for op in OPS}
         for name in public:
             expected = list(inspect.signature(getattr(reference, name)).parameters)
-            assert list(inspect.signature(getattr(native, name)).parameters) == expected
+            found = list(inspect.signature(getattr(native, name)).parameters)
+            assert [parameter for parameter in found if parameter != "cpp"] == expected
             assert list(inspect.signature(getattr(kernels, name)).parameters) == [
                 *expected,
                 "backend",
@@ -496,6 +499,121 @@ class TestPromises:
         with torch.inference_mode():
             target.columns(source)
         assert not target.columns(source).is_inference()
+
+
+# Rows and segments: sums pooled in the order of memory, carried from piece to piece, and each
+# matrix of many for itself.
+LARGE = [(20_000, 5), (3_000, 700), (5_000, 3_000)]
+WIDTHS = [(1, 33), (3, 1), (16, 16), (33, 3)]
+
+
+def large_cases(rows, count, in_channels, out_channels, dtype=torch.float64):
+    """Arguments of every compiled primitive, two samples of so many rows and segments."""
+    torch.manual_seed(0)
+    segments, source = make_index((rows, count)), make_index((rows, 50))
+    tiles = Tiles(segments, in_channels, out_channels)
+    x = parameter(2, rows, in_channels, dtype=dtype)
+    y = parameter(2, 50, in_channels, dtype=dtype)
+    weight = parameter(count, in_channels, out_channels, dtype=dtype)
+    one = parameter(1, in_channels, out_channels, dtype=dtype)
+    shared = parameter(2, count, out_channels, dtype=dtype)
+    yield "segment_sum", (x, segments)
+    yield "segment_max", (x, segments)
+    yield "gather_segment_sum", (y, source, segments)
+    yield "gather_segment_sum", (y, source, segments, parameter(2, rows, dtype=dtype))
+    yield "indexed_linear", (x, weight, tiles)
+    yield "indexed_linear", (x, weight, tiles, shared)
+    yield "indexed_linear", (x, one, tiles, shared)
+
+
+class TestCompiledRows:
+    @pytest.mark.parametrize(("rows", "count"), LARGE)
+    @pytest.mark.parametrize(("in_channels", "out_channels"), WIDTHS)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_of_many_rows(self, rows, count, in_channels, out_channels, dtype):
+        for op, args in large_cases(rows, count, in_channels, out_channels, dtype):
+            function = getattr(native, op)
+            right = [a.detach().double() if isinstance(a, torch.Tensor) else a for a in args]
+            right = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in right]
+            found, expected = on("cpp", op)(*args), function(*right)
+            assert_near(found, expected, TOLERANCE[dtype][0], op)
+            grad = torch.randn_like(expected)
+            leaves = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+            pairs = zip(
+                torch.autograd.grad(found, [args[i] for i in leaves], grad.to(dtype)),
+                torch.autograd.grad(expected, [right[i] for i in leaves], grad),
+                strict=True,
+            )
+            for a, b in pairs:
+                assert_near(a, b, TOLERANCE[dtype][1], f"gradients of {op}")
+
+    def test_reads_wide_indices(self):
+        both = list(large_cases(2_000, 9, 3, 5)), list(large_cases(2_000, 9, 3, 5))
+        for (op, args), (_, wide) in zip(*both, strict=True):
+            for table in wide:
+                if isinstance(table, Segments | Tiles):
+                    table._apply(torch.Tensor.long)
+            assert torch.equal(on("cpp", op)(*args), on("cpp", op)(*wide))
+
+    def test_of_no_channels(self):
+        for op, args in large_cases(2_000, 9, 0, 3):
+            y = on("cpp", op)(*args)
+            assert torch.equal(y, getattr(reference, op)(*args))
+            y.sum().backward()
+        for op, args in large_cases(2_000, 9, 3, 0):
+            if op == "indexed_linear":
+                assert on("cpp", op)(*args).shape == (2, 2_000, 0)
+
+    @pytest.mark.parametrize(("rows", "count"), LARGE)
+    def test_the_same_bits_on_any_number_of_threads(self, rows, count):
+        threads, runs = torch.get_num_threads(), []
+        try:
+            for number in (1, 2, 3):
+                torch.set_num_threads(number)
+                results = []
+                for op, args in large_cases(rows, count, 5, 17, torch.float32):
+                    y = on("cpp", op)(*args)
+                    leaves = [a for a in args if isinstance(a, torch.Tensor)]
+                    results += [y, *torch.autograd.grad(y, leaves, torch.cos(y.detach()))]
+                runs.append(results)
+        finally:
+            torch.set_num_threads(threads)
+        for others in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], others, strict=True))
+
+    @pytest.mark.parametrize(("rows", "count"), LARGE)
+    def test_what_is_not_a_number_stays_where_it_belongs(self, rows, count):
+        for op, args in large_cases(rows, count, 17, 5):
+            if op == "gather_segment_sum":
+                continue
+            x, table = args[0].detach().clone(), args[2] if op == "indexed_linear" else args[1]
+            x[1, 1234, 3] = torch.nan
+            y = on("cpp", op)(x, *args[1:])
+            segments = table.segments if isinstance(table, Tiles) else table
+            wrong = torch.zeros_like(y, dtype=torch.bool)
+            if op == "indexed_linear":
+                wrong[1, 1234] = True
+            else:
+                wrong[1, int(segments.index[1234]), 3] = True
+            assert torch.equal(y.isnan(), wrong)
+            if op == "indexed_linear" and args[1].size(0) > 1:
+                (grad,) = torch.autograd.grad(y, args[1], torch.ones_like(y))
+                expected = torch.zeros_like(grad, dtype=torch.bool)
+                expected[int(segments.index[1234]), 3] = True
+                assert torch.equal(grad.isnan(), expected)
+
+    @pytest.mark.parametrize("count", [2, 300_000])
+    def test_long_segments_stay_accurate(self, count):
+        index = torch.zeros(2_000_000, dtype=torch.int64)
+        x = torch.full((index.numel(), 1), 0.1)
+        segments = Segments.from_index(index, count)
+        exact = x.double().sum()
+        y = on("cpp", "segment_sum")(x, segments)
+        assert abs(float(y[0]) - exact) < 5e-5 * exact  # a running sum errs by a hundredth
+        assert (y[1:] == 0).all()
+        zero = Segments.from_index(index, 1)
+        y = on("cpp", "gather_segment_sum")(torch.full((1, 1), 0.1), zero, segments)
+        assert abs(float(y[0]) - exact) < 5e-5 * exact  # a running sum errs by a hundredth
 
 
 class TestBackends:
