@@ -78,14 +78,17 @@ def trace() -> Iterator[list[str]]:
         _state.record = before
 
 
+def chosen(x: Tensor) -> str:
+    """The back-end of a primitive of ``x`` that is not told otherwise."""
+    return _fastest(x) if _state.default == "auto" else _state.default
+
+
 def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
     """Call the primitive ``op`` of the back-end ``name``, ``"auto"`` being the default in force.
 
     Autocast is off inside: a primitive computes in the type that it is given.
     """
-    name = _state.default if name == "auto" else name
-    if name == "auto":
-        name = _fastest(x)
+    name = chosen(x) if name == "auto" else name
     module = _module(name)
     implementation = getattr(module, op, None)
     if implementation is None:

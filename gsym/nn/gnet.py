@@ -353,7 +353,7 @@ class GNet(nn.Module):
         for linear in maps:
             if before is None:
                 x = linear.to_layout(x)
-            elif before.in_place == linear.in_place:
+            elif before.keeps_order(x) == linear.keeps_order(x):
                 x = x.relu()
             else:
                 x = linear.to_layout(before.from_layout(x.relu()))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym._validate import GroupError, check_edge_index, check_signal
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.kernels._dispatch import chosen
 from gsym.kernels.segments import BLOCK_ROWS
 
 # Full mixing above this is refused: its k^2 weight matrices outgrow any activation.
@@ -129,7 +130,8 @@ class OrbitLinear(TiedLayer):
 
         # Equal clusters are sorted into runs, which views and batched products can take, unless
         # the products would be small or the sorting would pass through memory once more. Others
-        # are gathered tile by tile, samples side by side.
+        # are gathered tile by tile, samples side by side. Compiled loops on the CPU take every row
+        # where it lies.
         order, labels = clusters.partition.order, clusters.partition.labels
         size, area = int(sizes[0]), in_channels * out_channels
         alone = size == 1 and mixing not in ("low_rank", "none")
@@ -141,7 +143,7 @@ class OrbitLinear(TiedLayer):
         self.in_place = not runs or came_sorted
         self.register_buffer("_order", order, persistent=False)
         self.register_buffer("_rank", torch.argsort(order), persistent=False)
-        self.clusters = None if runs else kernels.Segments(labels, sizes.numel())
+        self._has_runs = runs
 
         orbits = clusters.cluster_orbits()
         self.register_buffer("_cluster_orbit", orbits.index, persistent=False)
@@ -155,8 +157,10 @@ class OrbitLinear(TiedLayer):
         self.tiles: kernels.Tiles | None = None
         if used.numel():
             self.weight_self = nn.Parameter(torch.empty(used.numel(), in_channels, out_channels))
-            if self.clusters is not None:
-                self.tiles = kernels.Tiles(self.clusters, in_channels, out_channels)
+            # With one channel the views of runs are the fastest everywhere.
+            if group is not None and not (runs and min(in_channels, out_channels) == 1):
+                segments = kernels.Segments(labels, sizes.numel())
+                self.tiles = kernels.Tiles(segments, in_channels, out_channels)
         else:
             self.register_parameter("weight_self", None)
 
@@ -201,21 +205,26 @@ class OrbitLinear(TiedLayer):
         check_signal(x, self.num_nodes, self.in_channels)
         return self.from_layout(self.map_in_layout(self.to_layout(x)))
 
+    def keeps_order(self, x: Tensor) -> bool:
+        """Whether the map of this signal takes nodes in their order, so that nothing is sorted."""
+        return self.in_place or self._tiles_of(x) is not None
+
     def to_layout(self, x: Tensor) -> Tensor:
         """Sort the node axis by cluster, if the map works on sorted nodes."""
-        return x if self.in_place else kernels.permute_rows(x, self._order, self._rank)
+        return x if self.keeps_order(x) else kernels.permute_rows(x, self._order, self._rank)
 
     def from_layout(self, x: Tensor) -> Tensor:
         """Undo :meth:`to_layout`."""
-        return x if self.in_place else kernels.permute_rows(x, self._rank, self._order)
+        return x if self.keeps_order(x) else kernels.permute_rows(x, self._rank, self._order)
 
     def map_in_layout(self, x: Tensor) -> Tensor:
         """The map itself between signals from :meth:`to_layout`.
 
-        A stack of layers on one group sorts only where ``in_place`` differs: see
+        A stack of layers on one group sorts only where ``keeps_order`` differs: see
         :class:`gsym.nn.GNet`.
         """
         bias = None if self.bias is None else self._untie(self.bias, self._cluster_orbit)
+        tiles = self._tiles_of(x)
         if (
             self.num_nodes is not None
             and self.weight_self is not None
@@ -225,7 +234,7 @@ class OrbitLinear(TiedLayer):
             if bias is None:
                 bias = x.new_zeros(sizes.numel(), self.out_channels)
             weight, matrix = self._own_weight(), self.mixing.matrix()
-            return kernels.cluster_linear(x, weight, matrix, bias, sizes, self.tiles)
+            return kernels.cluster_linear(x, weight, matrix, bias, sizes, tiles)
         shared = bias
         if self.mixing is not None:
             shared = self.mixing(self._means(x))
@@ -233,9 +242,13 @@ class OrbitLinear(TiedLayer):
         if self.weight_self is None:
             assert shared is not None and x.size(-2) <= max(self._sizes.numel(), 1)
             return shared
-        if self.tiles is not None:
-            return kernels.indexed_linear(x, self._own_weight(), self.tiles, shared)
+        if tiles is not None:
+            return kernels.indexed_linear(x, self._own_weight(), tiles, shared)
         return kernels.grouped_linear(self._runs(x), self._own_weight(), shared).flatten(-3, -2)
+
+    def _tiles_of(self, x: Tensor) -> kernels.Tiles | None:
+        """The tables of the map if it takes the rows of ``x`` in the order of the nodes."""
+        return None if self._has_runs and chosen(x) != "cpp" else self.tiles
 
     def _runs(self, x: Tensor) -> Tensor:
         """Split the rows of equal clusters, ``[..., k, c, in]``."""
@@ -244,11 +257,12 @@ class OrbitLinear(TiedLayer):
 
     def _means(self, x: Tensor) -> Tensor:
         """Mean of every cluster, ``[..., k, in]``."""
-        if self.clusters is None:
+        tiles = self._tiles_of(x)
+        if tiles is None:
             runs = self._runs(x)
             wide = torch.promote_types(x.dtype, torch.float32)
             return (runs.sum(dim=-2, dtype=wide) / runs.size(-2)).to(x.dtype)
-        return kernels.segment_mean(x, self.clusters)
+        return kernels.segment_mean(x, tiles.segments)
 
     def _own_weight(self) -> Tensor:
         """D of every cluster, ``[k, in, out]``, 0 where it has none, or one for all."""
