@@ -10,6 +10,9 @@ from torch import Tensor
 from gsym.kernels import segments
 from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, call, library, pointer
 
+# A part of the second cache of one core.
+_POOL_BYTES = 2**17
+
 
 class _Reduction(Structure):
     _sizes = ("batch", "rows", "entries", "segments", "channels", "weight_stride", "threads")
@@ -32,8 +35,16 @@ def takes(*tensors: Tensor | None) -> bool:
     return len(types) == 1 and types <= NUMBER_TYPES.keys()
 
 
+def pools(x: Tensor, count: int) -> bool:
+    """Whether the sums of all segments stay in the cache while the rows of ``x`` come by.
+
+    More of them are left to torch, whose reduction of sorted rows nothing beats.
+    """
+    return count * x.size(-1) * x.element_size() <= _POOL_BYTES and count * 8 <= x.size(-2)
+
+
 def segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
-    """Sums ``[b, s, c]`` of the rows of ``x [b, e, c]``."""
+    """Sums ``[b, s, c]`` of the rows of ``x [b, e, c]``, of which it :func:`pools`."""
     return _reduce("segment_sum", x, order, pointers, index=index, columns=order)
 
 

@@ -17,7 +17,7 @@ from gsym.kernels._cpp_edges import CppPipeline
 from gsym.kernels._pipeline import Pipeline
 
 # What holds numbers; others, fake tensors say, are for whoever traces operators.
-_EAGER_TYPES = (Tensor, torch.nn.Parameter)
+EAGER_TYPES = (Tensor, torch.nn.Parameter)
 
 _CONTIGUOUS = torch.contiguous_format
 
@@ -164,7 +164,7 @@ def differentiable(compose: Compose) -> Compose:
     edge_mlp_sum.register_autograd(backward, setup_context=save)
 
     def run(tensors: list[Tensor], *args: Any) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_compiling() or any(type(x) not in _EAGER_TYPES for x in tensors):
+        if torch.compiler.is_compiling() or any(type(x) not in EAGER_TYPES for x in tensors):
             return edge_mlp_sum(tensors, *args)
         total, moved = Eager.apply(len(tensors), *tensors, *args)
         return total, moved

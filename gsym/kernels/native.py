@@ -306,7 +306,7 @@ def _bag(x: Tensor, columns: Tensor, pointers: Tensor, weight: Tensor | None) ->
 @torch.library.custom_op("gsym::segment_sum", mutates_args=())
 def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
     flat = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
-    if cpp and _cpp_rows.takes(x):
+    if cpp and _cpp_rows.takes(x) and _cpp_rows.pools(x, pointers.numel() - 1):
         sums = _cpp_rows.segment_sum(flat, index, order, pointers)
         return sums.view(*x.shape[:-2], *sums.shape[-2:])
     sizes = pointers.diff()
@@ -813,30 +813,45 @@ class _ClusterLinear(torch.autograd.Function):
         )
 
 
-def _pool(x: Tensor, k: int, tables: Sequence[Tensor | None], cpp: bool) -> Tensor:
+def _pool(x: Tensor, k: int, tables: Sequence[Any], cpp: bool) -> Tensor:
     """Sums of the rows of every cluster, ``[b, k, c]``; float32 for half precision."""
     wide = accumulation_type(x.dtype)
     if not tables:
         return x.unflatten(1, (k, x.size(1) // k)).sum(dim=2, dtype=wide)
+    if _is_direct(cpp, x) and _cpp_rows.pools(x, k):
+        return _cpp_rows.segment_sum(x, *tables[-3:])
     return _segment_sum(x.to(wide), *tables[-3:], cpp)
 
 
-def _spread(
-    x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Tensor | None], cpp: bool
-) -> Tensor:
+def _is_direct(cpp: bool, *tensors: Tensor) -> bool:
+    """Whether compiled loops may do without their operator, which costs a small batch its time.
+
+    Not where anything differentiates or traces what is called.
+    """
+    if not cpp or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return all(type(x) in _edges.EAGER_TYPES for x in tensors) and _cpp_rows.takes(*tensors)
+
+
+def _spread(x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Any], cpp: bool) -> Tensor:
     """Each row times the matrix of its cluster, plus the row ``shared`` of its cluster."""
     k = shared.size(1)
     if not tables:
         return grouped_linear(x.unflatten(1, (k, x.size(1) // k)), weight, shared).flatten(1, 2)
-    return _indexed_linear(x, weight.expand(k, -1, -1), shared, *tables, cpp)
+    weight = weight.expand(k, -1, -1)
+    if _is_direct(cpp, x, weight, shared):
+        local, index, *_ = tables[-4:]
+        return _cpp_rows.indexed_linear(x, weight, shared, index, local)
+    return _indexed_linear(x, weight, shared, *tables, cpp)
 
 
-def _outer(
-    x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Tensor | None], cpp: bool
-) -> Tensor:
+def _outer(x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Any], cpp: bool) -> Tensor:
     """``x^T y`` summed over the samples and over the rows of every cluster, or over all rows."""
     if matrices == 1:
         return (x.flatten(0, 1).t() @ y.flatten(0, 1))[None]
+    if tables and _is_direct(cpp, x, y):
+        local, index, order, pointers = tables[-4:]
+        return _cpp_rows.indexed_outer(x, y, index, local, order, pointers)
     if tables:
         return _indexed_outer(x, y, *tables, cpp)
     x, y = (value.unflatten(1, (k, value.size(1) // k)) for value in (x, y))

@@ -13,8 +13,6 @@ namespace {
 constexpr int64_t PIECE = 1024;
 // Rows that one thread takes at a time when it pools in the order of memory.
 constexpr int64_t POOL_ROWS = 8192;
-// Sums of all segments that stay in the first caches while rows of any segment come by.
-constexpr int64_t POOL_BYTES = 1 << 17;
 // How many rows ahead the memory is asked for, which rows in order come from without being asked.
 constexpr int64_t AHEAD = 12, FAR_AHEAD = 48;
 // Sums that threads keep for themselves before they are added up.
@@ -190,10 +188,8 @@ template <typename T, typename I> void pool(const Reduction<T, I> &g) {
 }
 
 template <typename T, typename I> void sum_rows(const Reduction<T, I> &g) {
-  if (g.weight) return reduce<WEIGHTED>(g);
-  bool small = g.segments * g.channels * int64_t(sizeof(T)) <= POOL_BYTES;
-  if (g.index && small && g.segments * 8 <= g.rows) return pool(g);
-  reduce<SUM>(g);
+  if (g.index) return pool(g);
+  g.weight ? reduce<WEIGHTED>(g) : reduce<SUM>(g);
 }
 
 // Rows of the result are those of their segment in `weight` where x holds what `y` does.
