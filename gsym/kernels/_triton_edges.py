@@ -1,17 +1,20 @@
 """Triton: the edge pipeline of the EGNN family, forward and backward, without any ``[e, h]``.
 
-A program takes 64 or 128 edges, in the order of the node that sums them up, computes their messages
-in registers and adds them up by a product with the matrix that tells which edge belongs to which of
-the nodes present; so one NaN spreads to the nodes of its block. Nodes whose edges all lie in one
-block are written at once; what blocks hold of the others goes to a table of pieces, two rows per
-block, at most 1/32 of ``[e, h]``, which :func:`gsym.kernels._triton_rows.reduce_rows` adds up in
-order.
+A program takes 16 or 32 edges, in the order of the node that sums them up, computes their messages
+in registers and adds them up by a product with the matrix that tells which edge belongs to which
+node; so one NaN spreads to the nodes of its block. Nodes whose edges all lie in one block are
+written at once; what blocks hold of the others goes to a table of pieces, two rows per block, at
+most 1/8 of ``[e, h]``, which :func:`gsym.kernels._triton_rows.reduce_rows` adds up in order.
 
 The gradient computes the edges anew, once in the order of receivers and once in that of senders, so
-that either end is a sum over consecutive edges, and once more for the weights, whose gradients are
-added up in registers by a fixed number of programs and then over the programs. These are three
-launches because one would hold too much in registers. A second derivative, and what does not fit in
-registers, take the differentiable composition of primitives, which does store ``[e, h]``.
+that either end is a sum over consecutive edges. In the first pass a fixed number of programs walk
+the blocks, and each adds up the gradients of the weights in a table of its own; the tables are
+added up at last. A second derivative, and what does not fit in registers, take the differentiable
+composition of primitives, which does store ``[e, h]``.
+
+Tiles are ``[h, e]``: the left factor of a product is then a matrix of weights, of which every warp
+holds 16 rows, so a tile takes as many registers at any width, and the right factor, of the edges,
+lies in shared memory. Vectors along the edges are computed axis by axis.
 """
 
 from typing import Any
@@ -27,17 +30,12 @@ from gsym.kernels._triton_rows import BFLOAT16
 from gsym.kernels.native import accumulation_type
 from gsym.kernels.segments import Segments
 
-# Edges of a block and warps of its program, forward and backward: every four warps hold 64 edges,
-# the smallest height of their product. The registers that either needs decide.
-_FORWARD, _BACKWARD = (128, 8), (64, 4)
-
 # Programs that add up gradients of the weights, two for each of the 132 multiprocessors of an H200.
 # The number is part of the order of summation, so it does not depend on the device.
 _PROGRAMS = 264
 
-# Widest messages, by how products read them, and widest coordinates and attributes, of which a
-# block fits on a multiprocessor: in three parts of TF32, the gradient of 128 channels asks for 256
-# KiB of shared memory, of which an H200 has 227.
+# Widest messages, by how products read them, whose edges fit in registers, and most coordinates and
+# attributes, which are read one after another.
 _MOST_HIDDEN = {"tf32x3": 64, "tf32": 128, "ieee": 128}
 _MOST_NARROW = 16
 
@@ -178,24 +176,22 @@ def _silu_slope(x):
 
 
 @triton.jit
-def _rows_of(x, index, real, width: tl.constexpr, column, ACC: tl.constexpr):
-    """Rows ``[E, C]`` of a table."""
-    mask = real[:, None] & (column < width)[None, :]
-    return tl.load(x + index[:, None] * width + column[None, :], mask, other=0).to(ACC)
+def _columns_of(x, index, real, width: tl.constexpr, channel):
+    """Rows of a table as columns, ``[C, E]``."""
+    mask = (channel < width)[:, None] & real[None, :]
+    return tl.load(x + index.to(tl.int64)[None, :] * width + channel[:, None], mask, other=0)
 
 
 @triton.jit
-def _square(x, width: tl.constexpr, column, TURNED: tl.constexpr):
-    """A matrix ``[h, h]``, or its transpose."""
-    mask = (column < width)[:, None] & (column < width)[None, :]
-    if TURNED:
-        return tl.load(x + column[None, :] * width + column[:, None], mask, other=0)
-    return tl.load(x + column[:, None] * width + column[None, :], mask, other=0)
+def _axis(x, index, real, width: tl.constexpr, axis, ACC: tl.constexpr):
+    """One number of every row of a table, ``[E]``."""
+    return tl.load(x + index.to(tl.int64) * width + axis, real, other=0).to(ACC)
 
 
 @triton.jit
-def _vector(x, width: tl.constexpr, column, ACC: tl.constexpr):
-    return tl.load(x + column, column < width, other=0).to(ACC)
+def _vector(x, width: tl.constexpr, channel, ACC: tl.constexpr, stride: tl.constexpr = 1):
+    """A vector as a column, ``[C, 1]``."""
+    return tl.load(x + channel * stride, channel < width, other=0).to(ACC)[:, None]
 
 
 @triton.jit
@@ -204,86 +200,148 @@ def _dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr
 
 
 @triton.jit
-def _attributes(
-    attr, attr_stride, sample, edge, real, attrs: tl.constexpr, ACC: tl.constexpr, A: tl.constexpr
-):
-    return _rows_of(attr + sample * attr_stride, edge, real, attrs, tl.arange(0, A), ACC)
+def _anew(pointers):
+    """Zero, as the compiler cannot know: what is computed from it is computed here.
+
+    Otherwise rows, addresses and activations stay in registers from one part of a kernel to the
+    next, in every layout that a part needs, though computing them again is cheap.
+    """
+    tl.debug_barrier()
+    return tl.multiple_of(tl.load(pointers).to(tl.int32), 16)
 
 
 @triton.jit
-def _hidden(
+def _alone(x, pointers):
+    """A tile, of which nothing that was computed before is kept."""
+    return x + _anew(pointers).to(x.dtype)
+
+
+@triton.jit
+def _edges_of(pointers, index, source, order, block, edges, E: tl.constexpr):
+    """Zero, and of every edge its place, whether it is one, its number, receiver and sender.
+
+    The place counts along the order, by receiver or by sender.
+    """
+    zero = _anew(pointers)
+    place = block * E + zero + tl.arange(0, E)
+    real = place < edges
+    edge = place
+    if order is not None:
+        edge = tl.load(order + place, real, other=0).to(tl.int64)
+    i = tl.load(index + edge, real, other=0).to(tl.int32)
+    j = tl.load(source + edge, real, other=0).to(tl.int32)
+    return zero, place, real, edge, i, j
+
+
+@triton.jit
+def _squares(pos_i, pos_j, i, j, real, dim: tl.constexpr, ACC: tl.constexpr):
+    """The squared distance along every edge, ``[E]``."""
+    s = tl.zeros(real.shape, ACC)
+    if pos_i is not None:
+        for axis in range(dim):
+            r = _axis(pos_i, i, real, dim, axis, ACC) - _axis(pos_j, j, real, dim, axis, ACC)
+            s += r * r
+    return s
+
+
+@triton.jit
+def _along(grad_moved, pos_i, pos_j, i, j, real, dim: tl.constexpr, ACC: tl.constexpr):
+    """The gradient of the move of every edge, along r, ``[E]``."""
+    found = tl.zeros(real.shape, ACC)
+    for axis in range(dim):
+        r = _axis(pos_i, i, real, dim, axis, ACC) - _axis(pos_j, j, real, dim, axis, ACC)
+        found += r * _axis(grad_moved, i, real, dim, axis, ACC)
+    return found
+
+
+@triton.jit
+def _first(
     receiver,
     sender,
-    pos,
     distance,
     attr,
-    attr_stride,
     attr_weight,
-    sample,
-    edge,
     i,
     j,
+    edge,
     real,
+    s,
+    channel,
     hidden: tl.constexpr,
-    dim: tl.constexpr,
     attrs: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """What goes into the first activation of every edge, ``[H, E]``."""
+    u = _columns_of(receiver, i, real, hidden, channel).to(ACC)
+    u += _columns_of(sender, j, real, hidden, channel).to(ACC)
+    if distance is not None:
+        u += _vector(distance, hidden, channel, ACC) * s[None, :]
+    if attr is not None:
+        for k in range(attrs):
+            value = _axis(attr, edge, real, attrs, k, ACC)
+            u += _vector(attr_weight + k, hidden, channel, ACC, attrs) * value[None, :]
+    return u
+
+
+@triton.jit
+def _linear(
+    x,
+    weight,
+    channel,
+    hidden: tl.constexpr,
+    TURNED: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    A: tl.constexpr,
 ):
-    """What goes into the first activation of every edge, and its vector r and r^2."""
-    column = tl.arange(0, H)
-    u = _rows_of(receiver, i, real, hidden, column, ACC)
-    u += _rows_of(sender, j, real, hidden, column, ACC)
-    r = tl.zeros([real.shape[0], D], ACC)
-    if pos is not None:
-        axis = tl.arange(0, D)
-        r = _rows_of(pos, i, real, dim, axis, ACC) - _rows_of(pos, j, real, dim, axis, ACC)
-    s = tl.sum(r * r, 1)
-    if pos is not None:
-        u += s[:, None] * _vector(distance, hidden, column, ACC)[None, :]
-    if attr is not None:
-        a = _attributes(attr, attr_stride, sample, edge, real, attrs, ACC, A)
-        k = tl.arange(0, A)
-        mask = (k < attrs)[:, None] & (column < hidden)[None, :]
-        matrix = tl.load(attr_weight + column[None, :] * attrs + k[:, None], mask, other=0)
-        u += _dot(a, matrix, OPERAND, PRECISION, ACC)
-    return u, r, s
+    """The weights ``[H, H]``, or their transpose, times ``x [H, E]``."""
+    mask = (channel < hidden)[:, None] & (channel < hidden)[None, :]
+    matrix = tl.load(weight + channel[:, None] * hidden + channel[None, :], mask, other=0)
+    if TURNED:
+        matrix = tl.trans(matrix)
+    return _dot(matrix, x, OPERAND, PRECISION, ACC)
 
 
 @triton.jit
-def _owners(i, real, previous, first_edge, E: tl.constexpr):
-    """Which edge belongs to which of the nodes present, ``[E, E]``, and those nodes, or -1."""
-    begins = (previous != i) | first_edge
-    rank = tl.cumsum((begins & real).to(tl.int32), 0) - 1
-    member = (rank[None, :] == tl.arange(0, E)[:, None]) & real[None, :]
-    node = tl.max(tl.where(member, i[None, :].to(tl.int32), -1), 1).to(tl.int64)
-    return member, node
+def _inverse_length(s, NORMALIZE: tl.constexpr):
+    if NORMALIZE:
+        return 1.0 / tl.where(s == 0, 1.0, tl.sqrt(s) + 1e-8)
+    return 1.0 + 0.0 * s
 
 
 @triton.jit
-def _sum_rows(member, value, ACC: tl.constexpr, PARTS: tl.constexpr):
-    """``member @ value``, exact to float32 with three parts: the tensor cores read bfloat16."""
+def _owners(node, ends, order, place, real, E: tl.constexpr):
+    """Which edges are of the node of which edge, ``[E, E]``, and which are its first here."""
+    begins = tl.arange(0, E) == 0
+    before = place - 1
+    if order is not None:
+        before = tl.load(order + before, real & ~begins, other=0).to(tl.int64)
+    previous = tl.load(ends + before, real & ~begins, other=0).to(tl.int32)
+    member = (node[:, None] == node[None, :]) & real[:, None]
+    return member, real & (begins | (previous != node))
+
+
+@triton.jit
+def _sum_columns(value, member, ACC: tl.constexpr, PARTS: tl.constexpr):
+    """``value @ member``, exact to float32 with three parts: the tensor cores read bfloat16."""
     if tl.float64 == ACC:
-        return tl.dot(member.to(ACC), value, input_precision="ieee", out_dtype=ACC)
+        return tl.dot(value, member.to(ACC), input_precision="ieee", out_dtype=ACC)
     ones = member.to(BFLOAT16)
     part = value.to(BFLOAT16)
-    total = tl.dot(ones, part)
+    total = tl.dot(part, ones)
     for _ in tl.static_range(PARTS - 1):
         value -= part.to(tl.float32)
         part = value.to(BFLOAT16)
-        total = tl.dot(ones, part, total)
+        total = tl.dot(part, ones, total)
     return total
 
 
 @triton.jit
 def _store_sums(
-    member,
+    total,  # [C, E], those of the node of every edge
+    channel,
     node,
-    value,
+    first,  # whether the edge is the first of its node in the block
     pointers,
     out,
     pieces,
@@ -292,25 +350,54 @@ def _store_sums(
     blocks,
     nodes,
     width: tl.constexpr,
-    PARTS: tl.constexpr,
-    ACC: tl.constexpr,
-    E: tl.constexpr,
-    C: tl.constexpr,
 ):
-    """Add up the rows of every node: those of whole nodes, or pieces of the others."""
-    total = _sum_rows(member, value, ACC, PARTS)
-    present = node >= 0
-    start = tl.load(pointers + node, present, other=0).to(tl.int64)
-    end = tl.load(pointers + node + 1, present, other=0).to(tl.int64)
-    low = block * E
-    whole = (start >= low) & (end <= low + E)
-    column = tl.arange(0, C)
-    used = (column < width)[None, :]
-    row = (sample * nodes + node)[:, None] * width + column[None, :]
-    tl.store(out + row, total.to(out.dtype.element_ty), (present & whole)[:, None] & used)
+    """Write the sums of whole nodes, or of what the block holds of the others."""
+    start = tl.load(pointers + node, first, other=0).to(tl.int64)
+    end = tl.load(pointers + node + 1, first, other=0).to(tl.int64)
+    low = block * node.shape[0]
+    whole = (start >= low) & (end <= low + node.shape[0])
+    used = (channel < width)[:, None]
+    row = (sample * nodes + node)[None, :] * width + channel[:, None]
+    tl.store(out + row, total.to(out.dtype.element_ty), used & (first & whole)[None, :])
     place = (sample * blocks + block) * 2 + (start > low).to(tl.int64)
-    row = place[:, None] * width + column[None, :]
-    tl.store(pieces + row, total, (present & ~whole)[:, None] & used)
+    row = place[None, :] * width + channel[:, None]
+    tl.store(pieces + row, total, used & (first & ~whole)[None, :])
+
+
+@triton.jit
+def _store_moves(
+    scale_r,  # [E]
+    scale_grad,  # [E]
+    grad_moved,
+    pos_i,
+    pos_j,
+    i,
+    j,
+    real,
+    member,
+    node,
+    first,
+    pointers,
+    out,
+    pieces,
+    sample,
+    block,
+    blocks,
+    nodes,
+    dim: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Add up vectors along the edges, axis by axis."""
+    for axis in range(dim):
+        move = _axis(pos_i, i, real, dim, axis, ACC) - _axis(pos_j, j, real, dim, axis, ACC)
+        move *= scale_r
+        if grad_moved is not None:
+            move += scale_grad * _axis(grad_moved, i, real, dim, axis, ACC)
+        total = tl.sum(tl.where(member, move[:, None], 0.0), 0)
+        _store_sums(
+            *(total[None, :], axis + tl.arange(0, 1), node, first, pointers, out, pieces),
+            *(sample, block, blocks, nodes, dim),
+        )
 
 
 @triton.jit
@@ -352,57 +439,114 @@ def _forward_kernel(
     ACC: tl.constexpr,
     E: tl.constexpr,
     H: tl.constexpr,
-    D: tl.constexpr,
-    A: tl.constexpr,
 ):
     """Messages and moves of every edge, summed by receiver."""
     blocks = tl.cdiv(edges, E)
-    column = tl.arange(0, H)
-    # A real loop over several blocks would keep its addresses in registers, which are short.
-    for item in range(tl.program_id(0), tl.program_id(0) + 1):
-        sample = (item // blocks).to(tl.int64)
-        block = (item % blocks).to(tl.int64)
-        edge = block * E + tl.arange(0, E)
-        real = edge < edges
-        i = tl.load(index + edge, real, other=0).to(tl.int64)
-        j = tl.load(source + edge, real, other=0).to(tl.int64)
-        first = tl.arange(0, E) == 0
-        previous = tl.load(index + edge - 1, real & ~first, other=0).to(tl.int64)
-        member, node = _owners(i, real, previous, first, E)
-        u, r, s = _hidden(
-            *(receiver, sender, pos, distance, attr, attr_stride, attr_weight, sample, edge),
-            *(sample * receivers + i, sample * senders + j, real, hidden, dim, attrs),
-            *(OPERAND, PRECISION, ACC, H, D, A),
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    block = (tl.program_id(0) % blocks).to(tl.int64)
+    receiver += sample * receivers * hidden
+    sender += sample * senders * hidden
+    pos_i = pos
+    pos_j = pos
+    if pos is not None:
+        pos_i = pos + sample * receivers * dim
+        pos_j = pos + sample * senders * dim
+    if attr is not None:
+        attr += sample * attr_stride
+    zero, place, real, edge, i, j = _edges_of(pointers, index, source, None, block, edges, E)
+    channel = zero + tl.arange(0, H)
+    s = _squares(pos_i, pos_j, i, j, real, dim, ACC)
+    u = _first(
+        *(receiver, sender, distance, attr, attr_weight, i, j, edge, real, s, channel),
+        *(hidden, attrs, ACC),
+    )
+    v = _linear(u * _sigmoid(u), weight, channel, hidden, False, OPERAND, PRECISION, ACC)
+    v += _vector(bias, hidden, channel, ACC)
+    m = v * _sigmoid(v)
+    if gate is not None:
+        t = tl.sum(m * _vector(gate, hidden, channel, ACC), 0)
+        m = m * _sigmoid(t + tl.load(gate_bias).to(ACC))[None, :]
+    zero, place, real, edge, i, j = _edges_of(pointers, index, source, None, block, edges, E)
+    channel = zero + tl.arange(0, H)
+    member, first = _owners(i, index, None, place, real, E)
+    _store_sums(
+        *(_sum_columns(m, member, ACC, PARTS), channel, i, first, pointers, total, total_pieces),
+        *(sample, block, blocks, receivers, hidden),
+    )
+    if coord is not None:
+        zero, place, real, edge, i, j = _edges_of(pointers, index, source, None, block, edges, E)
+        channel = zero + tl.arange(0, H)
+        k = _linear(m, coord, channel, hidden, False, OPERAND, PRECISION, ACC)
+        k += _vector(coord_bias, hidden, channel, ACC)
+        size = tl.sum(k * _sigmoid(k) * _vector(coord_last, hidden, channel, ACC), 0)
+        factor = (_tanh(size) if TANH else size) * _inverse_length(s, NORMALIZE)
+        if CLAMP is not None:
+            longest = tl.full([E], CLAMP, ACC)
+            factor *= longest / tl.sqrt(tl.maximum(s * factor * factor, longest * longest))
+        member, first = _owners(i, index, None, place, real, E)
+        _store_moves(
+            *(factor, None, None, pos_i, pos_j, i, j, real, member, i, first, pointers),
+            *(moved, moved_pieces, sample, block, blocks, receivers, dim, ACC),
         )
-        v = _dot(u * _sigmoid(u), _square(weight, hidden, column, True), OPERAND, PRECISION, ACC)
-        v += _vector(bias, hidden, column, ACC)[None, :]
-        m = v * _sigmoid(v)
-        if gate is not None:
-            t = tl.sum(m * _vector(gate, hidden, column, ACC)[None, :], 1)
-            m = m * _sigmoid(t + tl.load(gate_bias).to(ACC))[:, None]
-        _store_sums(
-            *(member, node, m, pointers, total, total_pieces, sample, block, blocks),
-            *(receivers, hidden, PARTS, ACC, E, H),
-        )
-        if coord is not None:
-            k = _dot(m, _square(coord, hidden, column, True), OPERAND, PRECISION, ACC)
-            k += _vector(coord_bias, hidden, column, ACC)[None, :]
-            last = _vector(coord_last, hidden, column, ACC)
-            size = tl.sum(k * _sigmoid(k) * last[None, :], 1)
-            if TANH:
-                size = _tanh(size)
-            if NORMALIZE:
-                r = r / tl.where(s == 0, 1.0, tl.sqrt(s) + 1e-8)[:, None]
-            move = r * size[:, None]
-            if CLAMP is not None:
-                longest = tl.full([E], CLAMP, ACC)
-                squares = tl.sum(move * move, 1)
-                shrink = longest / tl.sqrt(tl.maximum(squares, longest * longest))
-                move = move * shrink[:, None]
-            _store_sums(
-                *(member, node, move, pointers, moved, moved_pieces, sample, block, blocks),
-                *(receivers, dim, PARTS, ACC, E, D),
-            )
+
+
+@triton.jit
+def _move_gradient(
+    s,
+    size,
+    along,  # [E]
+    NORMALIZE: tl.constexpr,
+    TANH: tl.constexpr,
+    CLAMP: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """From the gradient g of every move along r.
+
+    Returns:
+        The gradient of the size, and p and q of that of r, which is p g + q r.
+    """
+    factor = _tanh(size) if TANH else size
+    inverse = _inverse_length(s, NORMALIZE)
+    grad_size = along * inverse
+    p = factor * inverse
+    q = tl.zeros(s.shape, ACC)
+    if CLAMP is not None:
+        longest = tl.full(s.shape, CLAMP, ACC)
+        squares = s * p * p
+        beyond = squares >= longest * longest
+        squares = tl.maximum(squares, longest * longest)
+        grad_size = tl.where(beyond, 0.0, grad_size)
+        shrunk = p * longest / tl.sqrt(squares)
+        q = tl.where(beyond, -shrunk * p * p * along / squares, 0.0)
+        p = shrunk
+    if TANH:
+        grad_size *= 1.0 - factor * factor
+    return grad_size, p, q
+
+
+@triton.jit
+def _add(sums, where, value, mask):
+    """Add to the sums of this program, which no other program touches."""
+    tl.store(sums + where, tl.load(sums + where, mask, other=0) + value, mask)
+
+
+@triton.jit
+def _add_outer(
+    sums,
+    x,  # [H, E]
+    y,  # [H, E]
+    pointers,
+    hidden: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Add the outer products of the columns of x and y."""
+    channel = _anew(pointers) + tl.arange(0, x.shape[0])
+    used = channel < hidden
+    where = channel[:, None] * hidden + channel[None, :]
+    product = _dot(x, tl.trans(y), OPERAND, PRECISION, ACC)
+    _add(sums, where, product, used[:, None] & used[None, :])
 
 
 @triton.jit
@@ -444,7 +588,6 @@ def _backward_kernel(
     dim: tl.constexpr,
     attrs: tl.constexpr,
     attr_stride,
-    programs,
     NORMALIZE: tl.constexpr,
     TANH: tl.constexpr,
     CLAMP: tl.constexpr,
@@ -452,154 +595,142 @@ def _backward_kernel(
     PRECISION: tl.constexpr,
     PARTS: tl.constexpr,
     ACC: tl.constexpr,
-    NODES: tl.constexpr,
-    WEIGHTS: tl.constexpr,
     E: tl.constexpr,
     H: tl.constexpr,
-    D: tl.constexpr,
-    A: tl.constexpr,
 ):
-    """Compute the edges anew, and the gradients of one end (NODES) and of the weights (WEIGHTS)."""
+    """Compute the edges anew, and the gradients of one end and, by receiver, of the weights."""
+    WEIGHTS: tl.constexpr = weight_grad is not None
     blocks = tl.cdiv(edges, E)
-    column, axis, a_column = tl.arange(0, H), tl.arange(0, D), tl.arange(0, A)
+    program = tl.program_id(0).to(tl.int64)
     if WEIGHTS:
-        d_weight = tl.zeros([H, H], ACC)
-        d_bias = tl.zeros([H], ACC)
-        d_distance = tl.zeros([H], ACC)
-        d_gate = tl.zeros([H], ACC)
-        d_gate_bias = tl.zeros([E], ACC)
-        d_coord = tl.zeros([H, H], ACC)
-        d_coord_bias = tl.zeros([H], ACC)
-        d_last = tl.zeros([H], ACC)
-        d_attr_weight = tl.zeros([H, A], ACC)
-    begin = tl.program_id(0)
-    end = batch * blocks if WEIGHTS else begin + 1
-    for item in range(begin, end, programs if WEIGHTS else 1):
+        weight_grad += program * hidden * hidden
+        vector_grad += program * 5 * hidden
+        if coord is not None:
+            coord_grad += program * hidden * hidden
+        if attr is not None:
+            attr_weight_grad += program * hidden * attrs
+    for item in tl.range(tl.program_id(0), batch * blocks, tl.num_programs(0), disable_licm=True):
         sample = (item // blocks).to(tl.int64)
         block = (item % blocks).to(tl.int64)
-        place = block * E + tl.arange(0, E)
-        real = place < edges
-        edge = place
-        if order is not None:
-            edge = tl.load(order + place, real, other=0).to(tl.int64)
-        i = tl.load(index + edge, real, other=0).to(tl.int64)
-        j = tl.load(source + edge, real, other=0).to(tl.int64)
-        at_i, at_j = sample * receivers + i, sample * senders + j
-        u, r, s = _hidden(
-            *(receiver, sender, pos, distance, attr, attr_stride, attr_weight, sample, edge),
-            *(at_i, at_j, real, hidden, dim, attrs, OPERAND, PRECISION, ACC, H, D, A),
+        receiver_b = receiver + sample * receivers * hidden
+        sender_b = sender + sample * senders * hidden
+        grad_total_b = grad_total + sample * receivers * hidden
+        pos_i = pos
+        pos_j = pos
+        grad_moved_b = grad_moved
+        if pos is not None:
+            pos_i = pos + sample * receivers * dim
+            pos_j = pos + sample * senders * dim
+        attr_b = attr
+        if attr is not None:
+            attr_b = attr + sample * attr_stride
+        zero, place, real, edge, i, j = _edges_of(pointers, index, source, order, block, edges, E)
+        channel = zero + tl.arange(0, H)
+        s = _squares(pos_i, pos_j, i, j, real, dim, ACC)
+        u = _first(
+            *(receiver_b, sender_b, distance, attr_b, attr_weight, i, j, edge, real, s, channel),
+            *(hidden, attrs, ACC),
         )
-        a = u * _sigmoid(u)
-        v = _dot(a, _square(weight, hidden, column, True), OPERAND, PRECISION, ACC)
-        v += _vector(bias, hidden, column, ACC)[None, :]
+        v = _linear(u * _sigmoid(u), weight, channel, hidden, False, OPERAND, PRECISION, ACC)
+        v += _vector(bias, hidden, channel, ACC)
         m = v * _sigmoid(v)
         if gate is not None:
-            gate_row = _vector(gate, hidden, column, ACC)[None, :]
-            g = _sigmoid(tl.sum(m * gate_row, 1) + tl.load(gate_bias).to(ACC))
-            m = m * g[:, None]
-        grad_m = tl.zeros([E, H], ACC)
-        grad_r = tl.zeros([E, D], ACC)
+            t = tl.sum(m * _vector(gate, hidden, channel, ACC), 0)
+            g = _sigmoid(t + tl.load(gate_bias).to(ACC))
+            m = m * g[None, :]
         if coord is not None:
-            k = _dot(m, _square(coord, hidden, column, True), OPERAND, PRECISION, ACC)
-            k += _vector(coord_bias, hidden, column, ACC)[None, :]
-            z, slope = _silu_slope(k)
-            last = _vector(coord_last, hidden, column, ACC)
-            size = tl.sum(z * last[None, :], 1)
-            factor = _tanh(size) if TANH else size
-            inverse = tl.full([E], 1.0, ACC)
-            if NORMALIZE:
-                inverse = 1.0 / tl.where(s == 0, 1.0, tl.sqrt(s) + 1e-8)
-            unit = r * inverse[:, None]
-            grad_move = _rows_of(grad_moved, at_i, real, dim, axis, ACC)
-            if CLAMP is not None:
-                longest = tl.full([E], CLAMP, ACC)
-                move = unit * factor[:, None]
-                squares = tl.sum(move * move, 1)
-                beyond = squares >= longest * longest
-                shrink = longest / tl.sqrt(tl.maximum(squares, longest * longest))
-                along = tl.sum(move * grad_move, 1) / tl.where(beyond, squares, 1.0)
-                along = tl.where(beyond, along, 0.0)
-                grad_move = shrink[:, None] * (grad_move - along[:, None] * move)
-            grad_size = tl.sum(grad_move * unit, 1)
-            grad_r = grad_move * (factor * inverse)[:, None]
-            if TANH:
-                grad_size *= 1.0 - factor * factor
-            grad_k = grad_size[:, None] * last[None, :] * slope
-            if WEIGHTS:
-                d_last += tl.sum(grad_size[:, None] * z, 0)
-                d_coord_bias += tl.sum(grad_k, 0)
-                d_coord += _dot(tl.trans(grad_k), m, OPERAND, PRECISION, ACC)
-            grad_m = _dot(grad_k, _square(coord, hidden, column, False), OPERAND, PRECISION, ACC)
-        grad_m += _rows_of(grad_total, at_i, real, hidden, column, ACC)
-        message, slope = _silu_slope(v)
-        if gate is not None:
-            grad_gate = tl.sum(grad_m * message, 1) * g * (1.0 - g)
-            if WEIGHTS:
-                d_gate += tl.sum(grad_gate[:, None] * message, 0)
-                d_gate_bias += grad_gate
-            grad_m = grad_m * g[:, None] + grad_gate[:, None] * gate_row
-        grad_v = grad_m * slope
-        if WEIGHTS:
-            d_bias += tl.sum(grad_v, 0)
-            d_weight += _dot(tl.trans(grad_v), a, OPERAND, PRECISION, ACC)
-        grad_u = _dot(grad_v, _square(weight, hidden, column, False), OPERAND, PRECISION, ACC)
-        a, slope = _silu_slope(u)
-        grad_u = grad_u * slope
-        if pos is not None:
-            row = _vector(distance, hidden, column, ACC)[None, :]
-            grad_r += 2.0 * tl.sum(grad_u * row, 1)[:, None] * r
-            if WEIGHTS:
-                d_distance += tl.sum(grad_u * s[:, None], 0)
-        if WEIGHTS and attr is not None:
-            values = _attributes(attr, attr_stride, sample, edge, real, attrs, ACC, A)
-            d_attr_weight += _dot(tl.trans(grad_u), values, OPERAND, PRECISION, ACC)
-            mask = (column < hidden)[:, None] & (a_column < attrs)[None, :]
-            where = column[:, None] * attrs + a_column[None, :]
-            matrix = tl.load(attr_weight + where, mask, other=0)
-            found = _dot(grad_u, matrix, OPERAND, PRECISION, ACC).to(attr_grad.dtype.element_ty)
-            where = (sample * edges + edge)[:, None] * attrs + a_column[None, :]
-            tl.store(attr_grad + where, found, real[:, None] & (a_column < attrs)[None, :])
-        if NODES:
-            first = tl.arange(0, E) == 0
-            if order is None:
-                owner, nodes = i, receivers
-                before = place - 1
-                previous = tl.load(index + before, real & ~first, other=0).to(tl.int64)
-            else:
-                owner, nodes = j, senders
-                grad_r = -grad_r
-                before = tl.load(order + place - 1, real & ~first, other=0).to(tl.int64)
-                previous = tl.load(source + before, real & ~first, other=0).to(tl.int64)
-            member, node = _owners(owner, real, previous, first, E)
-            _store_sums(
-                *(member, node, grad_u, pointers, node_grad, node_pieces, sample, block, blocks),
-                *(nodes, hidden, PARTS, ACC, E, H),
+            grad_moved_b = grad_moved + sample * receivers * dim
+            zero, place, real, edge, i, j = _edges_of(
+                pointers, index, source, order, block, edges, E
             )
-            if pos is not None:
-                _store_sums(
-                    *(member, node, grad_r, pointers, pos_grad, pos_pieces, sample, block),
-                    *(blocks, nodes, dim, PARTS, ACC, E, D),
-                )
-    if WEIGHTS:
-        program = tl.program_id(0).to(tl.int64)
-        used = column < hidden
-        where = (program * hidden + column[:, None]) * hidden + column[None, :]
-        tl.store(weight_grad + where, d_weight, used[:, None] & used[None, :])
-        vector = vector_grad + program * 5 * hidden + column
-        tl.store(vector, d_bias, used)
-        if pos is not None:
-            tl.store(vector + hidden, d_distance, used)
-        if gate is not None:
-            tl.store(vector + 2 * hidden, d_gate, used)
-            tl.store(gate_bias_grad + program, tl.sum(d_gate_bias, 0))
+            channel = zero + tl.arange(0, H)
+            s = _squares(pos_i, pos_j, i, j, real, dim, ACC)
+            along = _along(grad_moved_b, pos_i, pos_j, i, j, real, dim, ACC)
+            k = _linear(m, coord, channel, hidden, False, OPERAND, PRECISION, ACC)
+            k += _vector(coord_bias, hidden, channel, ACC)
+            last = _vector(coord_last, hidden, channel, ACC)
+            size = tl.sum(k * _sigmoid(k) * last, 0)
+            grad_size, _, _ = _move_gradient(s, size, along, NORMALIZE, TANH, CLAMP, ACC)
+            z, slope = _silu_slope(_alone(k, pointers))
+            grad_k = last * slope * grad_size[None, :]
+            if WEIGHTS:
+                used = channel < hidden
+                _add(vector_grad, 3 * hidden + channel, tl.sum(grad_k, 1), used)
+                _add(vector_grad, 4 * hidden + channel, tl.sum(z * grad_size[None, :], 1), used)
+                _add_outer(coord_grad, grad_k, m, pointers, hidden, OPERAND, PRECISION, ACC)
+            grad_m = _linear(grad_k, coord, channel, hidden, True, OPERAND, PRECISION, ACC)
+        zero, place, real, edge, i, j = _edges_of(pointers, index, source, order, block, edges, E)
+        channel = zero + tl.arange(0, H)
+        grad_given = _columns_of(grad_total_b, i, real, hidden, channel).to(ACC)
         if coord is not None:
-            tl.store(coord_grad + where, d_coord, used[:, None] & used[None, :])
-            tl.store(vector + 3 * hidden, d_coord_bias, used)
-            tl.store(vector + 4 * hidden, d_last, used)
-        if attr is not None:
-            where = (program * hidden + column[:, None]) * attrs + a_column[None, :]
-            mask = used[:, None] & (a_column < attrs)[None, :]
-            tl.store(attr_weight_grad + where, d_attr_weight, mask)
+            grad_m += grad_given
+        else:
+            grad_m = grad_given
+        message, slope = _silu_slope(_alone(v, pointers))
+        if gate is not None:
+            grad_gate = tl.sum(grad_m * message, 0) * g * (1.0 - g)
+            if WEIGHTS:
+                used = channel < hidden
+                found = tl.sum(message * grad_gate[None, :], 1)
+                _add(vector_grad, 2 * hidden + channel, found, used)
+                _add(gate_bias_grad, program, tl.sum(grad_gate, 0), True)
+            grad_m = grad_m * g[None, :]
+            grad_m += _vector(gate, hidden, channel, ACC) * grad_gate[None, :]
+        grad_v = grad_m * slope
+        zero, place, real, edge, i, j = _edges_of(pointers, index, source, order, block, edges, E)
+        channel = zero + tl.arange(0, H)
+        s = _squares(pos_i, pos_j, i, j, real, dim, ACC)
+        u = _first(
+            *(receiver_b, sender_b, distance, attr_b, attr_weight, i, j, edge, real, s, channel),
+            *(hidden, attrs, ACC),
+        )
+        a = u * _sigmoid(u)
+        if WEIGHTS:
+            used = channel < hidden
+            _add(vector_grad, channel, tl.sum(grad_v, 1), used)
+            _add_outer(weight_grad, grad_v, a, pointers, hidden, OPERAND, PRECISION, ACC)
+        _, slope = _silu_slope(_alone(u, pointers))
+        grad_u = _linear(grad_v, weight, channel, hidden, True, OPERAND, PRECISION, ACC) * slope
+        if pos is not None:
+            grad_s = tl.sum(grad_u * _vector(distance, hidden, channel, ACC), 0)
+        if WEIGHTS:
+            if pos is not None:
+                _add(vector_grad, hidden + channel, tl.sum(grad_u * s[None, :], 1), used)
+            if attr is not None:
+                for axis in range(attrs):
+                    value = _axis(attr_b, edge, real, attrs, axis, ACC)
+                    outer = tl.sum(grad_u * value[None, :], 1)
+                    _add(attr_weight_grad, channel * attrs + axis, outer, used)
+                    row = _vector(attr_weight + axis, hidden, channel, ACC, attrs)
+                    inner = tl.sum(grad_u * row, 0).to(attr_grad.dtype.element_ty)
+                    tl.store(attr_grad + (sample * edges + edge) * attrs + axis, inner, real)
+        zero, place, real, edge, i, j = _edges_of(pointers, index, source, order, block, edges, E)
+        channel = zero + tl.arange(0, H)
+        if order is None:
+            node, ends, nodes = i, index, receivers
+        else:
+            node, ends, nodes = j, source, senders
+        member, first = _owners(node, ends, order, place, real, E)
+        _store_sums(
+            *(_sum_columns(grad_u, member, ACC, PARTS), channel, node, first, pointers),
+            *(node_grad, node_pieces, sample, block, blocks, nodes, hidden),
+        )
+        if pos is not None:
+            p = tl.zeros([E], ACC)
+            q = 2.0 * grad_s
+            if coord is not None:
+                s = _squares(pos_i, pos_j, i, j, real, dim, ACC)
+                along = _along(grad_moved_b, pos_i, pos_j, i, j, real, dim, ACC)
+                _, p, more = _move_gradient(s, size, along, NORMALIZE, TANH, CLAMP, ACC)
+                q += more
+            if order is not None:
+                p, q = -p, -q
+            _store_moves(
+                *(q, p, grad_moved_b, pos_i, pos_j, i, j, real, member, node, first, pointers),
+                *(pos_grad, pos_pieces, sample, block, blocks, nodes, dim, ACC),
+            )
+        if WEIGHTS:
+            tl.debug_barrier()  # the next block adds to what other threads have stored
 
 
 def _sizes(receiver: Tensor, sender: Tensor, pos: Any, attr: Any, index: Tensor) -> tuple[int, ...]:
@@ -610,19 +741,24 @@ def _sizes(receiver: Tensor, sender: Tensor, pos: Any, attr: Any, index: Tensor)
     return batch, edges, receivers, sender.size(1), hidden, dim, attrs, stride
 
 
-def _settings(dtype: torch.dtype, hidden: int, block: tuple[int, int]) -> dict[str, Any]:
+def _block(dtype: torch.dtype, hidden: int) -> int:
+    """Edges of a block, as many as spill no registers where a number or a product takes several."""
+    single = rows.input_precision(dtype) != "tf32x3" and dtype != torch.float64
+    return 32 if single and hidden <= 64 else 16
+
+
+def _settings(dtype: torch.dtype, hidden: int) -> dict[str, Any]:
     """Widths and precisions: sums over edges keep float32 even where torch allows TF32."""
+    channels = rows.width(hidden, 16)
     return {
         "OPERAND": rows.operand(dtype),
         "PRECISION": rows.input_precision(dtype),
         "PARTS": 3 if dtype == torch.float32 else 2,
         "ACC": rows.accumulator(dtype),
-        "E": block[0],
-        "num_warps": block[1],
+        "E": _block(dtype, hidden),
+        "H": channels,
+        "num_warps": max(4, channels // 16),
         "num_stages": 1,
-        "H": rows.width(hidden, 16),
-        "D": _MOST_NARROW,
-        "A": _MOST_NARROW,
     }
 
 
@@ -675,7 +811,7 @@ def _edges(
     tensors = _contiguous((*nodes_and_edges, gate, gate_bias, coord, coord_bias, coord_last))
     sizes = _sizes(receiver, sender, pos, attr, index)
     batch, edges, receivers, _, hidden, dim, *_ = sizes
-    block = _FORWARD[0]
+    block = _block(receiver.dtype, hidden)
     total = _Sums((batch, receivers, hidden), edges, block, receiver)
     wide = receiver.new_empty(0, dtype=accumulation_type(receiver.dtype))
     moved = None if coord is None else _Sums((batch, receivers, dim), edges, block, wide)
@@ -686,7 +822,7 @@ def _edges(
         *(*tensors, index, source, pointers, total.out, total.pieces),
         *((None, None) if moved is None else (moved.out, moved.pieces)),
         *(*sizes, normalize, tanh, clamp),
-        **_settings(receiver.dtype, hidden, _FORWARD),
+        **_settings(receiver.dtype, hidden),
     )
     return total.finish(pointers), wide if moved is None else moved.finish(pointers)
 
@@ -730,45 +866,36 @@ def _edge_gradients(
     tensors = _contiguous((*nodes_and_edges, gate, gate_bias, coord, coord_bias, coord_last))
     sizes = _sizes(receiver, sender, pos, attr, index)
     batch, edges, receivers, senders, hidden, dim, attrs, _ = sizes
-    block = _BACKWARD[0]
+    block = _block(receiver.dtype, hidden)
     items = batch * triton.cdiv(edges, block)
     few = min(items, _PROGRAMS)
     wide = receiver.new_empty(0, dtype=accumulation_type(receiver.dtype))
-    weights = wide.new_empty(few, hidden, hidden)
-    coords = None if coord is None else torch.empty_like(weights)
-    attr_weights = None if attr is None else wide.new_empty(few, hidden, attrs)
-    vectors, gate_biases = wide.new_empty(few, 5, hidden), wide.new_empty(few)
+    weights = wide.new_zeros(few, hidden, hidden)
+    coords = None if coord is None else torch.zeros_like(weights)
+    attr_weights = None if attr is None else wide.new_zeros(few, hidden, attrs)
+    vectors, gate_biases = wide.new_zeros(few, 5, hidden), wide.new_zeros(few)
     attr_grad = None if attr is None else attr.new_empty(batch, edges, attrs)
     summed = (weights, coords, attr_weights, vectors, gate_biases, attr_grad)
-    flags = (normalize, tanh, clamp)
-    settings = _settings(receiver.dtype, hidden, _BACKWARD)
     given = (grad_total.contiguous(), grad_moved.contiguous() if coord is not None else None)
-
-    def run(programs: int, ends: Any, nodes: bool, weighs: bool) -> None:
+    node_grads, pos_grads = [], []
+    for programs, nodes, ends, weighs in (
+        (few, receivers, (None, pointers), summed),
+        (items, senders, (source_order, source_pointers), [None] * len(summed)),
+    ):
+        node = _Sums((batch, nodes, hidden), edges, block, receiver)
+        place = None if pos is None else _Sums((batch, nodes, dim), edges, block, wide)
         rows.launch(
             _backward_kernel,
             programs,
             receiver,
-            *(*given, *tensors, index, source, *ends),
-            *(summed if weighs else [None] * len(summed)),
-            *(*sizes, programs, *flags),
-            **{**settings, "NODES": nodes, "WEIGHTS": weighs},
+            *(*given, *tensors, index, source, *ends, node.out, node.pieces),
+            *((None, None) if place is None else (place.out, place.pieces)),
+            *(*weighs, *sizes, normalize, tanh, clamp),
+            **_settings(receiver.dtype, hidden),
         )
-
-    node_grads, pos_grads = [], []
-    for nodes, rank, starts in (
-        (receivers, None, pointers),
-        (senders, source_order, source_pointers),
-    ):
-        node = _Sums((batch, nodes, hidden), edges, block, receiver)
-        place = None if pos is None else _Sums((batch, nodes, dim), edges, block, wide)
-        ends = (rank, starts, node.out, node.pieces)
-        ends = (*ends, *((None, None) if place is None else (place.out, place.pieces)))
-        run(items, ends, True, False)
-        node_grads.append(node.finish(starts))
+        node_grads.append(node.finish(ends[1]))
         if place is not None:
-            pos_grads.append(place.finish(starts))
-    run(few, (None, pointers, None, None, None, None), False, True)
+            pos_grads.append(place.finish(ends[1]))
 
     dtype = receiver.dtype
     found = [*node_grads, weights.sum(0).to(dtype)]

@@ -368,7 +368,7 @@ class TestEdges:
         with Watch():
             (total,) = run_edges(args, "triton")
             torch.autograd.grad(total.sum(), [args["sender"], args["weight"]])
-        # The sums of the weights are of a fixed number of programs; those of nodes are 1/32.
+        # The sums of the weights are of a fixed number of programs; those of nodes are 1/8.
         assert max(largest) <= 4096 * 16 // 4
 
 

@@ -10,13 +10,6 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-# Bytes of stack by kernel and case: the registers that did not suffice. A gradient
-# keeps several tiles of 64 edges; these may shrink, not grow.
-MOST_STACK = {
-    ("_backward_kernel", "float32 32 highest"): 1200,
-    ("_backward_kernel", "float32 64 highest"): 2500,
-}
-
 
 def compiled(tmp_path, *arguments):
     """One row per kernel, from a process of its own: Triton here may interpret."""
@@ -65,12 +58,26 @@ def test_rows(tmp_path):
 
 @pytest.mark.slow
 def test_edges(tmp_path):
-    rows = compiled(tmp_path, "edges", "float32 32 highest", "float32 64 highest")
+    cases = [
+        f"{kind} {width} {precision}"
+        for kind, precision, widths in (
+            ("float32", "highest", (32, 64)),
+            ("float32", "high", (32, 64, 128)),
+            ("bfloat16", "highest", (32, 64, 128)),
+        )
+        for width in widths
+    ]
+    rows = compiled(tmp_path, "edges", *cases)
     for row in rows:
         assert row["shared"] <= 227 * 1024, row
-        assert row["stack"] <= MOST_STACK.get((row["kernel"], row["case"]), 0), row
+        assert row["stack"] == 0, row
         if row["kernel"] != "reduce_kernel":
-            assert row["wgmma"] > 0, row
+            assert row["wgmma"] + row["mma"] > 0, row
+            # A product of 32 rows is too low for wgmma.
+            assert row["wgmma"] > 0 or " 32 " in row["case"], row
+    for name, passes in (("_forward_kernel", 1), ("_backward_kernel", 2)):
+        found = [row["case"] for row in rows if row["kernel"] == name]
+        assert sorted(found) == sorted(passes * cases)
     assert {row["kernel"] for row in rows} == {
         "_forward_kernel",
         "_backward_kernel",
