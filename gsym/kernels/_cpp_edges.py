@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, call, library, pointer
+from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, alike, call, library, pointer
 from gsym.kernels._pipeline import Pipeline
 
 _SIZES = (
@@ -116,13 +116,14 @@ class CppPipeline(Pipeline):
         }
         if "attr" in given:
             tensors["attr_weight"] = self._filled(given["attr_weight"].t())
+        tables = alike(self.index, self.columns, self.pointers)
         shared = "attr" not in given or given["attr"].dim() == 2
         edges = _Edges(
             *(self.batch, self.n, self.m, self.e, self.h, self.width, self.dims, self.attributes),
             *(0 if shared else self.e * self.attributes, torch.get_num_threads()),
             *(self.normalize, self.tanh, self.clamp is not None, self.mean, self.clamp or 0.0),
-            *(pointer(table) for table in (self.index, self.columns, self.pointers)),
+            *(pointer(table) for table in tables),
             *(pointer(tensors.get(name)) for name in _TENSORS),
         )
-        number, index = NUMBER_TYPES[given["receiver"].dtype], INDEX_TYPES[self.index.dtype]
+        number, index = NUMBER_TYPES[given["receiver"].dtype], INDEX_TYPES[tables[0].dtype]
         call(f"edges_{direction}_{number}_{index}", edges, record(*map(pointer, results)))

@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,13 @@ def library() -> ctypes.CDLL:
 def call(name: str, *args: ctypes.Structure) -> None:
     """Call a function of the library, which releases the interpreter's lock."""
     getattr(library(), f"gsym_{name}")(*(ctypes.byref(arg) for arg in args))
+
+
+def alike(*tables: Tensor | None) -> list[Any]:
+    """Tables of indices in one type: a graph may have few edges between very many nodes."""
+    if len({x.dtype for x in tables if x is not None}) < 2:
+        return list(tables)
+    return [None if x is None else x.long() for x in tables]
 
 
 def pointer(x: Tensor | None) -> int | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gsym.kernels import segments
-from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, call, library, pointer
+from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, alike, call, library, pointer
 
 # A part of the second cache of one core.
 _POOL_BYTES = 2**17
@@ -131,6 +131,7 @@ def _reduce(
     weight = None if weight is None else weight.contiguous()
     stride = entries if weight is not None and weight.dim() > 1 else 0
     sizes = (batch, rows, entries, count, channels, stride, torch.get_num_threads())
+    pointers, index, columns, order = alike(pointers, index, columns, order)
     tensors = (index, columns, order, pointers, x, y, weight, out)
     kind = f"{NUMBER_TYPES[x.dtype]}_{INDEX_TYPES[pointers.dtype]}"
     call(f"{name}_{kind}", _Reduction(*sizes, *map(pointer, tensors)))

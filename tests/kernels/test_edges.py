@@ -211,11 +211,12 @@ def test_cpp_of_many_chunks_and_waves(h, dtype):
     assert_parity(on("cpp"), (source, segments), tensors, {}, tolerance)
 
 
-def test_cpp_takes_long_indices():
+@pytest.mark.parametrize("long", [("index", "pointers"), ("index",), ("pointers",)], ids=str)
+def test_cpp_takes_long_indices(long):
     (source, segments), tensors, options = make_case("all", "one huge segment")
-    for table in (source, segments):
-        table.index = table.index.long()
-    assert_parity(on("cpp"), (source, segments), tensors, options)
+    for name in long:
+        setattr(segments, name, getattr(segments, name).long())
+    assert_parity(on("cpp"), (source, segments), tensors, options | {"mean": True})
 
 
 def test_cpp_sums_do_not_depend_on_the_threads():

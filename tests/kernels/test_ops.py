@@ -547,6 +547,22 @@ class TestCompiledRows:
             for a, b in pairs:
                 assert_near(a, b, TOLERANCE[dtype][1], f"gradients of {op}")
 
+    def test_reads_a_wide_source_of_a_narrow_index(self):
+        # As with more than 2^31 nodes and fewer edges.
+        source, segments = (
+            Segments.from_index(torch.randint(50, (300,)), num_segments=50) for _ in range(2)
+        )
+        x = torch.randn(2, 50, 17, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(300, dtype=torch.float64, requires_grad=True)
+        results = []
+        for wide in (False, True):
+            if wide:
+                source._apply(torch.Tensor.long)
+                segments._columns = source._columns = None
+            y = on("cpp", "gather_segment_sum")(x, source, segments, weight)
+            results.append([y, *torch.autograd.grad(y.square().sum(), (x, weight))])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
     def test_reads_wide_indices(self):
         both = list(large_cases(2_000, 9, 3, 5)), list(large_cases(2_000, 9, 3, 5))
         for (op, args), (_, wide) in zip(*both, strict=True):
