@@ -234,9 +234,11 @@ class Pipeline:
         unit, factor = r / length, size.tanh() if self.tanh else size
         if self.clamp is not None:
             move = unit * factor
-            shortening = self.shortening(move)
-            along = (grad * move).sum(-1, keepdim=True) / move.square().sum(-1, keepdim=True)
-            grad = torch.where(shortening < 1, (grad - along * move) * shortening, grad)
+            square = move.square().sum(-1, keepdim=True)
+            along = (grad * move).sum(-1, keepdim=True) / square
+            shortened = (grad - along * move) * self.shortening(move)
+            # Rounding leaves the factor of short moves below 1 as well.
+            grad = torch.where(square > self.clamp**2, shortened, grad)
         grad_size = (grad * unit).sum(-1, keepdim=True)
         if self.tanh:
             grad_size = grad_size * (1 - factor.square())

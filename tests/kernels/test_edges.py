@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -209,6 +210,17 @@ def test_cpp_of_many_chunks_and_waves(h, dtype):
     tensors = {name: x.requires_grad_() for name, x in tensors.items()}
     tolerance = 1e-11 if dtype == torch.float64 else 5e-4
     assert_parity(on("cpp"), (source, segments), tensors, {}, tolerance)
+
+
+def test_gradients_of_moves_within_a_clamp_that_float32_rounds(fused):
+    # In float32 0.21 divided by the root of its rounded square is below 1.
+    (source, segments), tensors, options = make_case("clamp", "65 edges", dtype=torch.float32)
+    assert np.float32(0.21) / np.sqrt(np.float32(0.21**2)) < 1
+    assert (source.index == segments.index).any()  # loops, whose moves are zero
+    tensors["coord_last"] = 1e-4 * tensors["coord_last"].detach()
+    tables, options = (source, segments), options | {"clamp": 0.21}
+    assert call(reference.edge_mlp_sum, tables, tensors, options)[1].abs().amax() < 0.1
+    assert_parity(on(fused), tables, tensors, options)
 
 
 @pytest.mark.parametrize("long", [("index", "pointers"), ("index",), ("pointers",)], ids=str)

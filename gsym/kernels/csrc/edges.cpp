@@ -205,9 +205,12 @@ template <typename T, typename I> struct Walk {
 
   T factor(int64_t e) const { return g.tanh ? std::tanh(size[e]) : size[e]; }
 
-  // How far a clamp shortens a vector of this squared length.
+  T longest_squared() const { return T(g.clamp * g.clamp); }
+
+  // How far a clamp shortens a vector of this squared length; rounding leaves it below 1 for short
+  // ones as well.
   T shortening(T square) const {
-    return T(g.clamp) / std::sqrt(std::max(square, T(g.clamp * g.clamp)));
+    return T(g.clamp) / std::sqrt(std::max(square, longest_squared()));
   }
 
   void displace() {
@@ -236,10 +239,9 @@ template <typename T, typename I> struct Walk {
         square += moved * moved;
         along += out[d] * moved;
       }
-      T shorter = shortening(square);
-      shortened = shorter < 1;
+      shortened = square > longest_squared();
       for (int64_t d = 0; shortened && d < g.dims; d++)
-        out[d] = (out[d] - along / square * (r[d] * scale * f)) * shorter;
+        out[d] = (out[d] - along / square * (r[d] * scale * f)) * shortening(square);
     }
     for (int64_t d = 0; d < g.dims; d++) {
       grad_size += out[d] * r[d] * scale;
