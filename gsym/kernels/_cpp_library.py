@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,31 +65,42 @@ def library() -> ctypes.CDLL:
         NotImplementedError: No compiler, or another system than Linux.
         RuntimeError: A compiler that fails; the message is its own.
     """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if sys.platform != "linux" or compiler is None:
+    # As make reads it, CXX may hold a launcher before the compiler, or flags behind it.
+    compiler = shlex.split(os.environ.get("CXX", "")) or _installed()
+    if sys.platform != "linux" or not compiler:
         raise NotImplementedError("it needs Linux and a C++ compiler: CXX, c++ or g++")
     # What the compiler makes of this processor: one home directory may serve several machines.
-    probe = _run(compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
-    key = hashlib.sha256("\0".join((compiler, *_FLAGS, probe)).encode())
+    probe = _run(*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
+    key = hashlib.sha256("\0".join((*compiler, *_FLAGS, probe)).encode())
     for path in sorted(_SOURCES.iterdir()):
         key.update(path.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(home) if home else Path.home() / ".cache") / "gsym"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gsym"
     target = folder / f"kernels-{key.hexdigest()[:32]}.so"
-    if target.is_file():
-        return ctypes.CDLL(str(target))
-    sys.stderr.write("gsym: compiling its kernels for this processor, once\n")
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    keeps = folder.is_dir() and os.access(folder, os.W_OK)
+    keeps = folder.is_absolute()  # else the system knows no home of this user
+    if keeps and target.is_file():
+        with contextlib.suppress(OSError):  # one that is damaged is built anew
+            return ctypes.CDLL(str(target))
+    if sys.stderr is not None:  # a service may have none
+        sys.stderr.write("gsym: compiling its kernels for this processor, once\n")
+    if keeps:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        keeps = folder.is_dir() and os.access(folder, os.W_OK)
     with tempfile.TemporaryDirectory(dir=folder if keeps else None) as fresh:
         made = Path(fresh) / target.name
         sources = [str(path) for path in sorted(_SOURCES.glob("*.cpp"))]
-        _run(compiler, *_FLAGS, *sources, "-o", str(made))
+        _run(*compiler, *_FLAGS, *sources, "-o", str(made))
         loaded = ctypes.CDLL(str(made))
         if keeps:  # of two processes that build at once either may come last
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # to load the half that a power cut leaves is to crash
             made.replace(target)
     return loaded
+
+
+def _installed() -> list[str]:
+    found = shutil.which("c++") or shutil.which("g++")
+    return [found] if found else []
 
 
 def call(name: str, *args: ctypes.Structure) -> None:
@@ -113,7 +125,9 @@ def pointer(x: Tensor | None) -> int | None:
 
 def _run(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=True
+        )
     except OSError as error:
         raise RuntimeError(f"{command[0]} cannot be run: {error}") from error
     except subprocess.CalledProcessError as error:

@@ -1,5 +1,6 @@
 """How the compiled kernels are built, kept, and done without."""
 
+import os
 import subprocess
 import sys
 
@@ -57,6 +58,45 @@ def test_a_cache_that_cannot_be_written_is_done_without(fresh):
     fresh.write_text("a file in the place of the folder")
     assert total() == ["cpp"]
     assert fresh.is_file()
+
+
+@pytest.fixture
+def quick(fresh, monkeypatch):
+    """As ``fresh``, and building takes a moment."""
+    monkeypatch.setattr(_cpp_library, "_FLAGS", (*_cpp_library._FLAGS, "-O0"))
+    return fresh
+
+
+def test_a_damaged_library_is_built_anew(quick):
+    assert total() == ["cpp"]
+    (kept,) = quick.iterdir()
+    size = kept.stat().st_size
+    kept.unlink()  # the process still runs the old one
+    kept.write_bytes(b"no library")
+    for function in (_cpp_library.library, _cpp_library._attempt):
+        function.cache_clear()
+    assert total() == ["cpp"]
+    assert [path.stat().st_size for path in quick.iterdir()] == [size]
+
+
+def test_a_compiler_with_a_launcher_and_flags(quick, monkeypatch):
+    compiler = os.environ.get("CXX") or "c++"
+    monkeypatch.setenv("CXX", f"env {compiler} -DUNUSED")
+    assert total() == ["cpp"]
+
+
+def test_without_a_home(quick, monkeypatch, tmp_path):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a user whom the system does not know
+    monkeypatch.chdir(tmp_path)
+    assert total() == ["cpp"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_standard_error(quick, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert total() == ["cpp"]
 
 
 def test_without_a_compiler(fresh, monkeypatch, recwarn):
