@@ -74,9 +74,11 @@ def library() -> ctypes.CDLL:
     key = hashlib.sha256("\0".join((*compiler, *_FLAGS, probe)).encode())
     for path in sorted(_SOURCES.iterdir()):
         key.update(path.read_bytes())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gsym"
+    # Path.expanduser would raise where the system knows no home of this user.
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    folder = Path(home) / "gsym"
     target = folder / f"kernels-{key.hexdigest()[:32]}.so"
-    keeps = folder.is_absolute()  # else the system knows no home of this user
+    keeps = folder.is_absolute()
     if keeps and target.is_file():
         with contextlib.suppress(OSError):  # one that is damaged is built anew
             return ctypes.CDLL(str(target))
@@ -125,9 +127,7 @@ def pointer(x: Tensor | None) -> int | None:
 
 def _run(*command: str) -> str:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
     except OSError as error:
         raise RuntimeError(f"{command[0]} cannot be run: {error}") from error
     except subprocess.CalledProcessError as error:

@@ -6,7 +6,7 @@ What it computes is :func:`gsym.kernels.reference.edge_mlp_sum`; who computes it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -17,7 +17,7 @@ from gsym.kernels._cpp_edges import CppPipeline
 from gsym.kernels._pipeline import Pipeline
 
 # What holds numbers; others, fake tensors say, are for whoever traces operators.
-EAGER_TYPES = (Tensor, torch.nn.Parameter)
+_EAGER_TYPES = (Tensor, torch.nn.Parameter)
 
 _CONTIGUOUS = torch.contiguous_format
 
@@ -125,11 +125,25 @@ def _wide(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x if x.dtype == wide else x.to(wide) for name, x in given.items()}
 
 
+def _on_their_own(results: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Parts of one tensor, of which each may be changed in place without a word to the others."""
+    return tuple(x.data for x in results)
+
+
+def is_eager(*tensors: Tensor) -> bool:
+    """Whether nobody looks for operators: neither a compiler nor fake tensors nor a counter."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(x) not in _EAGER_TYPES for x in tensors)
+    )
+
+
 def differentiable(compose: Compose) -> Compose:
     """The operator with its gradient, a second one through ``compose``, which has its arguments.
 
     Eager code calls what is behind the operator: to go through it costs 0.1 ms each way, as much
-    as the work on some hundred edges.
+    as the work on some hundred edges. Whoever traces or counts operators sees it.
     """
 
     def save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -154,17 +168,20 @@ def differentiable(compose: Compose) -> Compose:
         def forward(ctx, count, *args):  # type: ignore[no-untyped-def]
             inputs = list(args[:count]), *args[count:]
             save(ctx, inputs, None)
-            return _sums(*inputs)
+            return _on_their_own(_sums(*inputs))
 
         @staticmethod
         def backward(ctx, *outer):  # type: ignore[no-untyped-def]
-            grads, *rest = backward(ctx, *outer, first=_grads)
+            def first(*args):  # type: ignore[no-untyped-def]
+                return _on_their_own(_grads(*args))
+
+            grads, *rest = backward(ctx, *outer, first=first)
             return None, *grads, *rest
 
     edge_mlp_sum.register_autograd(backward, setup_context=save)
 
     def run(tensors: list[Tensor], *args: Any) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_compiling() or any(type(x) not in EAGER_TYPES for x in tensors):
+        if not is_eager(*tensors):
             return edge_mlp_sum(tensors, *args)
         total, moved = Eager.apply(len(tensors), *tensors, *args)
         return total, moved

@@ -828,9 +828,9 @@ def _is_direct(cpp: bool, *tensors: Tensor) -> bool:
 
     Not where anything differentiates or traces what is called.
     """
-    if not cpp or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not cpp or torch.is_grad_enabled():
         return False
-    return all(type(x) in _edges.EAGER_TYPES for x in tensors) and _cpp_rows.takes(*tensors)
+    return _edges.is_eager(*tensors) and _cpp_rows.takes(*tensors)
 
 
 def _spread(x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Any], cpp: bool) -> Tensor:

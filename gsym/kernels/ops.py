@@ -393,6 +393,11 @@ def _check_edges(
         for part, shape in zip(values, shapes[name], strict=True):
             if shape is not None and part.shape != shape:
                 raise ValueError(f"{name} must be {list(shape)} here; got {list(part.shape)}")
+            if part.device != receiver.device:
+                raise ValueError(
+                    f"{name} is on {part.device} but receiver on {receiver.device}; "
+                    "move one of them"
+                )
             if part.dtype != receiver.dtype:
                 raise TypeError(
                     f"{name} must have the type of receiver, {receiver.dtype}; got {part.dtype}"

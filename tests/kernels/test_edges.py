@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gsym import kernels
 from gsym.kernels import Segments, _edges, _pipeline, native, reference
@@ -309,8 +311,6 @@ def test_compiles_in_one_graph(fused):
 
 
 def test_of_fake_tensors(fused):
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     (source, segments), tensors, options = make_case("all", "65 edges")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = {name: mode.from_tensor(x) for name, x in tensors.items()}
@@ -318,6 +318,44 @@ def test_of_fake_tensors(fused):
         grads = torch.autograd.grad(sum(v.sum() for v in y), fake.values())
     assert [v.shape for v in y] == [(3, 9, H), (3, 9, D)]
     assert [g.shape for g in grads] == [x.shape for x in tensors.values()]
+
+
+def test_traced_operators_are_the_same_on_other_numbers(fused):
+    tables, tensors, options = make_case("all", "65 edges")
+    values = [x.detach() for x in tensors.values()]
+
+    def function(*values):
+        given = dict(zip(tensors, values, strict=True))
+        return call(kernels.edge_mlp_sum, tables, given, options)
+
+    traced = make_fx(function)(*values)
+    others = [2 * x for x in values]
+    for a, b in zip(traced(*others), function(*others), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_results_and_gradients_may_change_in_place(fused):
+    tables, tensors, options = make_case("all", "65 edges")
+    total, moved = call(kernels.edge_mlp_sum, tables, tensors, options)
+    right = torch.autograd.grad(total.square().sum(), tensors.values(), retain_graph=True)
+    loss = total.square().sum()
+    moved.mul_(2)
+    grads = torch.autograd.grad(loss, tensors.values(), retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(grads, right, strict=True))
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+    product = (factor * grads[0]).sum()
+    for grad in grads[1:]:
+        grad.zero_()
+    product.backward()
+    torch.testing.assert_close(factor.grad, right[0].sum())
+
+
+def test_real_tensors_in_a_fake_mode(fused):
+    (source, segments), tensors, options = make_case("all", "65 edges")
+    still = {name: x.detach() for name, x in tensors.items()}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        y = call(kernels.edge_mlp_sum, (source, segments), still, options)
+    assert [type(v) for v in y] == [FakeTensor, FakeTensor]
 
 
 def test_same_bits_every_time(fused):
@@ -482,6 +520,13 @@ class TestBadInput:
         _, tensors, _ = make_case("all", "65 edges")
         self.rejects(
             TypeError, "must have the type of receiver", **{name: tensors[name].detach().float()}
+        )
+
+    @pytest.mark.parametrize("name", ["weight", "distance", "attr", "gate", "coord_last"])
+    def test_mixed_devices(self, name):
+        _, tensors, _ = make_case("all", "65 edges")
+        self.rejects(
+            ValueError, "is on meta but receiver on cpu", **{name: tensors[name].to("meta")}
         )
 
     @pytest.mark.parametrize("clamp", [0.0, -1.0, float("nan"), float("inf"), 1e20])

@@ -32,12 +32,16 @@ template <typename T, typename I> struct Edges {
 };
 
 // A square matrix [hidden, width] turned, the filling still zero.
-template <typename T> std::vector<T> turned(const T *x, int64_t hidden, int64_t width) {
-  std::vector<T> y(x ? hidden * width : 0);
-  for (int64_t i = 0; x && i < hidden; i++)
-    for (int64_t j = 0; j < hidden; j++) y[j * width + i] = x[i * width + j];
-  return y;
-}
+template <typename T> struct Turned {
+  std::vector<T> memory;
+  T *data;
+  Turned(const T *x, int64_t hidden, int64_t width)
+      : memory(x ? hidden * width + LANES<T> : 0), data(aligned(memory)) {
+    for (int64_t i = 0; x && i < hidden; i++)
+      for (int64_t j = 0; j < hidden; j++) data[j * width + i] = x[i * width + j];
+  }
+  Turned(const Turned &) = delete;
+};
 
 template <typename T> struct Sums {
   T *total, *moved;  // [batch, nodes, width], [batch, nodes, dims]
@@ -121,7 +125,7 @@ template <typename T, typename I> struct Walk {
   int64_t node[BLOCK];             // receivers, and then
   int64_t to[BLOCK], from[BLOCK];  // rows of receivers and senders among those of all samples
   T squared[BLOCK], openness[BLOCK], size[BLOCK];
-  T *difference, *move;              // [BLOCK, dims]
+  T *difference, *move, *end;        // [BLOCK, dims] twice, and the end of the memory
   T *u, *du, *v, *dv, *m, *c, *dc, *grad;  // [BLOCK, width]
 
   static size_t needs(const Edges<T, I> &g) { return BLOCK * (8 * g.width + 2 * g.dims); }
@@ -131,6 +135,7 @@ template <typename T, typename I> struct Walk {
     for (T **room : {&u, &du, &v, &dv, &m, &c, &dc, &grad}) *room = memory, memory += BLOCK * w;
     difference = memory;
     move = memory + BLOCK * g.dims;
+    end = move + BLOCK * g.dims;
   }
 
   bool moves() const { return g.coord != nullptr; }
@@ -336,13 +341,13 @@ template <typename T, typename I> bool begun(const Edges<T, I> &g, int64_t edge)
 template <typename T, typename I> void forward(const Edges<T, I> &g, const Sums<T> &out) {
   int64_t edges = g.batch * g.edges, size = chunk_size(edges), chunks = (edges + size - 1) / size;
   Carries<T> messages(chunks, g.width), moves(chunks, g.dims);
-  auto weight = turned(g.weight, g.hidden, g.width), coord = turned(g.coord, g.hidden, g.width);
+  Turned<T> weight(g.weight, g.hidden, g.width), coord(g.coord, g.hidden, g.width);
 #pragma omp parallel num_threads(g.threads)
   {
-    T *memory = scratch<T>(Walk<T, I>::needs(g) + g.width + g.dims);
-    Walk<T, I> walk(g, weight.data(), coord.data(), memory + g.width + g.dims);
+    T *memory = scratch<T>(g.width + Walk<T, I>::needs(g) + g.dims);
+    Walk<T, I> walk(g, weight.data, coord.data, memory + g.width);
     Collector<T> total{out.total, g.width, nullptr, memory, 0, 0};
-    Collector<T> moved{out.moved, g.dims, nullptr, memory + g.width, 0, 0};
+    Collector<T> moved{out.moved, g.dims, nullptr, walk.end, 0, 0};
 #pragma omp for schedule(dynamic)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
       int64_t start = chunk * size, end = std::min(edges, start + size);
@@ -382,10 +387,11 @@ template <typename T, typename I> void backward(const Edges<T, I> &g, const Grad
   int64_t wave = std::min(WAVE_PER_THREAD * g.threads, MOST_WAVE) / size * size;
   int64_t waiting = std::min(wave, edges);
   Carries<T> to_receiver(chunks, g.width), to_pos(chunks, dims);
-  auto weight = turned(g.weight, g.hidden, g.width), coord = turned(g.coord, g.hidden, g.width);
+  Turned<T> weight(g.weight, g.hidden, g.width), coord(g.coord, g.hidden, g.width);
   static thread_local std::vector<T> shared;
-  shared.resize(waiting * (g.width + dims) + g.threads * numbers);
-  T *below = shared.data(), *by_move = below + waiting * g.width, *lanes = by_move + waiting * dims;
+  shared.resize(waiting * (g.width + dims) + g.threads * numbers + LANES<T>);
+  T *below = aligned(shared), *lanes = below + waiting * g.width;
+  T *by_move = lanes + g.threads * numbers;
   static thread_local std::vector<int64_t> senders;
   senders.resize(waiting);
   int64_t *sender = senders.data();
@@ -394,10 +400,10 @@ template <typename T, typename I> void backward(const Edges<T, I> &g, const Grad
 #pragma omp parallel num_threads(g.threads)
     {
       int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
-      T *memory = scratch<T>(Walk<T, I>::needs(g) + g.width + dims);
-      Walk<T, I> walk(g, weight.data(), coord.data(), memory + g.width + dims);
+      T *memory = scratch<T>(g.width + Walk<T, I>::needs(g) + dims);
+      Walk<T, I> walk(g, weight.data, coord.data, memory + g.width);
       Collector<T> received{out.receiver, g.width, nullptr, memory, 0, 0};
-      Collector<T> displaced{out.received, dims, nullptr, memory + g.width, 0, 0};
+      Collector<T> displaced{out.received, dims, nullptr, walk.end, 0, 0};
       T *weights = lanes + thread * numbers;
       std::fill_n(weights, numbers, T(0));
 #pragma omp for schedule(static)

@@ -35,7 +35,7 @@ template <> struct Simd<float> {
   static constexpr int exponent_shift = 23, exponent_bias = 127;
   static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr float most = 87.0f;  // exp of it, and of its negative, is a normal number
+  static constexpr float least = -87.0f, most = 89.0f;  // exp is a normal number, and infinity
   static constexpr int terms = 7;
 };
 
@@ -45,7 +45,7 @@ template <> struct Simd<double> {
   static constexpr int exponent_shift = 52, exponent_bias = 1023;
   static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
-  static constexpr double most = 700.0;
+  static constexpr double least = -708.0, most = 710.0;
   static constexpr int terms = 13;
 };
 
@@ -65,25 +65,25 @@ template <typename T> inline T sum(Vec<T> x) {
   return total;
 }
 
-// Between -most and most; NaN stays. Compilers make two instructions each of comparing and choosing.
+// NaN stays. Compilers make two instructions each of comparing and choosing.
 #if defined(__AVX512F__)
-inline Vec<float> limited(Vec<float> x, Vec<float> most) {
-  return (Vec<float>)_mm512_max_ps((__m512)-most, _mm512_min_ps((__m512)most, (__m512)x));
+inline Vec<float> limited(Vec<float> x, Vec<float> least, Vec<float> most) {
+  return (Vec<float>)_mm512_max_ps((__m512)least, _mm512_min_ps((__m512)most, (__m512)x));
 }
-inline Vec<double> limited(Vec<double> x, Vec<double> most) {
-  return (Vec<double>)_mm512_max_pd((__m512d)-most, _mm512_min_pd((__m512d)most, (__m512d)x));
+inline Vec<double> limited(Vec<double> x, Vec<double> least, Vec<double> most) {
+  return (Vec<double>)_mm512_max_pd((__m512d)least, _mm512_min_pd((__m512d)most, (__m512d)x));
 }
 #elif defined(__AVX__)
-inline Vec<float> limited(Vec<float> x, Vec<float> most) {
-  return (Vec<float>)_mm256_max_ps((__m256)-most, _mm256_min_ps((__m256)most, (__m256)x));
+inline Vec<float> limited(Vec<float> x, Vec<float> least, Vec<float> most) {
+  return (Vec<float>)_mm256_max_ps((__m256)least, _mm256_min_ps((__m256)most, (__m256)x));
 }
-inline Vec<double> limited(Vec<double> x, Vec<double> most) {
-  return (Vec<double>)_mm256_max_pd((__m256d)-most, _mm256_min_pd((__m256d)most, (__m256d)x));
+inline Vec<double> limited(Vec<double> x, Vec<double> least, Vec<double> most) {
+  return (Vec<double>)_mm256_max_pd((__m256d)least, _mm256_min_pd((__m256d)most, (__m256d)x));
 }
 #else
-template <typename V> inline V limited(V x, V most) {
+template <typename V> inline V limited(V x, V least, V most) {
   x = x > most ? most : x;
-  return x < -most ? -most : x;
+  return x < least ? least : x;
 }
 #endif
 
@@ -92,7 +92,7 @@ constexpr double factorial(int n) { return n < 2 ? 1 : n * factorial(n - 1); }
 // exp(x) = 2^n exp(r) with |r| <= ln(2) / 2, to within two units in the last place; NaN stays NaN.
 template <typename T> inline Vec<T> exponential(Vec<T> x) {
   using S = Simd<T>;
-  x = limited(x, Vec<T>{} + S::most);
+  x = limited(x, Vec<T>{} + S::least, Vec<T>{} + S::most);
   Vec<T> shifted = x * T(1.4426950408889634) + S::rounder;
   Vec<T> n = shifted - S::rounder;
   Vec<T> r = (x - n * S::ln2_high) - n * S::ln2_low;
@@ -195,12 +195,18 @@ inline void add_outer(int64_t m, const T *a, int64_t a_stride, int64_t count, co
   }
 }
 
+// Where whole vectors may begin, in memory that holds LANES more numbers than are wanted.
+template <typename T> inline T *aligned(std::vector<T> &memory) {
+  auto begin = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (-begin % VECTOR_BYTES) / sizeof(T);
+}
+
 // Memory that a thread keeps from call to call, since a fresh page costs a fault. One use at a
 // time.
 template <typename T> inline T *scratch(size_t count) {
   static thread_local std::vector<T> memory;
-  if (memory.size() < count) memory.resize(count);
-  return memory.data();
+  if (memory.size() < count + LANES<T>) memory.resize(count + LANES<T>);
+  return aligned(memory);
 }
 
 } // namespace gsym
