@@ -259,6 +259,15 @@ def test_nan_and_infinity_come_through(fused, where):
         assert not moved.isfinite().all()
 
 
+def test_very_negative_numbers_are_nothing_after_the_activation(fused):
+    tables, tensors, _ = make_case("messages", "64 edges", dtype=torch.float32)
+    tensors["receiver"] = torch.full_like(tensors["receiver"], -1e30)
+    (total,) = call(kernels.edge_mlp_sum, tables, tensors, {})
+    degree = torch.bincount(tables[1].index, minlength=9)[:, None]
+    expected = (degree * torch.nn.functional.silu(tensors["bias"])).expand_as(total)
+    assert torch.allclose(total, expected, rtol=1e-6)
+
+
 def test_reference_is_a_back_end():
     tables, tensors, options = make_case("all", "empty segments")
     assert_parity(on("reference"), tables, tensors, options)
