@@ -274,7 +274,7 @@ def check_positions(pos: Tensor, x: Tensor, dim: int | None, what: str = "pos") 
         raise SignalError(f"{what} is on {pos.device} but x on {x.device}; move one of them")
     if torch.compiler.is_compiling() or pos.device.type != "cpu":
         return
-    # A sum costs an eighth of what follows. It is finite only if all its terms are; large ones may
+    # A sum is far cheaper than what follows. It is finite only if all its terms are; large ones may
     # overflow, hence the rest.
     if pos.is_floating_point() and math.isfinite(pos.detach().sum()):
         return

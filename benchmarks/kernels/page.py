@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.data import replacing
 from benchmarks.kernels.bars import BARS, FORWARD, GOALS, HUGE, SETTINGS
 from benchmarks.kernels.cases import CASES, OURS
-from benchmarks.kernels.measure import COPY, GROWTH, PRODUCT
+from benchmarks.kernels.measure import COPY, GROWTH, PRODUCT, TURN
 from benchmarks.kernels.rows import FILE, Row, read_rows
 from benchmarks.results import BenchmarkError
 
@@ -64,7 +64,8 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
         f"Made {'; '.join(made)}. All rows stand in "
         f"[{FILE}]({FILE}), this page shows those of the bars and the largest of every other case.",
         "",
-        "Every round times the variants in turn, float32; a *ratio* is the median over rounds of "
+        "Every round times the variants in turn, float32, and a step that is shorter than "
+        f"{TURN:g} ms as often as fits into that time; a *ratio* is the median over rounds of "
         "the time over that of gsym, with its quartiles, so above 1 gsym is faster. In the row of "
         "the *copy* it is the bandwidth of gsym over that of the copy, in the row of the *matrix "
         "product* its arithmetic over that of the product, both of the same rounds. Before it is "

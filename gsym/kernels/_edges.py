@@ -142,8 +142,8 @@ def is_eager(*tensors: Tensor) -> bool:
 def differentiable(compose: Compose) -> Compose:
     """The operator with its gradient, a second one through ``compose``, which has its arguments.
 
-    Eager code calls what is behind the operator: to go through it costs 0.1 ms each way, as much
-    as the work on some hundred edges. Whoever traces or counts operators sees it.
+    Eager code calls what is behind the operator, because to go through it costs as much as the
+    work on some hundred edges. Whoever traces or counts operators sees it.
     """
 
     def save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -196,10 +196,10 @@ def test_parity_of_blocks(variant, size, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("h", [1, 16, 33, 100])
 def test_cpp_of_many_chunks_and_waves(h, dtype):
-    # More edges than wait for their senders at a time, runs that chunks share, and each part of a
-    # register tile: float64 of 100 channels has three widths of it.
+    # More edges than wait for their senders at a time on any number of threads, runs that chunks
+    # share, and each part of a register tile: float64 of 100 channels has three widths of it.
     torch.manual_seed(0)
-    n, e, batch = 30, 9000, 3
+    n, e, batch = 30, 9000, 4
     source = Segments.from_index(torch.randint(n, (e,)), n)
     segments = Segments.from_index(torch.randint(n, (e,)).sort().values, n)
     scale = h**-0.5
@@ -257,6 +257,18 @@ def test_nan_and_infinity_come_through(fused, where):
         total, moved = call(kernels.edge_mlp_sum, tables, tensors, options)
         assert not total.isfinite().all()
         assert not moved.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_cpp_activation_is_exact_to_some_units_in_the_last_place(dtype):
+    # One edge per node, and the identity for a layer.
+    x = torch.linspace(-30, 30, 4001, dtype=dtype)[:, None]
+    every = Segments.from_index(torch.arange(len(x)), len(x))
+    one, zero = torch.ones(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
+    y, _ = on("cpp")(x, torch.zeros_like(x), every, every, one, zero)
+    right = torch.nn.functional.silu(torch.nn.functional.silu(x.double()))
+    error = (y.double() - right).abs() / right.abs().clamp(min=1e-30)
+    assert error.max() <= 16 * torch.finfo(dtype).eps
 
 
 def test_very_negative_numbers_are_nothing_after_the_activation(fused):

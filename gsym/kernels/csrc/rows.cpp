@@ -187,6 +187,7 @@ template <typename T, typename I> void pool(const Reduction<T, I> &g) {
   }
 }
 
+// An index of rows comes where the sums of all segments stay in the cache.
 template <typename T, typename I> void sum_rows(const Reduction<T, I> &g) {
   if (g.index) return pool(g);
   g.weight ? reduce<WEIGHTED>(g) : reduce<SUM>(g);
