@@ -13,10 +13,12 @@ namespace {
 constexpr int64_t PIECE = 1024;
 // Rows that one thread takes at a time when it pools in the order of memory.
 constexpr int64_t POOL_ROWS = 8192;
-// How many rows ahead the memory is asked for, which rows in order come from without being asked.
-constexpr int64_t AHEAD = 12, FAR_AHEAD = 48;
+// How many rows ahead the memory is asked for, where rows lie in order and where they are anywhere.
+constexpr int64_t AHEAD = 16, FAR_AHEAD = 48;
 // Sums that threads keep for themselves before they are added up.
 constexpr int64_t LANE_BYTES = 1 << 24, MOST_LANES = 16;
+// Bytes that no cache holds.
+constexpr int64_t LARGE = 1 << 25;
 
 enum Kind { SUM, WEIGHTED, MAXIMUM, TIES };
 
@@ -56,17 +58,26 @@ template <Kind kind, typename V> inline V join(V total, V next) {
 template <Kind kind, typename T>
 constexpr T NEUTRAL = kind == MAXIMUM ? -std::numeric_limits<T>::infinity() : T(0);
 
-// V vectors of the entries [first, end) joined.
-template <Kind kind, int V, typename T, typename I>
+// Items that a thread takes at once: they are neighbours, and it has asked for the memory of the
+// next one, which another thread might have to fetch from afar.
+inline int64_t stretch(int64_t items, int64_t threads) {
+  return std::max<int64_t>(items / (8 * threads), 1);
+}
+
+// V vectors of the entries [first, end) joined, whose rows are `in_order` or anywhere.
+template <Kind kind, int V, bool in_order, typename T, typename I>
 inline void join_panel(const Reduction<T, I> &g, const T *x, const T *weight, const T *high,
                        int64_t first, int64_t end, T *out) {
-  int64_t ahead = g.index ? AHEAD : FAR_AHEAD;
   Vec<T> total[V];
   for (int v = 0; v < V; v++) total[v] = Vec<T>{} + NEUTRAL<kind, T>;
-  for (int64_t p = first; p < end; p++) {
-    const T *row = x + g.columns[p] * g.channels;
-    // The columns of the entries beyond this segment are there as well.
-    if (p + ahead < g.entries) prefetch(x + g.columns[p + ahead] * g.channels, V * LANES<T>);
+  // To look every row up takes a quarter of the time that reading them in order does.
+  const T *row = x + g.columns[first] * g.channels;
+  for (int64_t p = first; p < end; p++, row += g.channels) {
+    if constexpr (!in_order) row = x + g.columns[p] * g.channels;
+    // Beyond this segment others follow.
+    if (p + FAR_AHEAD < g.entries)
+      prefetch(in_order ? row + AHEAD * g.channels : x + g.columns[p + FAR_AHEAD] * g.channels,
+               V * LANES<T>);
     for (int v = 0; v < V; v++) {
       Vec<T> value = at(row + v * LANES<T>);
       if constexpr (kind == WEIGHTED) value *= weight[g.order[p]];
@@ -78,7 +89,7 @@ inline void join_panel(const Reduction<T, I> &g, const T *x, const T *weight, co
   for (int v = 0; v < V; v++) at(out + v * LANES<T>) = total[v];
 }
 
-template <Kind kind, typename T, typename I>
+template <Kind kind, bool in_order, typename T, typename I>
 inline void join_entries(const Reduction<T, I> &g, int64_t sample, int64_t segment, int64_t first,
                          int64_t end, T *out) {
   const T *x = g.x + sample * g.rows * g.channels, *weight = g.weight + sample * g.weight_stride;
@@ -88,10 +99,10 @@ inline void join_entries(const Reduction<T, I> &g, int64_t sample, int64_t segme
     int64_t left = (g.channels - c) / LANES<T>;
     step = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
     switch (step) {
-    case 8: join_panel<kind, 8>(g, x + c, weight, high + c, first, end, out + c); break;
-    case 4: join_panel<kind, 4>(g, x + c, weight, high + c, first, end, out + c); break;
-    case 2: join_panel<kind, 2>(g, x + c, weight, high + c, first, end, out + c); break;
-    default: join_panel<kind, 1>(g, x + c, weight, high + c, first, end, out + c);
+    case 8: join_panel<kind, 8, in_order>(g, x + c, weight, high + c, first, end, out + c); break;
+    case 4: join_panel<kind, 4, in_order>(g, x + c, weight, high + c, first, end, out + c); break;
+    case 2: join_panel<kind, 2, in_order>(g, x + c, weight, high + c, first, end, out + c); break;
+    default: join_panel<kind, 1, in_order>(g, x + c, weight, high + c, first, end, out + c);
     }
   }
   int64_t tail = g.channels - c;
@@ -106,15 +117,27 @@ inline void join_entries(const Reduction<T, I> &g, int64_t sample, int64_t segme
   std::copy_n(total, tail, out + c);
 }
 
+template <Kind kind, typename T, typename I>
+inline void join_entries(const Reduction<T, I> &g, int64_t sample, int64_t segment, int64_t first,
+                         int64_t end, T *out) {
+  // Rows by segment come in ascending order.
+  bool rows = g.columns == g.order, run = g.columns[end - 1] - g.columns[first] == end - 1 - first;
+  if (rows && run)
+    join_entries<kind, true>(g, sample, segment, first, end, out);
+  else
+    join_entries<kind, false>(g, sample, segment, first, end, out);
+}
+
 // Rows of every segment joined, in the order of the segments. An entry at the beginning of a piece
 // may go on with a segment that an earlier piece has begun: that sum is carried.
 template <Kind kind, typename T, typename I> void reduce(const Reduction<T, I> &g) {
   int64_t c = g.channels, pieces = std::max<int64_t>(parts(g.entries, PIECE), 1);
   std::vector<T> carries(g.batch * (pieces - 1) * c);
   std::vector<int64_t> carried(pieces, -1);
+  int64_t near = stretch(g.batch * pieces, g.threads);
 #pragma omp parallel num_threads(g.threads)
   {
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, near)
     for (int64_t item = 0; item < g.batch * pieces; item++) {
       int64_t sample = item / pieces, piece = item % pieces;
       int64_t start = piece * PIECE, end = std::min(g.entries, start + PIECE);
@@ -158,10 +181,11 @@ template <typename T, typename I> void pool(const Reduction<T, I> &g) {
   int64_t length = std::max(PIECE, 8 * g.segments), size = std::max(POOL_ROWS, 32 * g.segments);
   int64_t pieces = parts(g.rows, size);
   std::vector<T> partial(g.batch * pieces * numbers);
+  int64_t near = stretch(g.batch * pieces, g.threads);
 #pragma omp parallel num_threads(g.threads)
   {
     T *sums = scratch<T>(numbers);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, near)
     for (int64_t item = 0; item < g.batch * pieces; item++) {
       int64_t sample = item / pieces, first = item % pieces * size;
       T *total = &partial[item * numbers];
@@ -196,7 +220,8 @@ template <typename T, typename I> void sum_rows(const Reduction<T, I> &g) {
 // Rows of the result are those of their segment in `weight` where x holds what `y` does.
 template <typename T, typename I> void spread_ties(const Reduction<T, I> &g) {
   int64_t c = g.channels, pieces = parts(g.rows, PIECE);
-#pragma omp parallel for num_threads(g.threads) schedule(dynamic)
+  int64_t near = stretch(g.batch * pieces, g.threads);
+#pragma omp parallel for num_threads(g.threads) schedule(dynamic, near)
   for (int64_t item = 0; item < g.batch * pieces; item++) {
     int64_t sample = item / pieces, start = item % pieces * PIECE;
     for (int64_t r = start; r < std::min(g.rows, start + PIECE); r++) {
@@ -212,7 +237,8 @@ template <typename T, typename I> void spread_ties(const Reduction<T, I> &g) {
 // What the rows of both ends of every entry give as a product.
 template <typename T, typename I> void dot_rows(const Reduction<T, I> &g) {
   int64_t c = g.channels, pieces = parts(g.entries, PIECE);
-#pragma omp parallel for num_threads(g.threads) schedule(dynamic)
+  int64_t near = stretch(g.batch * pieces, g.threads);
+#pragma omp parallel for num_threads(g.threads) schedule(dynamic, near)
   for (int64_t item = 0; item < g.batch * pieces; item++) {
     int64_t sample = item / pieces, start = item % pieces * PIECE;
     int64_t end = std::min(g.entries, start + PIECE);
@@ -254,15 +280,16 @@ template <typename T, typename I> struct Runs {
   }
 };
 
-template <typename T, typename I> void multiply(const Product<T, I> &g) {
-  int64_t width = padded<T>(g.out), blocks = parts(g.rows, g.block);
+template <typename T, typename I, bool passing> void multiply(const Product<T, I> &g) {
+  int64_t width = padded<T>(g.out), blocks = parts(g.rows, g.block), most = tile_rows<T>(width);
+  int64_t near = stretch(g.batch * blocks, g.threads);
 #pragma omp parallel num_threads(g.threads)
   {
-    T *zero = scratch<T>((1 + TILE_ROWS + g.in) * width + TILE_ROWS * width);
-    T *results = zero + width, *starts = results + TILE_ROWS * width;
-    T *matrix = starts + TILE_ROWS * width;
-    std::fill_n(zero, (1 + TILE_ROWS + g.in + TILE_ROWS) * width, T(0));
-#pragma omp for schedule(dynamic)
+    T *zero = scratch<T>((1 + MOST_ROWS + g.in) * width + MOST_ROWS * width);
+    T *results = zero + width, *starts = results + MOST_ROWS * width;
+    T *matrix = starts + MOST_ROWS * width;
+    std::fill_n(zero, (1 + MOST_ROWS + g.in + MOST_ROWS) * width, T(0));
+#pragma omp for schedule(dynamic, near)
     for (int64_t item = 0; item < g.batch * blocks; item++) {
       int64_t sample = item / blocks;
       const T *x = g.x + sample * g.rows * g.in;
@@ -276,11 +303,11 @@ template <typename T, typename I> void multiply(const Product<T, I> &g) {
           weight = matrix;
         }
         // Tiles of nearly equal height, since low ones are slow.
-        int64_t tiles = parts(run.count, TILE_ROWS);
+        int64_t tiles = parts(run.count, most);
         for (int64_t i = 0, rows; i < run.count; i += rows, tiles--) {
           rows = parts(run.count - i, tiles);
-          const T *left[TILE_ROWS], *from[TILE_ROWS];
-          T *to[TILE_ROWS];
+          const T *left[MOST_ROWS], *from[MOST_ROWS];
+          T *to[MOST_ROWS];
           for (int64_t r = 0; r < rows; r++) {
             int64_t row = run.row(i + r);
             left[r] = x + row * g.in;
@@ -289,7 +316,7 @@ template <typename T, typename I> void multiply(const Product<T, I> &g) {
             // The next block comes into the cache in the order of memory, what is written as well.
             if (next < g.batch * g.rows) {
               prefetch(g.x + next * g.in, g.in);
-              prefetch<true>(g.result + next * g.out, g.out);
+              if (!passing) prefetch<true>(g.result + next * g.out, g.out);
             }
             next++;
             if (width == g.out) continue;
@@ -298,13 +325,20 @@ template <typename T, typename I> void multiply(const Product<T, I> &g) {
             std::copy_n(from[r], g.out, starts + r * width);
             from[r] = starts + r * width;
           }
-          product_rows<T>(rows, left, 1, g.in, weight, width, from, to);
+          product_rows<T, passing>(rows, left, 1, g.in, weight, width, from, to);
           for (int64_t r = 0; width != g.out && r < rows; r++)
             std::copy_n(to[r], g.out, y + run.row(i + r) * g.out);
         }
       }
     }
   }
+}
+
+// Results that no cache holds are written past it.
+template <typename T, typename I> void multiply(const Product<T, I> &g) {
+  int64_t bytes = g.batch * g.rows * g.out * sizeof(T);
+  bool whole = g.out % LANES<T> == 0 && reinterpret_cast<uintptr_t>(g.result) % VECTOR_BYTES == 0;
+  bytes > LARGE && whole ? multiply<T, I, true>(g) : multiply<T, I, false>(g);
 }
 
 // total [R rows of `width`] += sum over rows of x^T y, V vectors of it.

@@ -14,7 +14,7 @@
 namespace gsym {
 
 // TILE_ROWS x TILE_VECTORS accumulators, a row of the right factor and one broadcast number fill
-// the registers.
+// the registers; tiles of fewer vectors may have MOST_ROWS.
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4;
 #elif defined(__AVX__)
@@ -24,7 +24,7 @@ constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 4;
 #else
 constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2;
 #endif
-constexpr int TILE_ROWS = 6;
+constexpr int TILE_ROWS = 6, MOST_ROWS = 2 * TILE_ROWS;
 
 template <typename T> struct Simd;
 
@@ -53,6 +53,11 @@ template <typename T> using Vec = typename Simd<T>::Vec;
 
 template <typename T> constexpr int LANES = VECTOR_BYTES / sizeof(T);
 
+// Rows of a product that are computed side by side.
+template <typename T> inline int tile_rows(int64_t width) {
+  return width < TILE_VECTORS * LANES<T> ? MOST_ROWS : TILE_ROWS;
+}
+
 template <typename T> inline Vec<T> &at(T *x) { return *reinterpret_cast<Vec<T> *>(x); }
 
 template <typename T> inline const Vec<T> &at(const T *x) {
@@ -63,6 +68,17 @@ template <typename T> inline T sum(Vec<T> x) {
   T total = 0;
   for (int i = 0; i < LANES<T>; i++) total += x[i];
   return total;
+}
+
+// Written past the caches, which keep what is read; the address is that of a whole vector.
+template <typename T> inline void pass_by(T *to, Vec<T> x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps((float *)to, (__m512)x);
+#elif defined(__AVX__)
+  _mm256_stream_ps((float *)to, (__m256)x);
+#else
+  at(to) = x;
+#endif
 }
 
 // NaN stays. Compilers make two instructions each of comparing and choosing.
@@ -108,12 +124,13 @@ template <typename T> inline Vec<T> sigmoid(Vec<T> x) { return T(1) / (T(1) + ex
 // c[r] = init[r] + sum over i of a[r][i * step] * b[i], for R rows and the V vectors of a column
 // panel. Rows of `a` one after another and step 1 give a product, columns and the stride of `a` a
 // product with its transpose; scattered rows need no copy.
-template <typename T, int R, int V>
+template <typename T, int R, int V, bool passing>
 inline void product_tile(const T *const *a, int64_t step, int64_t count, const T *b, int64_t stride,
-                         const T *const *init, T *const *c) {
+                         const T *const *init, T *const *c, int64_t column) {
   Vec<T> total[R][V];
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) total[r][v] = at(init[r] + v * LANES<T>);
+    for (int v = 0; v < V; v++) total[r][v] = at(init[r] + column + v * LANES<T>);
+  b += column;
   for (int64_t i = 0; i < count; i++, b += stride) {
     Vec<T> right[V];
     for (int v = 0; v < V; v++) right[v] = at(b + v * LANES<T>);
@@ -123,41 +140,37 @@ inline void product_tile(const T *const *a, int64_t step, int64_t count, const T
     }
   }
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) at(c[r] + v * LANES<T>) = total[r][v];
+    for (int v = 0; v < V; v++) {
+      T *to = c[r] + column + v * LANES<T>;
+      if constexpr (passing)
+        pass_by(to, total[r][v]);
+      else
+        at(to) = total[r][v];
+    }
 }
 
-template <typename T, int V>
+template <typename T, int V, bool passing, int R = V < TILE_VECTORS ? MOST_ROWS : TILE_ROWS>
 inline void product_panel(int rows, const T *const *a, int64_t step, int64_t count, const T *b,
-                          int64_t stride, const T *const *init, T *const *c) {
-  switch (rows) {
-  case 6: return product_tile<T, 6, V>(a, step, count, b, stride, init, c);
-  case 5: return product_tile<T, 5, V>(a, step, count, b, stride, init, c);
-  case 4: return product_tile<T, 4, V>(a, step, count, b, stride, init, c);
-  case 3: return product_tile<T, 3, V>(a, step, count, b, stride, init, c);
-  case 2: return product_tile<T, 2, V>(a, step, count, b, stride, init, c);
-  default: return product_tile<T, 1, V>(a, step, count, b, stride, init, c);
-  }
+                          int64_t stride, const T *const *init, T *const *c, int64_t column) {
+  if constexpr (R > 1)
+    if (rows < R)
+      return product_panel<T, V, passing, R - 1>(rows, a, step, count, b, stride, init, c, column);
+  product_tile<T, R, V, passing>(a, step, count, b, stride, init, c, column);
 }
 
-// At most TILE_ROWS rows of a product, all columns; `width` is a multiple of the lanes.
-template <typename T>
+// At most tile_rows() rows of a product, all columns; `width` is a multiple of the lanes.
+template <typename T, bool passing = false>
 inline void product_rows(int rows, const T *const *a, int64_t step, int64_t count, const T *b,
                          int64_t width, const T *const *init, T *const *c) {
-  const T *from[TILE_ROWS];
-  T *to[TILE_ROWS];
-  for (int64_t column = 0; column < width;) {
-    for (int r = 0; r < rows; r++) from[r] = init[r] + column, to[r] = c[r] + column;
+  for (int64_t column = 0, vectors; column < width; column += vectors * LANES<T>) {
     int64_t left = (width - column) / LANES<T>;
-    if (left >= TILE_VECTORS) {
-      product_panel<T, TILE_VECTORS>(rows, a, step, count, b + column, width, from, to);
-      column += TILE_VECTORS * LANES<T>;
-    } else if (left >= 2) {
-      product_panel<T, 2>(rows, a, step, count, b + column, width, from, to);
-      column += 2 * LANES<T>;
-    } else {
-      product_panel<T, 1>(rows, a, step, count, b + column, width, from, to);
-      column += LANES<T>;
-    }
+    vectors = left >= TILE_VECTORS ? TILE_VECTORS : left >= 2 ? 2 : 1;
+    if (vectors == TILE_VECTORS)
+      product_panel<T, TILE_VECTORS, passing>(rows, a, step, count, b, width, init, c, column);
+    else if (vectors == 2)
+      product_panel<T, 2, passing>(rows, a, step, count, b, width, init, c, column);
+    else
+      product_panel<T, 1, passing>(rows, a, step, count, b, width, init, c, column);
   }
 }
 
@@ -166,10 +179,11 @@ inline void product_rows(int rows, const T *const *a, int64_t step, int64_t coun
 template <typename T>
 inline void product(int64_t m, const T *a, int64_t a_stride, int64_t count, const T *b,
                     int64_t width, const T *init, int64_t init_stride, T *c) {
-  for (int64_t first = 0; first < m; first += TILE_ROWS) {
-    int rows = std::min<int64_t>(TILE_ROWS, m - first);
-    const T *left[TILE_ROWS], *from[TILE_ROWS];
-    T *to[TILE_ROWS];
+  int most = tile_rows<T>(width);
+  for (int64_t first = 0; first < m; first += most) {
+    int rows = std::min<int64_t>(most, m - first);
+    const T *left[MOST_ROWS], *from[MOST_ROWS];
+    T *to[MOST_ROWS];
     for (int r = 0; r < rows; r++) {
       left[r] = a + (first + r) * a_stride;
       from[r] = init + (first + r) * init_stride;
@@ -183,10 +197,11 @@ inline void product(int64_t m, const T *a, int64_t a_stride, int64_t count, cons
 template <typename T>
 inline void add_outer(int64_t m, const T *a, int64_t a_stride, int64_t count, const T *b,
                       int64_t width, T *c) {
-  for (int64_t first = 0; first < m; first += TILE_ROWS) {
-    int rows = std::min<int64_t>(TILE_ROWS, m - first);
-    const T *left[TILE_ROWS];
-    T *to[TILE_ROWS];
+  int most = tile_rows<T>(width);
+  for (int64_t first = 0; first < m; first += most) {
+    int rows = std::min<int64_t>(most, m - first);
+    const T *left[MOST_ROWS];
+    T *to[MOST_ROWS];
     for (int r = 0; r < rows; r++) {
       left[r] = a + first + r;
       to[r] = c + (first + r) * width;
