@@ -1,4 +1,4 @@
-"""Primitives in C++ compiled for this processor; what torch does at the speed of memory is torch's.
+"""Primitives in C++ compiled for this processor.
 
 The compiled loops stand in ``csrc``, the operators with their derivatives in
 :mod:`gsym.kernels.native`, which run the one or the other.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, alike, call, library, pointer
+from gsym.kernels._memory import new_zeros
 from gsym.kernels._pipeline import Pipeline
 
 _SIZES = (
@@ -96,7 +97,7 @@ class CppPipeline(Pipeline):
     def _zeros(self, *shapes: tuple[int, int]) -> list[Tensor]:
         """Tensors ``[b, *shape]`` of zeros, from one piece of memory."""
         sizes = [self.batch * rows * columns for rows, columns in shapes]
-        parts = self.given["receiver"].new_zeros(sum(sizes)).split(sizes)
+        parts = new_zeros(self.given["receiver"], sum(sizes)).split(sizes)
         return [part.view(self.batch, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _filled(self, x: Tensor) -> Tensor:

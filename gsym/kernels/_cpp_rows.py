@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gsym.kernels import segments
 from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, alike, call, library, pointer
+from gsym.kernels._memory import new_empty
 
 # A part of the second cache of one core.
 _POOL_BYTES = 2**17
@@ -35,17 +36,15 @@ def takes(*tensors: Tensor | None) -> bool:
     return len(types) == 1 and types <= NUMBER_TYPES.keys()
 
 
-def pools(x: Tensor, count: int) -> bool:
-    """Whether the sums of all segments stay in the cache while the rows of ``x`` come by.
-
-    More of them are left to torch, whose reduction of sorted rows nothing beats.
-    """
-    return count * x.size(-1) * x.element_size() <= _POOL_BYTES and count * 8 <= x.size(-2)
-
-
 def segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
-    """Sums ``[b, s, c]`` of the rows of ``x [b, e, c]``, of which it :func:`pools`."""
-    return _reduce("segment_sum", x, order, pointers, index=index, columns=order)
+    """Sums ``[b, s, c]`` of the rows of ``x [b, e, c]``.
+
+    Rows come in the order of memory where the sums of all segments stay in the cache meanwhile.
+    """
+    count = pointers.numel() - 1
+    pools = count * x.size(-1) * x.element_size() <= _POOL_BYTES and count * 8 <= x.size(-2)
+    given = index if pools else None
+    return _reduce("segment_sum", x, order, pointers, index=given, columns=order)
 
 
 def segment_max(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ def tie_spread(
     y, tables = y.contiguous(), {"index": index, "columns": order}
     count = _reduce("tie_count", x, order, pointers, y=y, **tables)
     share = g / count.clamp_(min=1)
-    out = x.new_empty(x.shape)
+    out = new_empty(x, *x.shape)
     return _reduce("tie_spread", x, order, pointers, y=y, weight=share, out=out, **tables)
 
 
@@ -73,7 +72,7 @@ def gather_sum(
 
 def gather_dot(y: Tensor, x: Tensor, columns: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
     """Products ``[b, e]`` of the rows of ``y [b, s, c]`` and ``x [b, n, c]`` of every entry."""
-    out = x.new_empty(x.size(0), columns.numel())
+    out = new_empty(x, x.size(0), columns.numel())
     return _reduce("gather_dot", x, order, pointers, columns=columns, y=y.contiguous(), out=out)
 
 
@@ -83,7 +82,7 @@ def indexed_linear(
     """Rows ``[b, r, out]``: those of ``x`` times the matrix, plus the row, of their segment."""
     (batch, rows, _), (count, in_channels, out_channels) = x.shape, weight.shape
     one = weight.stride(0) == 0 or count == 1
-    y = x.new_empty(batch, rows, out_channels)
+    y = new_empty(x, batch, rows, out_channels)
     tensors = {
         "local": None if one else local,
         "weight": (weight[:1] if one else weight).contiguous(),
@@ -124,7 +123,7 @@ def _reduce(
     batch, rows, channels = x.shape
     entries, count = columns.numel(), pointers.numel() - 1
     if out is None:
-        out = x.new_empty(batch, count, channels)
+        out = new_empty(x, batch, count, channels)
     if out.numel() == 0:
         return out
     x = x.contiguous()

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gsym.kernels import _cpp_rows, _edges
+from gsym.kernels._memory import new_empty, take_rows
 from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles
 
 # Samples with more entries than this are reduced one after another, which saves an index of the
@@ -284,7 +285,7 @@ def _bags(x: Tensor, columns: Tensor, pointers: Tensor, weight: Tensor | None = 
     if batch == 1:
         return _bag(x[0], columns, pointers, None if weight is None else weight[0])[None]
     if entries * channels > _LARGE_SAMPLE:
-        out = x.new_empty(shape)
+        out = new_empty(x, *shape)
         for i in range(batch):
             out[i] = _bag(x[i], columns, pointers, None if weight is None else weight[i])
         return out
@@ -306,7 +307,7 @@ def _bag(x: Tensor, columns: Tensor, pointers: Tensor, weight: Tensor | None) ->
 @torch.library.custom_op("gsym::segment_sum", mutates_args=())
 def _segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
     flat = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
-    if cpp and _cpp_rows.takes(x) and _cpp_rows.pools(x, pointers.numel() - 1):
+    if cpp and _cpp_rows.takes(x):
         sums = _cpp_rows.segment_sum(flat, index, order, pointers)
         return sums.view(*x.shape[:-2], *sums.shape[-2:])
     sizes = pointers.diff()
@@ -330,7 +331,7 @@ def _(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> T
 
 @torch.library.custom_op("gsym::segment_gather", mutates_args=())
 def _segment_gather(y: Tensor, index: Tensor, order: Tensor, pointers: Tensor, cpp: bool) -> Tensor:
-    return y.contiguous().index_select(-2, index)
+    return take_rows(y, index)
 
 
 @_segment_gather.register_fake
@@ -472,7 +473,7 @@ def _tie_spread(
 ) -> Tensor:
     """Share the row ``g`` of every segment among the rows that hold its maximum ``y``."""
     batch, entries, channels = x.shape[:-2].numel(), x.size(-2), x.size(-1)
-    x, out = x.reshape(batch, entries, channels), x.new_empty(x.shape)
+    x, out = x.reshape(batch, entries, channels), new_empty(x, *x.shape)
     if out.numel() == 0:
         return out
     if cpp and _cpp_rows.takes(g, x, y):
@@ -541,7 +542,7 @@ _tie_mean.register_autograd(_tie_mean_backward, setup_context=_save_tables)
 
 @torch.library.custom_op("gsym::permute_rows", mutates_args=())
 def _permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    return x.contiguous().index_select(-2, order)
+    return take_rows(x, order)
 
 
 @_permute_rows.register_fake
@@ -655,7 +656,7 @@ def _indexed_linear(
         return _cpp_rows.indexed_linear(x, weight, shared, index, local)
     (batch, count, _), out_channels = x.shape, weight.size(-1)
     x = x.contiguous()
-    y = x.new_empty(batch, count, out_channels)
+    y = new_empty(x, batch, count, out_channels)
     if y.numel() == 0:
         return y
     if runs is not None and batch * count >= _LONG_RUN * weight.size(0):
@@ -818,7 +819,7 @@ def _pool(x: Tensor, k: int, tables: Sequence[Any], cpp: bool) -> Tensor:
     wide = accumulation_type(x.dtype)
     if not tables:
         return x.unflatten(1, (k, x.size(1) // k)).sum(dim=2, dtype=wide)
-    if _is_direct(cpp, x) and _cpp_rows.pools(x, k):
+    if _is_direct(cpp, x):
         return _cpp_rows.segment_sum(x, *tables[-3:])
     return _segment_sum(x.to(wide), *tables[-3:], cpp)
 
