@@ -18,5 +18,7 @@ gather_segment_sum = partial(native.gather_segment_sum, cpp=True)
 indexed_linear = partial(native.indexed_linear, cpp=True)
 grouped_linear = native.grouped_linear
 cluster_linear = partial(native.cluster_linear, cpp=True)
+row_mlp = partial(native.row_mlp, cpp=True)
+linear_pair = partial(native.linear_pair, cpp=True)
 permute_rows = native.permute_rows
 edge_mlp_sum = partial(native.edge_mlp_sum, cpp=True)

@@ -6,7 +6,7 @@ What it computes is :func:`gsym.kernels.reference.edge_mlp_sum`; who computes it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -139,6 +139,20 @@ def is_eager(*tensors: Tensor) -> bool:
     )
 
 
+def derive(
+    compose: Callable[[list[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    outer: Sequence[Tensor],
+) -> list[Tensor]:
+    """The gradient of what was composed of differentiable operators, itself differentiable."""
+    # Views, so that a tensor given twice, or made from another, counts once in each place.
+    views = [x.view_as(x) if x.requires_grad else x.detach() for x in tensors]
+    views = [x if x.requires_grad else x.requires_grad_() for x in views]
+    outputs = compose(views)
+    grads = torch.autograd.grad(outputs, views, outer, create_graph=True, allow_unused=True)
+    return list(grads)
+
+
 def differentiable(compose: Compose) -> Compose:
     """The operator with its gradient, a second one through ``compose``, which has its arguments.
 
@@ -156,12 +170,8 @@ def differentiable(compose: Compose) -> Compose:
         with torch.autocast(outer[0].device.type, enabled=False):
             if not torch.is_grad_enabled():
                 return first(tensors, *args, *outer), *(None for _ in args)
-            # Views, so that a tensor given twice, or made from another, counts once in each place.
-            views = [x.view_as(x) if x.requires_grad else x.detach() for x in tensors]
-            views = [x if x.requires_grad else x.requires_grad_() for x in views]
-            outputs = compose(views, *args)
-            grads = torch.autograd.grad(outputs, views, outer, create_graph=True, allow_unused=True)
-        return list(grads), *(None for _ in args)
+            grads = derive(lambda views: compose(views, *args), tensors, outer)
+        return grads, *(None for _ in args)
 
     class Eager(torch.autograd.Function):
         @staticmethod

@@ -20,7 +20,7 @@ from gsym.kernels._triton_rows import (
     segment_mean,
     segment_sum,
 )
-from gsym.kernels.native import grouped_linear, permute_rows
+from gsym.kernels.native import grouped_linear, linear_pair, permute_rows, row_mlp
 
 __all__ = [
     "INTERPRETED",
@@ -29,7 +29,9 @@ __all__ = [
     "gather_segment_sum",
     "grouped_linear",
     "indexed_linear",
+    "linear_pair",
     "permute_rows",
+    "row_mlp",
     "segment_gather",
     "segment_max",
     "segment_mean",

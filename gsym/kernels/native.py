@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels import _cpp_rows, _edges
+from gsym.kernels import _cpp_nodes, _cpp_rows, _edges
 from gsym.kernels._memory import new_empty, take_rows
 from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles
 
@@ -131,6 +131,44 @@ def cluster_linear(
     tables = () if tiles is None else _tables(tiles)
     y = _ClusterLinear.apply(flat, weight, matrix, bias, sizes, cpp, *tables)
     return y.view(*batch, rows, weight.size(-1))
+
+
+def row_mlp(
+    x: Tensor,
+    first: tuple[Tensor, Tensor],
+    last: tuple[Tensor, Tensor],
+    beside: Tensor | None = None,
+    *,
+    cpp: bool = False,
+) -> Tensor:
+    if cpp and _cpp_nodes.takes(x, *first, *last, beside):
+        return _cpp_nodes.row_mlp(_compose_mlp, x, first, last, beside)
+    return _compose_mlp([x, *first, *last, *(() if beside is None else (beside,))])[0]
+
+
+def _compose_mlp(tensors: Sequence[Tensor]) -> list[Tensor]:
+    x, first, first_bias, last, last_bias, *beside = tensors
+    hidden = F.silu(_shared_linear(torch.cat([x, *beside], dim=-1), first, first_bias))
+    return [_shared_linear(hidden, last, last_bias)]
+
+
+def linear_pair(
+    x: Tensor, weight: Tensor, bias: Tensor, other: Tensor, *, cpp: bool = False
+) -> tuple[Tensor, Tensor]:
+    if cpp and _cpp_nodes.takes(x, weight, bias, other):
+        return _cpp_nodes.linear_pair(_compose_pair, x, weight, bias, other)
+    return _compose_pair([x, weight, bias, other])
+
+
+def _compose_pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    x, weight, bias, other = tensors
+    return _shared_linear(x, weight, bias), _shared_linear(x, other)
+
+
+def _shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows, weight = x.flatten(0, -2), weight.squeeze(0)
+    y = rows.mm(weight) if bias is None else torch.addmm(bias, rows, weight)
+    return y.reshape(*x.shape[:-1], weight.size(-1))
 
 
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

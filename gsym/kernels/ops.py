@@ -312,6 +312,73 @@ def edge_mlp_sum(
     return run("edge_mlp_sum", backend, *args, **{"pos": pos, **tensors, **options})
 
 
+def row_mlp(
+    x: Tensor,
+    first: tuple[Tensor, Tensor],
+    last: tuple[Tensor, Tensor],
+    beside: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Two linear maps of every row with SiLU between, the same for all rows.
+
+    Args:
+        x: Rows ``[..., in]``.
+        first: Weight ``[1, in + more, h]`` and bias ``[1, h]``.
+        last: Weight ``[1, h, out]`` and bias ``[1, out]``.
+        beside: What stands beside every row of ``x``, ``[..., more]``; it is never put there.
+        backend: As in :func:`gsym.kernels.backend`, for this call.
+
+    Returns:
+        Rows ``[..., out]``.
+
+    Raises:
+        ValueError: Sizes that do not fit each other.
+        TypeError: Rows that are not floating point.
+        BackendUnavailableError: A named back-end that cannot run.
+
+    Cost:
+        One product each. Compiled for the CPU it takes widths of whole vectors, as multiples of 16
+        are in float32, and stores nothing between the maps; the gradient computes it anew.
+    """
+    width = x.size(-1) + (0 if beside is None else beside.size(-1))
+    _check_shared("first", *first, width)
+    _check_shared("last", *last, first[0].size(-1))
+    if beside is not None and beside.shape[:-1] != x.shape[:-1]:
+        raise ValueError(
+            f"beside must have the rows of x, {list(x.shape[:-1])}; got {list(beside.shape)}"
+        )
+    x, beside, *weights = _autocast(x, beside, *first, *last)
+    return run("row_mlp", backend, x, tuple(weights[:2]), tuple(weights[2:]), beside)
+
+
+def linear_pair(
+    x: Tensor, weight: Tensor, bias: Tensor, other: Tensor, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Two linear maps of every row, side by side: what a node is as receiver and as sender.
+
+    Args:
+        x: Rows ``[..., in]``.
+        weight: The first map, ``[1, in, out]``.
+        bias: Its bias, ``[1, out]``.
+        other: The second map, ``[1, in, out]``.
+        backend: As in :func:`gsym.kernels.backend`, for this call.
+
+    Returns:
+        Both images, ``[..., out]``.
+
+    Raises:
+        ValueError: Sizes that do not fit each other.
+        TypeError: Rows that are not floating point.
+        BackendUnavailableError: A named back-end that cannot run.
+    """
+    _check_shared("weight", weight, bias, x.size(-1))
+    if other.shape != weight.shape:
+        raise ValueError(f"other must be {list(weight.shape)}; got {list(other.shape)}")
+    x, weight, bias, other = _autocast(x, weight, bias, other)
+    return run("linear_pair", backend, x, weight, bias, other)
+
+
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: str = "auto") -> Tensor:
     """Row ``i`` of the result is row ``order[i]`` of ``x``.
 
@@ -325,6 +392,15 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: str = "a
         Rows ``[..., r, c]``.
     """
     return run("permute_rows", backend, x, order, inverse)
+
+
+def _check_shared(name: str, weight: Tensor, bias: Tensor, width: int) -> None:
+    if weight.dim() != 3 or weight.shape[:2] != (1, width):
+        raise ValueError(f"{name} must be [1, {width}, out]; got {list(weight.shape)}")
+    if bias.shape != (1, weight.size(2)):
+        raise ValueError(
+            f"the bias of {name} must be [1, {weight.size(2)}]; got {list(bias.shape)}"
+        )
 
 
 def _autocast(x: Tensor, *operands: Tensor | None) -> list[Any]:

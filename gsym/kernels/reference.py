@@ -79,6 +79,22 @@ def cluster_linear(
     return own + shared[..., index, :]
 
 
+def row_mlp(
+    x: Tensor,
+    first: tuple[Tensor, Tensor],
+    last: tuple[Tensor, Tensor],
+    beside: Tensor | None = None,
+) -> Tensor:
+    """Two linear maps of every row, and of the row beside it, with SiLU between."""
+    rows = x if beside is None else torch.cat([x, beside], dim=-1)
+    return F.silu(rows @ first[0][0] + first[1][0]) @ last[0][0] + last[1][0]
+
+
+def linear_pair(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two linear maps of every row, side by side, of which the first has a bias."""
+    return x @ weight[0] + bias[0], x @ other[0]
+
+
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Row ``i`` of the result is row ``order[i]`` of ``x``."""
     return x[..., order, :]

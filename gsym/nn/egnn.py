@@ -157,9 +157,13 @@ class NodeMLP(nn.Module):
                 nn.init.xavier_uniform_(weight, gain=gain)
             nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
-        return self.last(F.silu(self.first(x)))
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Map ``[..., n, in_channels]``, or two parts of that, to ``[..., n, out_channels]``."""
+        first, last = self.first, self.last
+        if first.tiles is None:
+            maps = (first.weight, first.bias), (last.weight, last.bias)
+            return kernels.row_mlp(x, *maps, beside)
+        return last(F.silu(first(x if beside is None else torch.cat([x, beside], dim=-1))))
 
 
 class EdgeMLP(nn.Module):
@@ -236,7 +240,11 @@ class EdgeMLP(nn.Module):
 
         ``height`` ``[..., n, h]`` enters by the difference of the two ends.
         """
-        target, source = self.target(x), self.source(x)
+        if self.target.tiles is None:
+            maps = self.target.weight, self.target.bias, self.source.weight
+            target, source = kernels.linear_pair(x, *maps)
+        else:
+            target, source = self.target(x), self.source(x)
         if height is not None:
             target, source = target + height, source - height
         graph, attr, coord = context.graph, None, None
@@ -510,7 +518,7 @@ class EGNNConv(GeometricLayer):
             new_pos = new_pos + self.velocity_mlp(x) * context.velocity
         if vectors is not None and self.fall is not None:
             new_pos = new_pos + self.fall(x) @ vectors
-        new = self.update(torch.cat([x, messages], dim=-1))
+        new = self.update(x, messages)
         return x + new if self.residual else new, new_pos
 
     def _vectors(self) -> Tensor | None:

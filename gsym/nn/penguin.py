@@ -67,8 +67,8 @@ class FreeConv(nn.Module):
         if context.velocity is not None:
             place = torch.cat([pos, context.velocity], dim=-1)
         messages, _ = self.edges(torch.cat([x, place], dim=-1), context)
-        pos = pos + self.move(torch.cat([place, messages], dim=-1))
-        new = self.update(torch.cat([x, messages], dim=-1))
+        pos = pos + self.move(place, messages)
+        new = self.update(x, messages)
         return x + new if self.residual else new, pos
 
 

@@ -1,0 +1,164 @@
+// Linear maps that all rows share: gsym.kernels.reference.row_mlp and linear_pair, with gradients.
+//
+// Every thread takes neighbouring blocks of rows. Widths are whole vectors.
+#include "vector.h"
+
+namespace gsym {
+namespace {
+
+// Rows that go through all maps together: what lies between stays in the first cache.
+constexpr int64_t ROWS = 48;
+
+// Mirrored in _cpp_nodes.py.
+template <typename T> struct Mlp {
+  int64_t rows, in, beside, hidden, out, threads;
+  const T *x, *more;          // [rows, in], [rows, beside]
+  const T *first, *first_bias;  // [in + beside, hidden], [hidden]
+  const T *last, *last_bias;    // [hidden, out], [out]
+};
+
+template <typename T> struct Pair {
+  int64_t rows, in, out, threads;
+  const T *x, *first, *first_bias, *second;  // [rows, in], [in, out], [out], [in, out]
+};
+
+// A matrix [rows, columns] turned.
+template <typename T> struct Turned {
+  std::vector<T> memory;
+  T *data;
+  Turned(const T *x, int64_t rows, int64_t columns)
+      : memory(rows * columns + LANES<T>), data(aligned(memory)) {
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t j = 0; j < columns; j++) data[j * rows + i] = x[i * columns + j];
+  }
+  Turned(const Turned &) = delete;
+};
+
+// Runs work(first, count, sums, memory) on all blocks of rows; sums [numbers] of every thread are
+// added to `total` in the order of the threads.
+template <typename T, typename Work>
+void by_blocks(int64_t rows, int64_t threads, int64_t needs, int64_t numbers, T *total, Work work) {
+  static thread_local std::vector<T> shared;
+  if (numbers) shared.assign(threads * numbers + LANES<T>, T(0));
+  T *sums = numbers ? aligned(shared) : nullptr;
+  int64_t blocks = (rows + ROWS - 1) / ROWS;
+#pragma omp parallel num_threads(threads)
+  {
+    T *memory = scratch<T>(needs), *own = sums + omp_get_thread_num() * numbers;
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < blocks; block++)
+      work(block * ROWS, std::min(ROWS, rows - block * ROWS), own, memory);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < numbers; i++) {
+      T sum = 0;
+      for (int64_t thread = 0; thread < threads; thread++) sum += sums[thread * numbers + i];
+      total[i] = sum;
+    }
+  }
+}
+
+// total [width] += the rows of x.
+template <typename T> void add_rows(int64_t count, const T *x, int64_t width, T *total) {
+  for (int64_t j = 0; j < width; j += LANES<T>) {
+    Vec<T> sum = at(total + j);
+    for (int64_t r = 0; r < count; r++) sum += at(x + r * width + j);
+    at(total + j) = sum;
+  }
+}
+
+template <typename T> void first_layer(const Mlp<T> &g, int64_t row, int64_t count, T *hidden) {
+  int64_t h = g.hidden;
+  product(count, g.x + row * g.in, g.in, g.in, g.first, h, g.first_bias, 0, hidden);
+  if (g.more)
+    product(count, g.more + row * g.beside, g.beside, g.beside, g.first + g.in * h, h, hidden, h,
+            hidden);
+}
+
+template <typename T> void mlp_forward(const Mlp<T> &g, T *y) {
+  int64_t h = g.hidden;
+  by_blocks<T>(g.rows, g.threads, ROWS * h, 0, nullptr,
+               [&](int64_t row, int64_t count, T *, T *hidden) {
+                 first_layer(g, row, count, hidden);
+                 for (int64_t i = 0; i < count * h; i += LANES<T>)
+                   at(hidden + i) *= sigmoid<T>(at(hidden + i));
+                 product(count, hidden, h, h, g.last, g.out, g.last_bias, 0, y + row * g.out);
+               });
+}
+
+// `weights` is first, first_bias, last and last_bias, one after another.
+template <typename T>
+void mlp_backward(const Mlp<T> &g, const T *grad, T *by_x, T *by_more, T *weights) {
+  int64_t h = g.hidden, bias = (g.in + g.beside) * h, last = bias + h, last_bias = last + h * g.out;
+  Turned<T> last_turned(g.last, h, g.out), turned(g.first, g.in, h);
+  Turned<T> more_turned(g.first + g.in * h, g.beside, h);
+  std::vector<T> nothing(std::max({h, g.in, g.beside}));
+  by_blocks<T>(
+      g.rows, g.threads, 2 * ROWS * h, last_bias + g.out, weights,
+      [&](int64_t row, int64_t count, T *sums, T *hidden) {
+        T *by_hidden = hidden + ROWS * h;
+        const T *given = grad + row * g.out;
+        first_layer(g, row, count, hidden);
+        product(count, given, g.out, g.out, last_turned.data, h, nothing.data(), 0, by_hidden);
+        for (int64_t i = 0; i < count * h; i += LANES<T>) {
+          Vec<T> value = at(hidden + i), open = sigmoid<T>(value);
+          at(by_hidden + i) *= open * (T(1) + value * (T(1) - open));
+          at(hidden + i) = value * open;
+        }
+        add_outer(h, hidden, h, count, given, g.out, sums + last);
+        add_rows(count, given, g.out, sums + last_bias);
+        add_outer(g.in, g.x + row * g.in, g.in, count, by_hidden, h, sums);
+        add_rows(count, by_hidden, h, sums + bias);
+        product(count, by_hidden, h, h, turned.data, g.in, nothing.data(), 0, by_x + row * g.in);
+        if (!g.more) return;
+        add_outer(g.beside, g.more + row * g.beside, g.beside, count, by_hidden, h, sums + g.in * h);
+        product(count, by_hidden, h, h, more_turned.data, g.beside, nothing.data(), 0,
+                by_more + row * g.beside);
+      });
+}
+
+template <typename T> void pair_forward(const Pair<T> &g, T *y, T *z) {
+  std::vector<T> nothing(g.out);
+  by_blocks<T>(g.rows, g.threads, 0, 0, nullptr, [&](int64_t row, int64_t count, T *, T *) {
+    const T *x = g.x + row * g.in;
+    product(count, x, g.in, g.in, g.first, g.out, g.first_bias, 0, y + row * g.out);
+    product(count, x, g.in, g.in, g.second, g.out, nothing.data(), 0, z + row * g.out);
+  });
+}
+
+// `weights` is first, first_bias and second, one after another.
+template <typename T>
+void pair_backward(const Pair<T> &g, const T *by_y, const T *by_z, T *by_x, T *weights) {
+  int64_t bias = g.in * g.out, second = bias + g.out;
+  Turned<T> turned(g.first, g.in, g.out), second_turned(g.second, g.in, g.out);
+  std::vector<T> nothing(g.in);
+  by_blocks<T>(g.rows, g.threads, 0, second + g.in * g.out, weights,
+               [&](int64_t row, int64_t count, T *sums, T *) {
+                 const T *x = g.x + row * g.in, *y = by_y + row * g.out, *z = by_z + row * g.out;
+                 T *out = by_x + row * g.in;
+                 product(count, y, g.out, g.out, turned.data, g.in, nothing.data(), 0, out);
+                 product(count, z, g.out, g.out, second_turned.data, g.in, out, g.in, out);
+                 add_outer(g.in, x, g.in, count, y, g.out, sums);
+                 add_rows(count, y, g.out, sums + bias);
+                 add_outer(g.in, x, g.in, count, z, g.out, sums + second);
+               });
+}
+
+} // namespace
+} // namespace gsym
+
+#define GSYM_NODES(T, NAME)                                                                        \
+  extern "C" void gsym_mlp_forward_##NAME(const gsym::Mlp<T> *g, T *const *results) {              \
+    gsym::mlp_forward(*g, results[0]);                                                             \
+  }                                                                                                \
+  extern "C" void gsym_mlp_backward_##NAME(const gsym::Mlp<T> *g, T *const *given) {               \
+    gsym::mlp_backward(*g, given[0], given[1], given[2], given[3]);                                \
+  }                                                                                                \
+  extern "C" void gsym_pair_forward_##NAME(const gsym::Pair<T> *g, T *const *results) {            \
+    gsym::pair_forward(*g, results[0], results[1]);                                                \
+  }                                                                                                \
+  extern "C" void gsym_pair_backward_##NAME(const gsym::Pair<T> *g, T *const *given) {             \
+    gsym::pair_backward(*g, given[0], given[1], given[2], given[3]);                               \
+  }
+
+GSYM_NODES(float, float32)
+GSYM_NODES(double, float64)
