@@ -1,7 +1,8 @@
 """Measure cases in this process: every variant in turn, round after round.
 
-``python -m benchmarks.kernels.measure`` reads a `Job` as JSON and prints the rows of each workload
-on a line. It runs in a process of its own, since torch reads some settings when it starts.
+``python -m benchmarks.kernels.measure`` reads a `Job` as JSON from every line and prints a line for
+each of its workloads: the rows, or the peaks of memory. It runs in a process of its own, since
+torch and the C library read some settings when they start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -54,12 +56,14 @@ class Workload:
         size: Its size.
         modes: ``FORWARD``, ``BOTH`` or both of them.
         compiled: Whether ``torch.compile`` takes part.
+        memory: Peaks in MiB by mode and variant, from another process; measured here if ``None``.
     """
 
     case: str
     size: Size
     modes: tuple[str, ...]
     compiled: bool
+    memory: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Job:
         rounds: Times that every variant is timed.
         seconds: After which a case is not repeated any more, but for `LEAST_ROUNDS`.
         workloads: What to measure.
+        peaks: Measure memory alone.
     """
 
     device: str
@@ -79,30 +84,42 @@ class Job:
     rounds: int
     seconds: float
     workloads: tuple[Workload, ...]
+    peaks: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> Job:
         """Undo ``json.dumps(asdict(job))``."""
         fields = json.loads(text)
         fields["workloads"] = tuple(
-            Workload(w["case"], Size(*w["size"]), tuple(w["modes"]), w["compiled"])
+            Workload(**{**w, "size": Size(*w["size"]), "modes": tuple(w["modes"])})
             for w in fields["workloads"]
         )
         return cls(**fields)
 
 
 def main() -> None:
-    job = Job.from_json(sys.stdin.read())
-    for workload in job.workloads:
-        rows = measure(job, workload)
-        sys.stdout.write(json.dumps([asdict(row) for row in rows]) + "\n")
-        sys.stdout.flush()
+    for line in sys.stdin:
+        job = Job.from_json(line)
+        for workload in job.workloads:
+            found: object
+            if job.peaks:
+                found = measure_memory(job, workload)
+            else:
+                found = [asdict(row) for row in measure(job, workload)]
+            sys.stdout.write(json.dumps(found) + "\n")
+            sys.stdout.flush()
 
 
-def environment(setting: str) -> dict[str, str]:
-    """What the process of a setting has to find when it starts."""
-    huge = {"THP_MEM_ALLOC_ENABLE": "1" if setting == HUGE else "0"}
-    return {**os.environ, **huge}
+def environment(setting: str, *, peaks: bool = False) -> dict[str, str]:
+    """What the process of a setting has to find when it starts.
+
+    Where memory is measured the C library returns every large tensor once it is freed: which of
+    the others it has kept, and can use again, is a matter of chance.
+    """
+    given = {"THP_MEM_ALLOC_ENABLE": "1" if setting == HUGE else "0"}
+    if peaks:
+        given["MALLOC_MMAP_THRESHOLD_"] = str(2**17)
+    return {**os.environ, **given}
 
 
 def measure(job: Job, workload: Workload) -> list[Row]:
@@ -112,6 +129,27 @@ def measure(job: Job, workload: Workload) -> list[Row]:
         BenchmarkError: A variant does not give the values or gradients of gsym.
     """
     device = torch.device(job.device)
+    rows = []
+    with _settings(job, workload):
+        if workload.case == GROWTH:
+            return _growth(job)
+        for mode, work, steps in _prepared(job, workload):
+            known = workload.memory
+            memory = peaks(steps, device) if known is None else known[mode]
+            times = interleave(steps, job.rounds, device, job.seconds)
+            rows += make_rows(job, workload, mode, work, times, memory)
+    return rows
+
+
+def measure_memory(job: Job, workload: Workload) -> dict[str, dict[str, float]]:
+    """Peaks in MiB, by mode and variant."""
+    device = torch.device(job.device)
+    with _settings(job, workload):
+        return {mode: peaks(steps, device) for mode, _, steps in _prepared(job, workload)}
+
+
+@contextmanager
+def _settings(job: Job, workload: Workload) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     precision = torch.get_float32_matmul_precision()
@@ -122,25 +160,24 @@ def measure(job: Job, workload: Workload) -> list[Row]:
         torch.compiler.reset()
     gc.collect()
     try:
-        if workload.case == GROWTH:
-            return _growth(job)
-        case = CASES[workload.case]
-        if case.bytes(workload.size) > 0.8 * _memory_of(device):
-            return []
-        work = case.make(workload.size, device)
-        rows = []
-        for mode in workload.modes:
-            peers = dict(work.peers)
-            if not workload.compiled:
-                peers.pop(COMPILED, None)
-            peers |= _ceilings(work, device)
-            steps = prepare(peers, mode, workload, job.setting)
-            times, memory = interleave(steps, job.rounds, device, job.seconds)
-            rows += make_rows(job, workload, mode, work, times, memory)
-        return rows
+        yield
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+
+
+def _prepared(job: Job, workload: Workload) -> Iterator[tuple[str, Work, dict[str, Step]]]:
+    """Every mode with its steps; nothing where memory does not suffice."""
+    device, case = torch.device(job.device), CASES[workload.case]
+    if case.bytes(workload.size) > 0.8 * _memory_of(device):
+        return
+    work = case.make(workload.size, device)
+    for mode in workload.modes:
+        peers = dict(work.peers)
+        if not workload.compiled:
+            peers.pop(COMPILED, None)
+        peers |= _ceilings(work, device)
+        yield mode, work, prepare(peers, mode, workload, job.setting)
 
 
 def make_rows(
@@ -185,7 +222,7 @@ def make_rows(
 
 def interleave(
     steps: Mapping[str, Step], rounds: int, device: torch.device, seconds: float = math.inf
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+) -> dict[str, np.ndarray]:
     """Run every step in every round; the order turns from round to round.
 
     Args:
@@ -195,12 +232,10 @@ def interleave(
         seconds: The time.
 
     Returns:
-        Times of one step in ms ``[rounds]``, and peaks of memory in MiB, before the first round.
+        Times of one step in ms ``[rounds]``.
     """
     names = list(steps)
-    repeats: dict[str, int] = {}
     times: dict[str, list[float]] = {name: [] for name in names}
-    memory: dict[str, float] = {}
 
     def take(name: str, count: int) -> float:
         _synchronize(device)
@@ -211,18 +246,26 @@ def interleave(
         return (time.perf_counter() - start) * 1e3
 
     gc.collect()
-    for name in names:
-        peak = peak_memory(device)
-        once = take(name, 1)
-        memory[name] = peak()
-        repeats[name] = max(round(TURN / max(once, 1e-3)), 1)
+    repeats = {name: max(round(TURN / max(take(name, 1), 1e-3)), 1) for name in names}
     begin = time.perf_counter()
     for turn in range(rounds):
         if turn >= LEAST_ROUNDS and time.perf_counter() - begin > seconds:
             break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             times[name].append(take(name, repeats[name]) / repeats[name])
-    return {name: np.array(taken) for name, taken in times.items()}, memory
+    return {name: np.array(taken) for name, taken in times.items()}
+
+
+def peaks(steps: Mapping[str, Step], device: torch.device) -> dict[str, float]:
+    """How far the peak of memory rises over one call of every step, in MiB."""
+    gc.collect()
+    memory = {}
+    for name, step in steps.items():
+        peak = peak_memory(device)
+        step()
+        _synchronize(device)
+        memory[name] = peak()
+    return memory
 
 
 def prepare(
@@ -338,7 +381,9 @@ def _growth(job: Job) -> list[Row]:
     for step in steps.values():
         step()
     names = {f"{name} {size.n}": (name, size) for name, size in steps}
-    times, memory = interleave({key: steps[names[key]] for key in names}, job.rounds, device)
+    named = {key: steps[place] for key, place in names.items()}
+    memory = peaks(named, device)
+    times = interleave(named, job.rounds, device)
     rows = []
     for key, (name, size) in names.items():
         tenth = times.get(f"{name} {size.n // 10}")

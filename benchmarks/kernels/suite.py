@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -135,36 +137,60 @@ def plan(profile: str, device: str, only: Sequence[str] = ()) -> list[Job]:
 
 
 def run(job: Job) -> Iterator[tuple[Workload, list[Row]]]:
-    """Measure in a new process, since torch reads its setting when it starts."""
-    command = [sys.executable, "-m", "benchmarks.kernels.measure"]
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command,
+    """Measure in new processes: the memory of the CPU in one of its own, see `environment`."""
+    # What a device has allocated it says itself, and where freed memory is kept it is not returned.
+    apart = job.device == "cpu" and job.setting != KEPT
+    with _Worker(environment(job.setting)) as clock, ExitStack() as stack:
+        scales = None
+        if apart:
+            scales = stack.enter_context(_Worker(environment(job.setting, peaks=True)))
+        for workload in job.workloads:
+            one = replace(job, workloads=(workload,))
+            if scales is not None and workload.case != GROWTH:
+                memory = scales.ask(replace(one, peaks=True))
+                one = replace(job, workloads=(replace(workload, memory=memory),))
+            yield workload, [Row(**row) for row in clock.ask(one)]
+
+
+class _Worker:
+    """A process that measures one job after another."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.kernels.measure"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment(job.setting),
+            stderr=self._errors,
+            env=env,
             text=True,
-        ) as process,
-    ):
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def ask(self, job: Job) -> Any:
+        """What the process prints on a job of one workload."""
+        process, workload = self._process, job.workloads[0]
         assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(asdict(job)))
-            process.stdin.close()
-            for workload in job.workloads:
-                line = process.stdout.readline()
-                if not line:
-                    code = process.wait()
-                    errors.seek(0)
-                    last = (errors.read().strip().splitlines() or ["no message"])[-1]
-                    raise BenchmarkError(
-                        f"measuring {workload.case} at {tuple(workload.size)} with {job.setting} "
-                        f"ended with code {code}: {last}"
-                    )
-                yield workload, [Row(**row) for row in json.loads(line)]
-        finally:
-            process.kill()
+        with suppress(BrokenPipeError):  # the missing answer says so
+            process.stdin.write(json.dumps(asdict(job)) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if line:
+            return json.loads(line)
+        code = process.wait()
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
+        raise BenchmarkError(
+            f"measuring {workload.case} at {tuple(workload.size)} with {job.setting} "
+            f"ended with code {code}: {last}"
+        )
 
 
 def _swept(profile: str, device: str) -> Iterator[tuple[str, Size]]:

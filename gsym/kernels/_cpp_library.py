@@ -105,7 +105,7 @@ def _installed() -> list[str]:
     return [found] if found else []
 
 
-def call(name: str, *args: ctypes.Structure) -> None:
+def call(name: str, *args: ctypes.Structure | ctypes.Array[Any]) -> None:
     """Call a function of the library, which releases the interpreter's lock."""
     getattr(library(), f"gsym_{name}")(*(ctypes.byref(arg) for arg in args))
 

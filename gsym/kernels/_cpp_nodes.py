@@ -64,9 +64,10 @@ class _RowMlp(torch.autograd.Function):
         x, *weights = tensors[:5]
         by_x = new_empty(x, *x.shape)
         by_more = [new_empty(t, *t.shape) for t in tensors[5:]]
+        outer = grad.contiguous()
         flat, by_weights = _flat(weights)
         record, _ = _mlp(tensors)
-        _run("mlp_backward", x, record, grad.contiguous(), by_x, *(by_more or [None]), flat)
+        _run("mlp_backward", x, record, outer, by_x, next(iter(by_more), None), flat)
         return None, by_x, *by_weights, *by_more
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Edges of a block: its buffers stay in the cache, and fewer would make the calls dear.
-BLOCK_EDGES = 2**13
+BLOCK_EDGES = 3 * 2**11
 
 _silu = torch.ops.aten.silu.out
 _silu_backward = torch.ops.aten.silu_backward.grad_input
