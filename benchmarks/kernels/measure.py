@@ -1,7 +1,7 @@
 """Measure cases in this process: every variant in turn, round after round.
 
 ``python -m benchmarks.kernels.measure`` reads a `Job` as JSON from every line and prints a line for
-each of its workloads: the rows, or the peaks of memory. It runs in a process of its own, since
+each of its workloads: the rows, or the peaks of memory. It runs in processes of its own, since
 torch and the C library read some settings when they start.
 """
 
@@ -101,13 +101,28 @@ def main() -> None:
     for line in sys.stdin:
         job = Job.from_json(line)
         for workload in job.workloads:
-            found: object
-            if job.peaks:
-                found = measure_memory(job, workload)
-            else:
-                found = [asdict(row) for row in measure(job, workload)]
-            sys.stdout.write(json.dumps(found) + "\n")
-            sys.stdout.flush()
+            # What an earlier case has left to the C library saves a later one its page faults, so
+            # each gets a process of its own, as fresh as this one, which has run nothing.
+            if hasattr(os, "fork"):
+                child = os.fork()
+                if child:
+                    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                    if code:
+                        sys.exit(code)
+                    continue
+                _print(job, workload)
+                os._exit(0)
+            _print(job, workload)
+
+
+def _print(job: Job, workload: Workload) -> None:
+    found: object
+    if job.peaks:
+        found = measure_memory(job, workload)
+    else:
+        found = [asdict(row) for row in measure(job, workload)]
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
 
 
 def environment(setting: str, *, peaks: bool = False) -> dict[str, str]:
