@@ -49,6 +49,18 @@ template <bool WRITTEN = false, typename T> inline void prefetch(const T *row, i
   for (int64_t c = 0; c < count; c += 64 / sizeof(T)) __builtin_prefetch(row + c, WRITTEN);
 }
 
+// Of memory that is read once: it need not stay in the caches.
+template <typename T> inline void prefetch_once(const T *row, int64_t count) {
+  for (int64_t c = 0; c < count; c += 64 / sizeof(T)) __builtin_prefetch(row + c, 0, 0);
+}
+
+// Whether the caches hold too little for a tensor, so that what is written need not go there; and
+// whether rows of it begin where whole vectors do.
+template <typename T> inline bool passes(int64_t numbers, const T *out, int64_t width) {
+  bool whole = width % LANES<T> == 0 && reinterpret_cast<uintptr_t>(out) % VECTOR_BYTES == 0;
+  return whole && numbers * int64_t(sizeof(T)) > LARGE;
+}
+
 // NaN is larger than any number and stays.
 template <Kind kind, typename V> inline V join(V total, V next) {
   if constexpr (kind == MAXIMUM) return (next > total) | (next != next) ? next : total;
@@ -67,7 +79,7 @@ inline int64_t stretch(int64_t items, int64_t threads) {
 // V vectors of the entries [first, end) joined, whose rows are `in_order` or anywhere.
 template <Kind kind, int V, bool in_order, typename T, typename I>
 inline void join_panel(const Reduction<T, I> &g, const T *x, const T *weight, const T *high,
-                       int64_t first, int64_t end, T *out) {
+                       int64_t first, int64_t end, bool passing, T *out) {
   Vec<T> total[V];
   for (int v = 0; v < V; v++) total[v] = Vec<T>{} + NEUTRAL<kind, T>;
   // To look every row up takes a quarter of the time that reading them in order does.
@@ -75,9 +87,10 @@ inline void join_panel(const Reduction<T, I> &g, const T *x, const T *weight, co
   for (int64_t p = first; p < end; p++, row += g.channels) {
     if constexpr (!in_order) row = x + g.columns[p] * g.channels;
     // Beyond this segment others follow.
-    if (p + FAR_AHEAD < g.entries)
-      prefetch(in_order ? row + AHEAD * g.channels : x + g.columns[p + FAR_AHEAD] * g.channels,
-               V * LANES<T>);
+    if (in_order)
+      prefetch_once(row + AHEAD * g.channels, V * LANES<T>);
+    else if (p + FAR_AHEAD < g.entries)
+      prefetch(x + g.columns[p + FAR_AHEAD] * g.channels, V * LANES<T>);
     for (int v = 0; v < V; v++) {
       Vec<T> value = at(row + v * LANES<T>);
       if constexpr (kind == WEIGHTED) value *= weight[g.order[p]];
@@ -86,12 +99,15 @@ inline void join_panel(const Reduction<T, I> &g, const T *x, const T *weight, co
       total[v] = join<kind>(total[v], value);
     }
   }
-  for (int v = 0; v < V; v++) at(out + v * LANES<T>) = total[v];
+  for (int v = 0; v < V; v++) {
+    T *to = out + v * LANES<T>;
+    passing ? pass_by(to, total[v]) : void(at(to) = total[v]);
+  }
 }
 
 template <Kind kind, bool in_order, typename T, typename I>
 inline void join_entries(const Reduction<T, I> &g, int64_t sample, int64_t segment, int64_t first,
-                         int64_t end, T *out) {
+                         int64_t end, bool passing, T *out) {
   const T *x = g.x + sample * g.rows * g.channels, *weight = g.weight + sample * g.weight_stride;
   const T *high = g.y + (sample * g.segments + segment) * g.channels;
   int64_t c = 0;
@@ -99,10 +115,10 @@ inline void join_entries(const Reduction<T, I> &g, int64_t sample, int64_t segme
     int64_t left = (g.channels - c) / LANES<T>;
     step = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
     switch (step) {
-    case 8: join_panel<kind, 8, in_order>(g, x + c, weight, high + c, first, end, out + c); break;
-    case 4: join_panel<kind, 4, in_order>(g, x + c, weight, high + c, first, end, out + c); break;
-    case 2: join_panel<kind, 2, in_order>(g, x + c, weight, high + c, first, end, out + c); break;
-    default: join_panel<kind, 1, in_order>(g, x + c, weight, high + c, first, end, out + c);
+    case 8: join_panel<kind, 8, in_order>(g, x + c, weight, high + c, first, end, passing, out + c); break;
+    case 4: join_panel<kind, 4, in_order>(g, x + c, weight, high + c, first, end, passing, out + c); break;
+    case 2: join_panel<kind, 2, in_order>(g, x + c, weight, high + c, first, end, passing, out + c); break;
+    default: join_panel<kind, 1, in_order>(g, x + c, weight, high + c, first, end, passing, out + c);
     }
   }
   int64_t tail = g.channels - c;
@@ -119,13 +135,13 @@ inline void join_entries(const Reduction<T, I> &g, int64_t sample, int64_t segme
 
 template <Kind kind, typename T, typename I>
 inline void join_entries(const Reduction<T, I> &g, int64_t sample, int64_t segment, int64_t first,
-                         int64_t end, T *out) {
+                         int64_t end, bool passing, T *out) {
   // Rows by segment come in ascending order.
   bool rows = g.columns == g.order, run = g.columns[end - 1] - g.columns[first] == end - 1 - first;
   if (rows && run)
-    join_entries<kind, true>(g, sample, segment, first, end, out);
+    join_entries<kind, true>(g, sample, segment, first, end, passing, out);
   else
-    join_entries<kind, false>(g, sample, segment, first, end, out);
+    join_entries<kind, false>(g, sample, segment, first, end, passing, out);
 }
 
 // Rows of every segment joined, in the order of the segments. An entry at the beginning of a piece
@@ -134,6 +150,7 @@ template <Kind kind, typename T, typename I> void reduce(const Reduction<T, I> &
   int64_t c = g.channels, pieces = std::max<int64_t>(parts(g.entries, PIECE), 1);
   std::vector<T> carries(g.batch * (pieces - 1) * c);
   std::vector<int64_t> carried(pieces, -1);
+  bool passing = passes(g.batch * g.rows * c, g.out, c);
   int64_t near = stretch(g.batch * pieces, g.threads);
 #pragma omp parallel num_threads(g.threads)
   {
@@ -145,7 +162,7 @@ template <Kind kind, typename T, typename I> void reduce(const Reduction<T, I> &
       int64_t s = std::lower_bound(g.pointers, g.pointers + g.segments, I(start)) - g.pointers;
       int64_t stop = std::min<int64_t>(g.pointers[s], end);
       if (stop > start) {
-        join_entries<kind>(g, sample, s - 1, start, stop,
+        join_entries<kind>(g, sample, s - 1, start, stop, false,
                            &carries[(sample * (pieces - 1) + piece - 1) * c]);
         if (sample == 0) carried[piece] = s - 1;
       }
@@ -154,23 +171,26 @@ template <Kind kind, typename T, typename I> void reduce(const Reduction<T, I> &
         T *out = g.out + (sample * g.segments + s) * c;
         int64_t next = std::min<int64_t>(g.pointers[s + 1], end);
         if (g.pointers[s] < next)
-          join_entries<kind>(g, sample, s, g.pointers[s], next, out);
+          join_entries<kind>(g, sample, s, g.pointers[s], next, passing, out);
         else
           std::fill_n(out, c, T(0));
       }
+      if (passing) settle();
     }
 #pragma omp for schedule(static)
-    for (int64_t sample = 0; sample < g.batch; sample++)
-      for (int64_t piece = 1, end; piece < pieces; piece = end) {
-        for (end = piece + 1; end < pieces && carried[end] == carried[piece]; end++) {}
-        T *out = g.out + (sample * g.segments + carried[piece]) * c;
-        const T *carry = &carries[(sample * (pieces - 1) + piece - 1) * c];
-        for (int64_t j = 0; carried[piece] >= 0 && j < c; j++) {
-          double total = out[j];
-          for (int64_t i = 0; i < end - piece; i++) total = join<kind, double>(total, carry[i * c + j]);
-          out[j] = total;
-        }
+    for (int64_t item = 0; item < g.batch * pieces; item++) {
+      int64_t sample = item / pieces, piece = item % pieces, end = piece + 1;
+      // One thread adds what all pieces carry to one segment.
+      if (carried[piece] < 0 || carried[piece] == carried[piece - 1]) continue;
+      while (end < pieces && carried[end] == carried[piece]) end++;
+      T *out = g.out + (sample * g.segments + carried[piece]) * c;
+      const T *carry = &carries[(sample * (pieces - 1) + piece - 1) * c];
+      for (int64_t j = 0; j < c; j++) {
+        double total = out[j];
+        for (int64_t i = 0; i < end - piece; i++) total = join<kind, double>(total, carry[i * c + j]);
+        out[j] = total;
       }
+    }
   }
 }
 
@@ -330,15 +350,14 @@ template <typename T, typename I, bool passing> void multiply(const Product<T, I
             std::copy_n(to[r], g.out, y + run.row(i + r) * g.out);
         }
       }
+      if (passing) settle();
     }
   }
 }
 
-// Results that no cache holds are written past it.
 template <typename T, typename I> void multiply(const Product<T, I> &g) {
-  int64_t bytes = g.batch * g.rows * g.out * sizeof(T);
-  bool whole = g.out % LANES<T> == 0 && reinterpret_cast<uintptr_t>(g.result) % VECTOR_BYTES == 0;
-  bytes > LARGE && whole ? multiply<T, I, true>(g) : multiply<T, I, false>(g);
+  bool passing = passes(g.batch * g.rows * g.out, g.result, g.out);
+  passing ? multiply<T, I, true>(g) : multiply<T, I, false>(g);
 }
 
 // total [R rows of `width`] += sum over rows of x^T y, V vectors of it.

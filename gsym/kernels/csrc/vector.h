@@ -81,6 +81,13 @@ template <typename T> inline void pass_by(T *to, Vec<T> x) {
 #endif
 }
 
+// Other threads see what was passed by before they see what this one writes next.
+inline void settle() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
+
 // NaN stays. Compilers make two instructions each of comparing and choosing.
 #if defined(__AVX512F__)
 inline Vec<float> limited(Vec<float> x, Vec<float> least, Vec<float> most) {
