@@ -35,7 +35,9 @@ def takes(x: Tensor, *tensors: Tensor | None) -> bool:
     if x.dtype not in NUMBER_TYPES or not is_eager(*given):
         return False
     lanes = library().gsym_vector_bytes() // x.element_size()
-    return all(t.dtype == x.dtype and t.size(-1) % lanes == 0 for t in given)
+    return all(
+        t.dtype == x.dtype and t.device == x.device and t.size(-1) % lanes == 0 for t in given
+    )
 
 
 def row_mlp(compose: Any, x: Tensor, first: Any, last: Any, beside: Tensor | None) -> Tensor:

@@ -131,9 +131,10 @@ def _on_their_own(results: Iterable[Tensor]) -> tuple[Tensor, ...]:
 
 
 def is_eager(*tensors: Tensor) -> bool:
-    """Whether nobody looks for operators: neither a compiler nor fake tensors nor a counter."""
+    """Whether nobody looks for operators: a compiler, a counter, fake tensors or ``torch.func``."""
     return not (
         torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or any(type(x) not in _EAGER_TYPES for x in tensors)
     )
@@ -148,8 +149,9 @@ def derive(
     # Views, so that a tensor given twice, or made from another, counts once in each place.
     views = [x.view_as(x) if x.requires_grad else x.detach() for x in tensors]
     views = [x if x.requires_grad else x.requires_grad_() for x in views]
-    outputs = compose(views)
-    grads = torch.autograd.grad(outputs, views, outer, create_graph=True, allow_unused=True)
+    with torch.autocast(outer[0].device.type, enabled=False):
+        outputs = compose(views)
+        grads = torch.autograd.grad(outputs, views, outer, create_graph=True, allow_unused=True)
     return list(grads)
 
 
@@ -167,10 +169,11 @@ def differentiable(compose: Compose) -> Compose:
     def backward(ctx, *outer, first=edge_mlp_grads):  # type: ignore[no-untyped-def]
         *tensors, index, columns, pointers = ctx.saved_tensors
         args = (ctx.names, index, columns, pointers, *ctx.options)
-        with torch.autocast(outer[0].device.type, enabled=False):
-            if not torch.is_grad_enabled():
-                return first(tensors, *args, *outer), *(None for _ in args)
+        if torch.is_grad_enabled():
             grads = derive(lambda views: compose(views, *args), tensors, outer)
+        else:
+            with torch.autocast(outer[0].device.type, enabled=False):
+                grads = first(tensors, *args, *outer)
         return grads, *(None for _ in args)
 
     class Eager(torch.autograd.Function):

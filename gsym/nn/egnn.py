@@ -134,6 +134,17 @@ class NodeLinear(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, orbits={self.weight.size(0)}"
 
 
+def _are_shared(*maps: NodeLinear) -> bool:
+    """Whether all nodes share these maps, and nobody has put hooks on them or others in place."""
+    return all(
+        type(part) is NodeLinear
+        and part.tiles is None
+        and not (part._forward_hooks or part._forward_pre_hooks)
+        and not (part._backward_hooks or part._backward_pre_hooks)
+        for part in maps
+    )
+
+
 class NodeMLP(nn.Module):
     """Two linear maps of every node with SiLU between, one pair per node orbit."""
 
@@ -160,7 +171,7 @@ class NodeMLP(nn.Module):
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """Map ``[..., n, in_channels]``, or two parts of that, to ``[..., n, out_channels]``."""
         first, last = self.first, self.last
-        if first.tiles is None:
+        if _are_shared(first, last):
             maps = (first.weight, first.bias), (last.weight, last.bias)
             return kernels.row_mlp(x, *maps, beside)
         return last(F.silu(first(x if beside is None else torch.cat([x, beside], dim=-1))))
@@ -240,7 +251,7 @@ class EdgeMLP(nn.Module):
 
         ``height`` ``[..., n, h]`` enters by the difference of the two ends.
         """
-        if self.target.tiles is None:
+        if _are_shared(self.target, self.source):
             maps = self.target.weight, self.target.bias, self.source.weight
             target, source = kernels.linear_pair(x, *maps)
         else:

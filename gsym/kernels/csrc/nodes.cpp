@@ -8,6 +8,8 @@ namespace {
 
 // Rows that go through all maps together: what lies between stays in the first cache.
 constexpr int64_t ROWS = 48;
+// Blocks that are added one after another.
+constexpr int64_t PIECE = 16;
 
 // Mirrored in _cpp_nodes.py.
 template <typename T> struct Mlp {
@@ -34,24 +36,40 @@ template <typename T> struct Turned {
   Turned(const Turned &) = delete;
 };
 
-// Runs work(first, count, sums, memory) on all blocks of rows; sums [numbers] of every thread are
-// added to `total` in the order of the threads.
+// Runs work(first, count, sums, memory) on all blocks of rows, with `needs` numbers of memory, whole
+// vectors; the sums [numbers] of every thread are added to `total` in the order of the threads, so
+// that their number may change the last bits.
 template <typename T, typename Work>
 void by_blocks(int64_t rows, int64_t threads, int64_t needs, int64_t numbers, T *total, Work work) {
-  static thread_local std::vector<T> shared;
-  if (numbers) shared.assign(threads * numbers + LANES<T>, T(0));
-  T *sums = numbers ? aligned(shared) : nullptr;
+  static thread_local std::vector<double> shared;
+  if (shared.size() < size_t(threads * numbers)) shared.resize(threads * numbers);
+  double *lanes = shared.data();
+  std::vector<int64_t> pieces(threads);  // that every thread has added to its lane
   int64_t blocks = (rows + ROWS - 1) / ROWS;
 #pragma omp parallel num_threads(threads)
   {
-    T *memory = scratch<T>(needs), *own = sums + omp_get_thread_num() * numbers;
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < blocks; block++)
-      work(block * ROWS, std::min(ROWS, rows - block * ROWS), own, memory);
+    T *memory = scratch<T>(needs + numbers), *sums = memory + needs;
+    int64_t thread = omp_get_thread_num(), count = 0;
+    double *lane = lanes + thread * numbers;
+    auto flush = [&] {
+      bool first = pieces[thread]++ == 0;
+      for (int64_t i = 0; i < numbers; i++) lane[i] = first ? sums[i] : lane[i] + sums[i];
+      count = 0;
+    };
+#pragma omp for schedule(static) nowait
+    for (int64_t block = 0; block < blocks; block++) {
+      if (count++ == 0) std::fill_n(sums, numbers, T(0));
+      work(block * ROWS, std::min(ROWS, rows - block * ROWS), sums, memory);
+      // The rounding error of a running sum grows with its length.
+      if (count == PIECE) flush();
+    }
+    if (count) flush();
+#pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < numbers; i++) {
-      T sum = 0;
-      for (int64_t thread = 0; thread < threads; thread++) sum += sums[thread * numbers + i];
+      double sum = 0;
+      for (int64_t other = 0; other < threads; other++)
+        if (pieces[other]) sum += lanes[other * numbers + i];
       total[i] = sum;
     }
   }
@@ -60,9 +78,9 @@ void by_blocks(int64_t rows, int64_t threads, int64_t needs, int64_t numbers, T 
 // total [width] += the rows of x.
 template <typename T> void add_rows(int64_t count, const T *x, int64_t width, T *total) {
   for (int64_t j = 0; j < width; j += LANES<T>) {
-    Vec<T> sum = at(total + j);
+    Vec<T> sum = {};
     for (int64_t r = 0; r < count; r++) sum += at(x + r * width + j);
-    at(total + j) = sum;
+    at(total + j) += sum;
   }
 }
 
