@@ -323,32 +323,37 @@ def row_mlp(
     """Two linear maps of every row with SiLU between, the same for all rows.
 
     Args:
-        x: Rows ``[..., in]``.
+        x: Rows ``[..., r, in]``.
         first: Weight ``[1, in + more, h]`` and bias ``[1, h]``.
         last: Weight ``[1, h, out]`` and bias ``[1, out]``.
-        beside: What stands beside every row of ``x``, ``[..., more]``; it is never put there.
+        beside: What stands beside every row of ``x``, ``[..., r, more]``; it is never put there.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
-        Rows ``[..., out]``.
+        Rows ``[..., r, out]``.
 
     Raises:
-        ValueError: Sizes that do not fit each other.
-        TypeError: Rows that are not floating point.
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: Rows that are not floating point, or mixed types, outside of autocast.
         BackendUnavailableError: A named back-end that cannot run.
 
     Cost:
         One product each. Compiled for the CPU it takes widths of whole vectors, as multiples of 16
         are in float32, and stores nothing between the maps; the gradient computes it anew.
     """
-    width = x.size(-1) + (0 if beside is None else beside.size(-1))
+    _check_shared_rows(x)
+    width = x.size(-1)
+    if beside is not None:
+        if beside.shape[:-1] != x.shape[:-1]:
+            raise ValueError(
+                f"beside must have the rows of x, {list(x.shape[:-1])}; got {list(beside.shape)}"
+            )
+        width += beside.size(-1)
     _check_shared("first", *first, width)
     _check_shared("last", *last, first[0].size(-1))
-    if beside is not None and beside.shape[:-1] != x.shape[:-1]:
-        raise ValueError(
-            f"beside must have the rows of x, {list(x.shape[:-1])}; got {list(beside.shape)}"
-        )
-    x, beside, *weights = _autocast(x, beside, *first, *last)
+    operands = {"beside": beside, "first": first[0], "the bias of first": first[1]}
+    operands |= {"last": last[0], "the bias of last": last[1]}
+    x, beside, *weights = _alike(x, operands)
     return run("row_mlp", backend, x, tuple(weights[:2]), tuple(weights[2:]), beside)
 
 
@@ -358,24 +363,25 @@ def linear_pair(
     """Two linear maps of every row, side by side: what a node is as receiver and as sender.
 
     Args:
-        x: Rows ``[..., in]``.
+        x: Rows ``[..., r, in]``.
         weight: The first map, ``[1, in, out]``.
         bias: Its bias, ``[1, out]``.
         other: The second map, ``[1, in, out]``.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
-        Both images, ``[..., out]``.
+        Both images, ``[..., r, out]``.
 
     Raises:
-        ValueError: Sizes that do not fit each other.
-        TypeError: Rows that are not floating point.
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: Rows that are not floating point, or mixed types, outside of autocast.
         BackendUnavailableError: A named back-end that cannot run.
     """
+    _check_shared_rows(x)
     _check_shared("weight", weight, bias, x.size(-1))
     if other.shape != weight.shape:
         raise ValueError(f"other must be {list(weight.shape)}; got {list(other.shape)}")
-    x, weight, bias, other = _autocast(x, weight, bias, other)
+    x, weight, bias, other = _alike(x, {"weight": weight, "bias": bias, "other": other})
     return run("linear_pair", backend, x, weight, bias, other)
 
 
@@ -403,6 +409,12 @@ def _check_shared(name: str, weight: Tensor, bias: Tensor, width: int) -> None:
         )
 
 
+def _check_shared_rows(x: Tensor) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"x must be [..., r, in]; got {list(x.shape)}")
+    _check_floating("x", x)
+
+
 def _autocast(x: Tensor, *operands: Tensor | None) -> list[Any]:
     """The operands of a product in the type of autocast, where that is on."""
     operands = (x, *operands)
@@ -410,6 +422,20 @@ def _autocast(x: Tensor, *operands: Tensor | None) -> list[Any]:
         return list(operands)
     dtype = torch.get_autocast_dtype(x.device.type)
     return [None if value is None else value.to(dtype) for value in operands]
+
+
+def _alike(x: Tensor, operands: dict[str, Tensor | None]) -> list[Any]:
+    """As :func:`_autocast`; compiled code is given addresses, and does not see what lies there."""
+    for name, value in operands.items():
+        if value is not None and value.device != x.device:
+            raise ValueError(f"{name} is on {value.device} but x on {x.device}; move one of them")
+    x, *values = _autocast(x, *operands.values())
+    for name, value in zip(operands, values, strict=True):
+        if value is not None and value.dtype != x.dtype:
+            raise TypeError(
+                f"{name} must have the type of x, {x.dtype}; got {value.dtype}; convert one"
+            )
+    return [x, *values]
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
@@ -492,9 +518,13 @@ def _check(name: str, x: Tensor, rows: int, why: str, segments: Segments) -> Non
     """Shapes and types only; values would cost a device synchronisation."""
     if x.dim() < 2 or x.size(-2) != rows:
         raise ValueError(f"{name} must be [..., {rows}, c], as {why}; got {list(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point; got {x.dtype}; convert it with .float()")
+    _check_floating(name, x)
     if x.device != segments.index.device:
         raise ValueError(
             f"{name} is on {x.device} but its index on {segments.index.device}; move one of them"
         )
+
+
+def _check_floating(name: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point; got {x.dtype}; convert it with .float()")

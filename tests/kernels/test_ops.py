@@ -46,6 +46,9 @@ OPS = (
     "grouped_linear shared",
     "cluster_linear tiles",
     "cluster_linear runs",
+    "row_mlp",
+    "row_mlp beside",
+    "linear_pair",
     "permute_rows",
 )
 SCATTER_OPS = OPS[:3]
@@ -54,6 +57,19 @@ RUNS = [
     *itertools.product(("torch_scatter", "torch_scatter stub"), SCATTER_OPS),
 ]
 BATCH = {"no batch": (), "zero batch": (0,), "two batches": (2, 2)}
+
+
+def primitive(module, op):
+    """A primitive of a module that takes its tensors one by one and returns one."""
+    function = getattr(module, op)
+
+    def row_mlp(x, first, first_bias, last, last_bias, beside=None, **options):
+        return function(x, (first, first_bias), (last, last_bias), beside, **options)
+
+    def linear_pair(x, weight, bias, other, **options):
+        return torch.stack(function(x, weight, bias, other, **options))
+
+    return {"row_mlp": row_mlp, "linear_pair": linear_pair}.get(op, function)
 
 
 def make_index(name):
@@ -125,6 +141,20 @@ def case(op, index, layout="plain", dtype=torch.float64, channels=(3, 2)):
             return op, (x.unflatten(-2, (s, 2)), weight, shared), leaves
         return op, (x, weight, tiles, shared), leaves
     x, leaf = signal(layout, e, c, dtype)
+    if op == "linear_pair":
+        shapes = {"weight": (1, c, out), "bias": (1, out), "other": (1, c, out)}
+        weights = {name: parameter(*shape, dtype=dtype) for name, shape in shapes.items()}
+        return op, (x, *weights.values()), {"x": leaf, **weights}
+    if op == "row_mlp":
+        more, h = c + 1 if variant else 0, 2 * c + 1
+        shapes = {"first": (1, c + more, h), "first_bias": (1, h)}
+        shapes |= {"last": (1, h, out), "last_bias": (1, out)}
+        weights = {name: parameter(*shape, dtype=dtype) for name, shape in shapes.items()}
+        leaves = {"x": leaf, **weights}
+        if not variant:
+            return op, (x, *weights.values()), leaves
+        beside, leaves["beside"] = signal(layout, e, more, dtype)
+        return op, (x, *weights.values(), beside), leaves
     return op, (x, segments), {"x": leaf}
 
 
@@ -151,7 +181,7 @@ def assert_near(found, expected, allowed, name):
 def assert_parity(function, op, args, dtype):
     """Values and each gradient by name against the definition in float64."""
     values, gradients = TOLERANCE[dtype]
-    names = list(inspect.signature(getattr(reference, op)).parameters)
+    names = list(inspect.signature(primitive(reference, op)).parameters)
     exact = widened(args)
     given = [
         a.detach().as_strided(a.shape, a.stride()).requires_grad_(a.requires_grad)
@@ -159,7 +189,7 @@ def assert_parity(function, op, args, dtype):
         else a
         for a in args
     ]
-    y, expected = function(*given), getattr(reference, op)(*exact)
+    y, expected = function(*given), primitive(reference, op)(*exact)
     assert y.dtype == dtype
     assert_near(y, expected, values, "value")
     wanted = [i for i, a in enumerate(exact) if isinstance(a, torch.Tensor) and a.requires_grad]
@@ -207,7 +237,7 @@ def on(backend, op):
 
     def call(*args):
         with kernels.trace() as ran:
-            y = getattr(kernels, op)(*args, backend=backend)
+            y = primitive(kernels, op)(*args, backend=backend)
         assert ran == [backend]
         return y
 
@@ -277,7 +307,7 @@ class TestParity:
         name, args, _ = case(op, "unsorted")
 
         def shifted(*args):
-            return getattr(kernels, name)(*args).roll(1, dims=-2)
+            return primitive(kernels, name)(*args).roll(1, dims=-2)
 
         with pytest.raises(AssertionError, match="value: error"):
             assert_parity(shifted, name, args, torch.float64)
@@ -296,7 +326,7 @@ class TestParity:
                 return grad.roll(1, dims=-2)
 
         def shifted(x, *rest):
-            return getattr(kernels, name)(WrongGradient.apply(x), *rest)
+            return primitive(kernels, name)(WrongGradient.apply(x), *rest)
 
         with pytest.raises(AssertionError, match=f"gradient of {next(iter(leaves))}: error"):
             assert_parity(shifted, name, args, torch.float64)
@@ -360,7 +390,7 @@ class TestCompile:
     def test_one_graph_for_ten_sizes(self, op):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
-        function = getattr(kernels, op.partition(" ")[0])
+        function = primitive(kernels, op.partition(" ")[0])
         compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
         for size in range(10):
             _, args, leaves = case(op, (20 + 3 * size, 4 + size))
@@ -402,7 +432,7 @@ class TestPromises:
         name, args, leaves = case(op, "one huge segment", dtype=torch.float32)
         runs = []
         for _ in range(2):
-            y = getattr(kernels, name)(*args)
+            y = primitive(kernels, name)(*args)
             grads = torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
             runs.append([y, *grads])
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -469,13 +499,15 @@ class TestPromises:
         assert largest(plain) >= 4 * e * c
         assert largest(fused) <= max(4 * native.BLOCK_ROWS * c, 8 * e)
 
-    @pytest.mark.parametrize("op", ["indexed_linear shared", "cluster_linear tiles"])
+    @pytest.mark.parametrize(
+        "op", ["indexed_linear shared", "cluster_linear tiles", "row_mlp beside", "linear_pair"]
+    )
     def test_autocast_of_products(self, op):
         name, args, leaves = case(op, "unsorted", dtype=torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            y = getattr(kernels, name)(*args)
+            y = primitive(kernels, name)(*args)
         assert y.dtype == torch.bfloat16
-        assert_near(y, getattr(reference, name)(*widened(args)), 4e-2, "value")
+        assert_near(y, primitive(reference, name)(*widened(args)), 4e-2, "value")
         y.sum().backward()
         assert all(leaf.grad.dtype == torch.float32 for leaf in leaves.values())
 

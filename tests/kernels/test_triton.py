@@ -22,7 +22,8 @@ needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 DEVICE = "cuda" if CUDA else "cpu"
 
 # Those that are not plain torch.
-KERNELS = [op for op in OPS if not op.startswith(("grouped", "permute")) and "runs" not in op]
+PLAIN = ("grouped", "row_mlp", "linear_pair", "permute")
+KERNELS = [op for op in OPS if not op.startswith(PLAIN) and "runs" not in op]
 REDUCTIONS = [op for op in KERNELS if "linear" not in op and op != "segment_gather"]
 # (values, gradients), relative to the largest entry
 TOLERANCE = {
