@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, _cpp_library, native, reference
+from gsym.kernels import Segments, Tiles, _cpp_library, _cpp_rows, native, reference
 
 # (values, gradients), relative to the largest entry
 TOLERANCE = {
@@ -556,6 +556,166 @@ def large_cases(rows, count, in_channels, out_channels, dtype=torch.float64):
     yield "indexed_linear", (x, weight, tiles)
     yield "indexed_linear", (x, weight, tiles, shared)
     yield "indexed_linear", (x, one, tiles, shared)
+
+
+def partly_sorted(count):
+    """4000 rows of which most segments hold neighbours, all of them, nearly all, or none."""
+    index = torch.empty(4000, dtype=torch.int64)
+    index[:2500] = 0  # more than two pieces of rows in a row
+    first, second = torch.arange(1, 26), torch.arange(26, 51)
+    index[2500:2600] = torch.stack([first, first, torch.full((25,), 51), first], 1).flatten()
+    index[2600:2700] = torch.stack([second, torch.full((25,), 51), second, second], 1).flatten()
+    index[2700:2800] = 52 + torch.arange(100) // 3  # to 85
+    index[2800:3900] = 86
+    index[3000] = 87
+    rng = torch.Generator().manual_seed(0)
+    index[3900:] = torch.randint(88, 140, (100,), generator=rng)
+    return Segments.from_index(index, count)
+
+
+COLUMNS = {
+    "in a row": [0, 1, 2, 3, 4],
+    "in a row elsewhere": [7, 8, 9],
+    "middle exchanged": [0, 2, 1, 3],
+    "middle turned by three": [2, 4, 5, 3, 6],
+    "one missing": [0, 1, 3],
+    "one twice": [4, 5, 5, 7],
+    "backwards": [6, 5, 4, 3],
+    "one alone": [5],
+    "one again and again": [3, 3, 3, 3],
+    "many": list(range(2500)),
+    "many but two": [*range(1000), 1001, 1000, *range(1002, 2500)],
+    "many from elsewhere": list(range(300, 2400)),
+}
+
+
+def small_numbers(*shape, dtype=torch.float64):
+    """Whole numbers whose sums are exact in any order, and often tie."""
+    rng = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(-3, 4, shape, generator=rng).to(dtype).requires_grad_()
+
+
+class TestRowsInARow:
+    @pytest.mark.parametrize("count", [140, 700])
+    @pytest.mark.parametrize("channels", [1, 57, 130])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_of_reductions(self, monkeypatch, count, channels, dtype):
+        pooled, call = [], _cpp_rows.call
+
+        def record(name, given):
+            pooled.append(given.index is not None)
+            call(name, given)
+
+        monkeypatch.setattr(_cpp_rows, "call", record)
+        segments = partly_sorted(count)
+        x = small_numbers(2, 4000, channels, dtype=dtype)
+        expected = torch.zeros(2, count, channels, dtype=torch.float64)
+        expected.index_add_(1, segments.index, x.detach().double())
+        y = on("cpp", "segment_sum")(x, segments)
+        assert torch.equal(y.double(), expected)
+        fits = count * channels * dtype.itemsize <= _cpp_rows._POOL_BYTES
+        assert pooled == [count == 140 and fits]  # the other way joins rows segment by segment
+        outer = small_numbers(2, count, channels, dtype=dtype).detach()
+        (grad,) = torch.autograd.grad(y, x, outer)
+        assert torch.equal(grad, outer[:, segments.index])
+        wide = x.detach().double().requires_grad_()
+        y, expected = on("cpp", "segment_max")(x, segments), native.segment_max(wide, segments)
+        assert torch.equal(y.double(), expected)
+        (grad,) = torch.autograd.grad(y, x, outer)
+        (right,) = torch.autograd.grad(expected, wide, outer.double())
+        assert_near(grad, right, TOLERANCE[dtype][1], "gradient of the maximum")
+
+    def test_of_the_definition(self):
+        segments = partly_sorted(140)
+        x = small_numbers(4000, 9)
+        for op in ("segment_sum", "segment_mean", "segment_max"):
+            assert_parity(on("cpp", op), op, (x, segments), torch.float64)
+
+    @pytest.mark.parametrize("channels", [1, 57, 130])
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_of_gathers(self, channels, weighted, dtype):
+        columns = torch.tensor([column for row in COLUMNS.values() for column in row])
+        target = torch.arange(len(COLUMNS)).repeat_interleave(
+            torch.tensor([len(row) for row in COLUMNS.values()])
+        )
+        source = Segments.from_index(columns, 2500)
+        segments = Segments.from_index(target, len(COLUMNS))
+        assert torch.equal(segments.columns(source), source.index)
+        x = small_numbers(2500, channels, dtype=dtype)
+        weight = None
+        if weighted:  # two neighbours never weigh the same
+            weight = (torch.arange(columns.numel()) % 13 - 6).to(dtype).requires_grad_()
+        y = on("cpp", "gather_segment_sum")(x, source, segments, weight)
+        factor = 1 if weight is None else weight.detach().double()[:, None]
+        sent = x.detach().double()[columns] * factor
+        for s, (name, row) in enumerate(COLUMNS.items()):
+            assert torch.equal(y[s].double(), sent[target == s].sum(0)), (name, row[:5])
+        outer = small_numbers(*y.shape, dtype=dtype).detach()
+        leaves = [x] if weight is None else [x, weight]
+        grads = torch.autograd.grad(y, leaves, outer)
+        back = outer.double()[target]
+        expected = torch.zeros(2500, channels, dtype=torch.float64)
+        assert torch.equal(grads[0].double(), expected.index_add_(0, columns, back * factor))
+        for grad in grads[1:]:
+            assert torch.equal(grad.double(), (back * x.detach().double()[columns]).sum(1))
+
+
+class TestLargeProducts:
+    """Results that no cache holds are written past it."""
+
+    def case(self, vectors, more, dtype, over=50):
+        lanes = _cpp_library.library().gsym_vector_bytes() // dtype.itemsize
+        out = vectors * lanes + more
+        rows = 2**25 // dtype.itemsize // (2 * out) + over
+        segments = make_index((rows, 7))
+        x = small_numbers(2, rows, 2, dtype=dtype).detach()
+        weight = small_numbers(7, 2, out, dtype=dtype).detach()
+        shared = small_numbers(2, 7, out, dtype=dtype).detach()
+        return x, weight, Tiles(segments, 2, out), shared
+
+    def check(self, y, x, weight, tiles, shared=None):
+        index = tiles.segments.index
+        for sample in range(2):
+            for s in range(7):
+                rows = (index == s).nonzero().flatten()
+                given = Tiles(Segments(torch.zeros_like(rows), 1), 2, y.size(-1))
+                one = weight[s % weight.size(0)][None].double()
+                row = None if shared is None else shared[sample, s][None].double()
+                right = reference.indexed_linear(x[sample, rows].double(), one, given, row)
+                assert torch.equal(y[sample, rows].double(), right), (sample, s)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    @pytest.mark.parametrize(("vectors", "more"), [(2, 0), (5, 0), (3, 1)])
+    def test_of_a_little_more_than_the_bound(self, vectors, more, dtype):
+        x, weight, tiles, shared = self.case(vectors, more, dtype)
+        y = on("cpp", "indexed_linear")(x, weight, tiles, shared)
+        assert 2**25 < y.nbytes < 2**25 + 2**17
+        self.check(y, x, weight, tiles, shared)
+        self.check(on("cpp", "indexed_linear")(x, weight[:1], tiles), x, weight[:1], tiles)
+
+    def test_of_a_result_that_is_not_aligned(self, monkeypatch):
+        x, weight, tiles, shared = self.case(2, 0, torch.float32)
+
+        def new_empty(x, *shape):
+            return x.new_empty(torch.Size(shape).numel() + 1)[1:].view(shape)
+
+        monkeypatch.setattr(_cpp_rows, "new_empty", new_empty)
+        y = on("cpp", "indexed_linear")(x, weight, tiles, shared)
+        assert y.data_ptr() % 16 == 4
+        self.check(y, x, weight, tiles, shared)
+
+    def test_of_any_number_of_threads(self):
+        x, weight, tiles, shared = self.case(4, 0, torch.float32)
+        threads, results = torch.get_num_threads(), []
+        try:
+            for number in (1, 2, 3):
+                torch.set_num_threads(number)
+                results.append(on("cpp", "indexed_linear")(x, weight, tiles, shared))
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[0], results[2])
 
 
 class TestCompiledRows:
