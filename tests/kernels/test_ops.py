@@ -660,6 +660,36 @@ class TestRowsInARow:
         for grad in grads[1:]:
             assert torch.equal(grad.double(), (back * x.detach().double()[columns]).sum(1))
 
+    @pytest.mark.parametrize("op", ["segment_sum", "segment_max"])
+    @pytest.mark.parametrize(
+        ("vectors", "more", "aligned"), [(4, 0, True), (3, 0, False), (3, 1, True)]
+    )
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    def test_of_more_than_a_cache_holds(self, monkeypatch, op, vectors, more, aligned, dtype):
+        # Where whole vectors begin such results are written past the cache.
+        channels = vectors * _cpp_library.library().gsym_vector_bytes() // dtype.itemsize + more
+        rows = 2**25 // dtype.itemsize // channels + 100
+        count = rows // 4
+        index = torch.arange(rows) // 5 % count
+        index[: rows // 2] = 1  # carried from piece to piece
+        rng = torch.Generator().manual_seed(0)
+        index[rows - rows // 8 :] = torch.randint(3, count, (rows // 8,), generator=rng)
+        segments = Segments.from_index(index, count)
+        x = torch.randint(-3, 4, (rows, channels), generator=rng).to(dtype)
+        if not aligned:
+            monkeypatch.setattr(_cpp_rows, "new_empty", not_aligned)
+        y = on("cpp", op)(x, segments)
+        assert y.data_ptr() % 16 == (0 if aligned else dtype.itemsize)
+        how = "sum" if op == "segment_sum" else "amax"
+        places = index[:, None].expand_as(x)
+        right = torch.zeros_like(y).scatter_reduce_(0, places, x, how, include_self=False)
+        assert torch.equal(y, right)
+
+
+def not_aligned(x, *shape):
+    """As ``new_empty``, at an address where no vector begins."""
+    return x.new_empty(torch.Size(shape).numel() + 1)[1:].view(shape)
+
 
 class TestLargeProducts:
     """Results that no cache holds are written past it."""
@@ -675,15 +705,9 @@ class TestLargeProducts:
         return x, weight, Tiles(segments, 2, out), shared
 
     def check(self, y, x, weight, tiles, shared=None):
-        index = tiles.segments.index
-        for sample in range(2):
-            for s in range(7):
-                rows = (index == s).nonzero().flatten()
-                given = Tiles(Segments(torch.zeros_like(rows), 1), 2, y.size(-1))
-                one = weight[s % weight.size(0)][None].double()
-                row = None if shared is None else shared[sample, s][None].double()
-                right = reference.indexed_linear(x[sample, rows].double(), one, given, row)
-                assert torch.equal(y[sample, rows].double(), right), (sample, s)
+        shared = None if shared is None else shared.double()
+        right = reference.indexed_linear(x.double(), weight.double(), tiles, shared)
+        assert torch.equal(y.double(), right)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     @pytest.mark.parametrize(("vectors", "more"), [(2, 0), (5, 0), (3, 1)])
@@ -696,11 +720,7 @@ class TestLargeProducts:
 
     def test_of_a_result_that_is_not_aligned(self, monkeypatch):
         x, weight, tiles, shared = self.case(2, 0, torch.float32)
-
-        def new_empty(x, *shape):
-            return x.new_empty(torch.Size(shape).numel() + 1)[1:].view(shape)
-
-        monkeypatch.setattr(_cpp_rows, "new_empty", new_empty)
+        monkeypatch.setattr(_cpp_rows, "new_empty", not_aligned)
         y = on("cpp", "indexed_linear")(x, weight, tiles, shared)
         assert y.data_ptr() % 16 == 4
         self.check(y, x, weight, tiles, shared)
