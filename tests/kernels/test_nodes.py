@@ -401,6 +401,35 @@ class TestPromises:
             assert_parity(faulty, name, tensors, torch.float64)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("op", OPS)
+def test_sums_over_very_many_rows_keep_their_digits(op, threads):
+    # One running sum of float32 over all rows would be some 1e-4 off.
+    def found(dtype):
+        name, tensors = case(op, 10**5, NARROW, torch.float32)
+        weights = [x.to(dtype).detach().requires_grad_() for x in tensors]
+        y = getattr(kernels, name)(*arguments(op, weights), backend="cpp")
+        ys = [y] if isinstance(y, torch.Tensor) else list(y)
+        return torch.autograd.grad(ys, weights, [torch.full_like(y, 0.1) for y in ys])
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pairs = zip(NAMES[op], found(torch.float32), found(torch.float64), strict=True)
+        errors = {name: float((a - b).abs().max() / b.abs().max()) for name, a, b in pairs}
+    finally:
+        torch.set_num_threads(before)
+    assert max(errors.values()) < 2e-6, errors
+
+
+def arguments(op, tensors):
+    """What the primitive takes, weights with their biases."""
+    if op == "linear_pair":
+        return tensors
+    x, first, first_bias, last, last_bias, *beside = tensors
+    return [x, (first, first_bias), (last, last_bias), *beside]
+
+
 def test_one_result_of_a_pair_may_go_unused(compiled):
     _, tensors = case("linear_pair")
     for i in range(2):

@@ -773,3 +773,45 @@ def test_bad_options(options, error, message):
 def test_bad_depth():
     with pytest.raises(ValueError, match="at least 1; got 0"):
         EGNN(2, 2, num_layers=0)
+
+
+MAPS = ("edges.target", "edges.source", "update.first", "update.last")
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_that_are_listened_to_or_replaced_are_called(name):
+    torch.manual_seed(0)
+    conv = EGNNConv(16, 16, 16)
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    x, pos = torch.randn(3, 16), torch.randn(3, 3)
+    expected = conv(x, pos, edge_index)
+    part, seen = conv.get_submodule(name), []
+    handle = part.register_forward_hook(lambda *args: seen.append(name))
+    for a, b in zip(conv(x, pos, edge_index), expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert seen == [name]
+    handle.remove()
+    # As adapters of low rank do it.
+    double = torch.nn.Sequential(copy.deepcopy(part), torch.nn.Threshold(-1e9, 0.0))
+    parent, _, child = name.rpartition(".")
+    setattr(conv.get_submodule(parent), child, double)
+    for a, b in zip(conv(x, pos, edge_index), expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_maps_of_nodes_take_function_transforms():
+    conv = EGNNConv(16, 16, 16)
+    x, beside = torch.randn(4, 5, 16), torch.randn(4, 5, 16)
+    found = torch.func.vmap(conv.update)(x, beside)
+    assert torch.allclose(found, conv.update(x, beside), atol=1e-6)
+    slope = torch.func.grad(lambda t: conv.update(t, beside).sum())(x)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(conv.update(leaf, beside).sum(), leaf)
+    assert torch.allclose(slope, expected, atol=1e-6)
+
+
+def test_a_layer_elsewhere_than_its_signal_is_an_error():
+    conv = EGNNConv(16, 16, 16).to("meta")
+    edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    with pytest.raises((ValueError, RuntimeError), match="meta"):
+        conv(torch.randn(3, 16), torch.randn(3, 3), edge_index)
