@@ -80,8 +80,8 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
         "depend on the machine and its load: read the ratios.",
         "",
         "*THP* are transparent huge pages for torch (`THP_MEM_ALLOC_ENABLE`): with them a fresh "
-        "large tensor costs fewer page faults, which helps code that makes many. gsym asks for "
-        "them itself, in either setting, where a result has 4 MiB or more. Each case has a process "
+        "large tensor costs fewer page faults, which helps code that makes many. gsym has them "
+        "from NumPy, in either setting, where a result has 4 MiB or more. Each case has a process "
         "of its own.",
     ]
 

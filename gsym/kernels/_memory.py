@@ -1,32 +1,33 @@
 """Memory for large results, from huge pages where the system gives them to those who ask.
 
 A fresh page costs a fault, and to take one for every 4 KiB of a result takes longer than to fill
-it. With huge pages there is one for every 2 MiB.
+it. NumPy asks for huge pages, torch only if it is told to before it starts.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
+import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-_MADV_HUGEPAGE = 14
+# From here on NumPy asks.
+_LARGE = 2**22
+# Where torch begins its own tensors.
+_ALIGNMENT = 64
 
 
 def new_empty(x: Tensor, *shape: int) -> Tensor:
     """As ``x.new_empty(shape)``, for a result that is about to be written as a whole."""
-    result = x.new_empty(shape)
-    if result.device.type == "cpu" and result.nbytes >= 2**22:
-        advise = _advice()
-        if advise is not None:
-            advise(result.data_ptr(), result.nbytes)
-    return result
+    count = math.prod(shape)
+    size = count * x.element_size()
+    if size < _LARGE or x.device.type != "cpu":
+        return x.new_empty(shape)
+    memory = np.empty(size + _ALIGNMENT, dtype=np.uint8)
+    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
+    flat = torch.frombuffer(memory, dtype=x.dtype, count=count, offset=start)
+    return flat.resize_(shape)  # in place: a view would remember what it is a view of
 
 
 def new_zeros(x: Tensor, *shape: int) -> Tensor:
@@ -38,23 +39,3 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """As ``x.index_select(-2, index)``."""
     out = new_empty(x, *x.shape[:-2], index.numel(), x.size(-1))
     return torch.index_select(x.contiguous(), -2, index, out=out)
-
-
-@cache
-def _advice() -> Callable[[int, int], None] | None:
-    """What asks for huge pages within some bytes of memory, if the system has any."""
-    page = 0
-    with suppress(OSError, ValueError):
-        page = int(_SIZE.read_text())
-    if page < 1:
-        return None
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-    def advise(start: int, size: int) -> None:
-        # Whole pages only: a result must not take more memory than it has numbers.
-        first, end = -(-start // page) * page, (start + size) // page * page
-        if first < end:
-            madvise(first, end - first, _MADV_HUGEPAGE)  # a refusal costs time, nothing else
-
-    return advise
