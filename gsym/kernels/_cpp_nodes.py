@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gsym.kernels._cpp_library import NUMBER_TYPES, call, library, pointer
-from gsym.kernels._edges import derive, is_eager
+from gsym.kernels._edges import derive, is_eager, on_their_own
 from gsym.kernels._memory import new_empty
 
 
@@ -119,11 +119,11 @@ def _pair(tensors: Any) -> tuple[_Pair, list[Tensor]]:
     return _Pair(*sizes, *map(pointer, kept)), kept
 
 
-def _flat(weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Memory for the gradients of all weights, and its parts, which do not know of each other."""
+def _flat(weights: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Memory for the gradients of all weights, and its parts."""
     flat = weights[0].new_empty(sum(w.numel() for w in weights))
     parts = flat.split([w.numel() for w in weights])
-    return flat, [part.view(w.shape).data for part, w in zip(parts, weights, strict=True)]
+    return flat, on_their_own(p.view(w.shape) for p, w in zip(parts, weights, strict=True))
 
 
 def _run(name: str, x: Tensor, record: Structure, *results: Tensor | None) -> None:

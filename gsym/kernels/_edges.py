@@ -125,7 +125,7 @@ def _wide(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x if x.dtype == wide else x.to(wide) for name, x in given.items()}
 
 
-def _on_their_own(results: Iterable[Tensor]) -> tuple[Tensor, ...]:
+def on_their_own(results: Iterable[Tensor]) -> tuple[Tensor, ...]:
     """Parts of one tensor, of which each may be changed in place without a word to the others."""
     return tuple(x.data for x in results)
 
@@ -181,12 +181,12 @@ def differentiable(compose: Compose) -> Compose:
         def forward(ctx, count, *args):  # type: ignore[no-untyped-def]
             inputs = list(args[:count]), *args[count:]
             save(ctx, inputs, None)
-            return _on_their_own(_sums(*inputs))
+            return on_their_own(_sums(*inputs))
 
         @staticmethod
         def backward(ctx, *outer):  # type: ignore[no-untyped-def]
             def first(*args):  # type: ignore[no-untyped-def]
-                return _on_their_own(_grads(*args))
+                return on_their_own(_grads(*args))
 
             grads, *rest = backward(ctx, *outer, first=first)
             return None, *grads, *rest

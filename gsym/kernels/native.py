@@ -511,12 +511,13 @@ def _tie_spread(
 ) -> Tensor:
     """Share the row ``g`` of every segment among the rows that hold its maximum ``y``."""
     batch, entries, channels = x.shape[:-2].numel(), x.size(-2), x.size(-1)
-    x, out = x.reshape(batch, entries, channels), new_empty(x, *x.shape)
-    if out.numel() == 0:
-        return out
+    shape, x = x.shape, x.reshape(batch, entries, channels)
+    if x.numel() == 0:
+        return x.new_empty(shape)
     if cpp and _cpp_rows.takes(g, x, y):
         g, y = (value.reshape(batch, -1, channels) for value in (g, y))
-        return _cpp_rows.tie_spread(g, x, y, index, order, pointers).view(out.shape)
+        return _cpp_rows.tie_spread(g, x, y, index, order, pointers).view(shape)
+    out = new_empty(x, *shape)
     flat_out = out.view(x.shape)
     high, g = y.reshape(-1, channels), g.reshape(-1, channels)
 

@@ -340,6 +340,12 @@ def row_mlp(
     Cost:
         One product each. Compiled for the CPU it takes widths of whole vectors, as multiples of 16
         are in float32, and stores nothing between the maps; the gradient computes it anew.
+
+    Example:
+        >>> first = torch.ones(1, 2, 3), torch.zeros(1, 3)
+        >>> last = torch.ones(1, 3, 1), torch.ones(1, 1)
+        >>> row_mlp(torch.zeros(5, 2), first, last).shape
+        torch.Size([5, 1])
     """
     _check_shared_rows(x)
     width = x.size(-1)
@@ -376,6 +382,15 @@ def linear_pair(
         ValueError: Sizes or devices that do not fit each other.
         TypeError: Rows that are not floating point, or mixed types, outside of autocast.
         BackendUnavailableError: A named back-end that cannot run.
+
+    Cost:
+        One product each; compiled, as in :func:`row_mlp`, both in one pass over ``x``.
+
+    Example:
+        >>> weight = torch.ones(1, 2, 3)
+        >>> y, z = linear_pair(torch.ones(5, 2), weight, torch.ones(1, 3), -weight)
+        >>> y[0].tolist(), z[0].tolist()
+        ([3.0, 3.0, 3.0], [-2.0, -2.0, -2.0])
     """
     _check_shared_rows(x)
     _check_shared("weight", weight, bias, x.size(-1))
