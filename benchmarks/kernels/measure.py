@@ -40,8 +40,9 @@ GROWTH = "growth"
 # What a slow case is repeated at least, where a job has a limit of time.
 LEAST_ROUNDS = 3
 
-# A step is repeated within its turn for so long, in ms: what comes first after other code finds
-# caches and threads cold, as no loop does.
+# A step that is shorter is repeated within its turn for so long, in ms, after one call that does
+# not count: what comes first after other code finds caches and threads cold, as no loop does, and
+# waits until what that code has written has left the caches.
 TURN = 20.0
 
 Step = Callable[[], object]
@@ -238,7 +239,9 @@ def make_rows(
 def interleave(
     steps: Mapping[str, Step], rounds: int, device: torch.device, seconds: float = math.inf
 ) -> dict[str, np.ndarray]:
-    """Run every step in every round; the order turns from round to round.
+    """Run every step in every round, in an order that each round draws anew.
+
+    In a fixed order one step would always come behind the copy, whose writing it waits for.
 
     Args:
         steps: What to run, each of which has run before.
@@ -263,10 +266,13 @@ def interleave(
     gc.collect()
     repeats = {name: max(round(TURN / max(take(name, 1), 1e-3)), 1) for name in names}
     begin = time.perf_counter()
+    rng = np.random.default_rng(0)
     for turn in range(rounds):
         if turn >= LEAST_ROUNDS and time.perf_counter() - begin > seconds:
             break
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in map(str, rng.permutation(names)):
+            if repeats[name] > 1:
+                steps[name]()
             times[name].append(take(name, repeats[name]) / repeats[name])
     return {name: np.array(taken) for name, taken in times.items()}
 

@@ -71,13 +71,17 @@ def test_a_peer_of_other_values_is_refused():
         prepare(peers, BOTH, workload, PLAIN)
 
 
-def test_rounds_take_turns(monkeypatch):
+def test_every_round_draws_the_order_of_its_turns(monkeypatch):
     order = []
     steps = {name: (lambda name=name: order.append(name)) for name in "abc"}
     monkeypatch.setattr(measure, "TURN", 0)
-    times = interleave(steps, 4, CPU)
-    assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"
-    assert {len(taken) for taken in times.values()} == {4}
+    times = interleave(steps, 12, CPU)
+    rounds = ["".join(order[i : i + 3]) for i in range(3, len(order), 3)]
+    assert len(rounds) == 12
+    assert {"".join(sorted(names)) for names in rounds} == {"abc"}
+    before = {names[i - 1] for names in rounds for i in (1, 2) if names[i] == "a"}
+    assert before == {"b", "c"}
+    assert {len(taken) for taken in times.values()} == {12}
     times = interleave(steps, 9, CPU, seconds=0)
     assert {len(taken) for taken in times.values()} == {3}
 
@@ -87,8 +91,8 @@ def test_a_short_step_is_repeated_in_its_turn(monkeypatch):
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock) * 5e-3)
     steps = []
     times = interleave({"a": lambda: steps.append(1)}, 3, CPU)
-    # Every look at the clock takes 5 ms, so four steps fill a turn.
-    assert len(steps) == 1 + 3 * 4
+    # Every look at the clock takes 5 ms, so four steps fill a turn; another one goes before.
+    assert len(steps) == 1 + 3 * (1 + 4)
     assert times["a"].tolist() == pytest.approx([5 / 4] * 3)
 
 
