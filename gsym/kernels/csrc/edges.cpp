@@ -31,18 +31,6 @@ template <typename T, typename I> struct Edges {
   }
 };
 
-// A square matrix [hidden, width] turned, the filling still zero.
-template <typename T> struct Turned {
-  std::vector<T> memory;
-  T *data;
-  Turned(const T *x, int64_t hidden, int64_t width)
-      : memory(x ? hidden * width + LANES<T> : 0), data(aligned(memory)) {
-    for (int64_t i = 0; x && i < hidden; i++)
-      for (int64_t j = 0; j < hidden; j++) data[j * width + i] = x[i * width + j];
-  }
-  Turned(const Turned &) = delete;
-};
-
 template <typename T> struct Sums {
   T *total, *moved;  // [batch, nodes, width], [batch, nodes, dims]
 };
@@ -258,11 +246,8 @@ template <typename T, typename I> struct Walk {
 
   // x becomes its SiLU, and slope the derivative.
   void activate(T *x, T *slope) const {
-    for (int64_t i = 0; i < count * w; i += LANES<T>) {
-      Vec<T> value = at(x + i), open = sigmoid<T>(value);
-      at(x + i) = value * open;
-      if (slope) at(slope + i) = open * (T(1) + value * (T(1) - open));
-    }
+    for (int64_t i = 0; i < count * w; i += LANES<T>)
+      at(x + i) = slope ? silu<T>(at(x + i), at(slope + i)) : silu<T>(at(x + i));
   }
 
   T dot(const T *x, const T *y) const {
@@ -341,7 +326,8 @@ template <typename T, typename I> bool begun(const Edges<T, I> &g, int64_t edge)
 template <typename T, typename I> void forward(const Edges<T, I> &g, const Sums<T> &out) {
   int64_t edges = g.batch * g.edges, size = chunk_size(edges), chunks = (edges + size - 1) / size;
   Carries<T> messages(chunks, g.width), moves(chunks, g.dims);
-  Turned<T> weight(g.weight, g.hidden, g.width), coord(g.coord, g.hidden, g.width);
+  Turned<T> weight(g.weight, g.hidden, g.hidden, g.width, g.width);
+  Turned<T> coord(g.coord, g.hidden, g.hidden, g.width, g.width);
 #pragma omp parallel num_threads(g.threads)
   {
     T *memory = scratch<T>(g.width + Walk<T, I>::needs(g) + g.dims);
@@ -387,7 +373,8 @@ template <typename T, typename I> void backward(const Edges<T, I> &g, const Grad
   int64_t wave = std::min(WAVE_PER_THREAD * g.threads, MOST_WAVE) / size * size;
   int64_t waiting = std::min(wave, edges);
   Carries<T> to_receiver(chunks, g.width), to_pos(chunks, dims);
-  Turned<T> weight(g.weight, g.hidden, g.width), coord(g.coord, g.hidden, g.width);
+  Turned<T> weight(g.weight, g.hidden, g.hidden, g.width, g.width);
+  Turned<T> coord(g.coord, g.hidden, g.hidden, g.width, g.width);
   static thread_local std::vector<T> shared;
   shared.resize(waiting * (g.width + dims) + g.threads * numbers + LANES<T>);
   T *below = aligned(shared), *lanes = below + waiting * g.width;

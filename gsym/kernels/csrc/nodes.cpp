@@ -24,18 +24,6 @@ template <typename T> struct Pair {
   const T *x, *first, *first_bias, *second;  // [rows, in], [in, out], [out], [in, out]
 };
 
-// A matrix [rows, columns] turned.
-template <typename T> struct Turned {
-  std::vector<T> memory;
-  T *data;
-  Turned(const T *x, int64_t rows, int64_t columns)
-      : memory(rows * columns + LANES<T>), data(aligned(memory)) {
-    for (int64_t i = 0; i < rows; i++)
-      for (int64_t j = 0; j < columns; j++) data[j * rows + i] = x[i * columns + j];
-  }
-  Turned(const Turned &) = delete;
-};
-
 // Runs work(first, count, sums, memory) on all blocks of rows, with `needs` numbers of memory, whole
 // vectors; the sums [numbers] of every thread are added to `total` in the order of the threads, so
 // that their number may change the last bits.
@@ -98,7 +86,7 @@ template <typename T> void mlp_forward(const Mlp<T> &g, T *y) {
                [&](int64_t row, int64_t count, T *, T *hidden) {
                  first_layer(g, row, count, hidden);
                  for (int64_t i = 0; i < count * h; i += LANES<T>)
-                   at(hidden + i) *= sigmoid<T>(at(hidden + i));
+                   at(hidden + i) = silu<T>(at(hidden + i));
                  product(count, hidden, h, h, g.last, g.out, g.last_bias, 0, y + row * g.out);
                });
 }
@@ -118,9 +106,9 @@ void mlp_backward(const Mlp<T> &g, const T *grad, T *by_x, T *by_more, T *weight
         first_layer(g, row, count, hidden);
         product(count, given, g.out, g.out, last_turned.data, h, nothing.data(), 0, by_hidden);
         for (int64_t i = 0; i < count * h; i += LANES<T>) {
-          Vec<T> value = at(hidden + i), open = sigmoid<T>(value);
-          at(by_hidden + i) *= open * (T(1) + value * (T(1) - open));
-          at(hidden + i) = value * open;
+          Vec<T> slope;
+          at(hidden + i) = silu<T>(at(hidden + i), slope);
+          at(by_hidden + i) *= slope;
         }
         add_outer(h, hidden, h, count, given, g.out, sums + last);
         add_rows(count, given, g.out, sums + last_bias);

@@ -128,6 +128,14 @@ template <typename T> inline Vec<T> exponential(Vec<T> x) {
 
 template <typename T> inline Vec<T> sigmoid(Vec<T> x) { return T(1) / (T(1) + exponential<T>(-x)); }
 
+template <typename T> inline Vec<T> silu(Vec<T> x) { return x * sigmoid<T>(x); }
+
+template <typename T> inline Vec<T> silu(Vec<T> x, Vec<T> &slope) {
+  Vec<T> open = sigmoid<T>(x);
+  slope = open * (T(1) + x * (T(1) - open));
+  return x * open;
+}
+
 // c[r] = init[r] + sum over i of a[r][i * step] * b[i], for R rows and the V vectors of a column
 // panel. Rows of `a` one after another and step 1 give a product, columns and the stride of `a` a
 // product with its transpose; scattered rows need no copy.
@@ -222,6 +230,20 @@ template <typename T> inline T *aligned(std::vector<T> &memory) {
   auto begin = reinterpret_cast<uintptr_t>(memory.data());
   return memory.data() + (-begin % VECTOR_BYTES) / sizeof(T);
 }
+
+// A matrix [rows, columns] turned, and zeros where a row of the result is longer; no matrix gives
+// none.
+template <typename T> struct Turned {
+  std::vector<T> memory;
+  T *data;
+  Turned(const T *x, int64_t rows, int64_t columns, int64_t stride, int64_t turned_stride)
+      : memory(x ? columns * turned_stride + LANES<T> : 0), data(aligned(memory)) {
+    for (int64_t i = 0; x && i < rows; i++)
+      for (int64_t j = 0; j < columns; j++) data[j * turned_stride + i] = x[i * stride + j];
+  }
+  Turned(const T *x, int64_t rows, int64_t columns) : Turned(x, rows, columns, columns, rows) {}
+  Turned(const Turned &) = delete;
+};
 
 // Memory that a thread keeps from call to call, since a fresh page costs a fault. One use at a
 // time.
