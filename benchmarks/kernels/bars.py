@@ -12,6 +12,9 @@ FORWARD, BOTH = "forward", "forward and backward"
 PLAIN, HUGE, KEPT, EXACT, TF32 = "THP off", "THP on", "memory kept", "float32", "TF32"
 SETTINGS = {"cpu": (PLAIN, HUGE, KEPT), "cuda": (EXACT, TF32)}
 
+# Channels where n is swept, and n where channels are.
+CHANNELS, EDGES = 64, 10**5
+
 
 class Size(NamedTuple):
     """Of one measurement.

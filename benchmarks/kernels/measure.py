@@ -74,6 +74,7 @@ class Job:
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
         setting: One of `bars.SETTINGS`.
+        profile: What it is part of.
         rounds: Times that every variant is timed.
         seconds: After which a case is not repeated any more, but for `LEAST_ROUNDS`.
         workloads: What to measure.
@@ -82,6 +83,7 @@ class Job:
 
     device: str
     setting: str
+    profile: str
     rounds: int
     seconds: float
     workloads: tuple[Workload, ...]
@@ -449,6 +451,7 @@ def _row(
     return Row(
         device=job.device,
         setting=job.setting,
+        profile=job.profile,
         case=case,
         **size._asdict(),
         mode=mode,
@@ -469,14 +472,15 @@ def _row(
         least_memory=np.nan if goal is None else float(goal.memory),
         met=met,
         threads=torch.get_num_threads(),
-        commit=_commit(),
+        commit=commit(),
         torch=torch.__version__,
         machine=_machine(job.device),
     )
 
 
 @cache
-def _commit() -> str:
+def commit() -> str:
+    """Source revision that is measured."""
     return provenance()["commit"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.data import replacing
-from benchmarks.kernels.bars import BARS, FORWARD, GOALS, HUGE, SETTINGS
+from benchmarks.kernels.bars import BARS, BOTH, CHANNELS, EDGES, FORWARD, GOALS, HUGE, SETTINGS
 from benchmarks.kernels.cases import CASES, OURS
 from benchmarks.kernels.measure import COPY, GROWTH, PRODUCT, TURN
 from benchmarks.kernels.rows import FILE, Row, read_rows
@@ -20,9 +21,47 @@ from benchmarks.results import BenchmarkError
 
 COMMAND = "python -m benchmarks kernels"
 MISSING = "not measured"
-_PLOTTED_CHANNELS = 64
 _COLUMNS = 4
 _COLORS = [colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One small plot per case, all variants of it.
+
+    Attributes:
+        name: Of the file.
+        title: What it shows.
+        mode: Forward, or forward and backward.
+        column: Of the rows, upwards.
+        along: Of the rows, to the right: ``"n"`` at `CHANNELS`, or ``"channels"`` at `EDGES`.
+    """
+
+    name: str
+    title: str
+    mode: str
+    column: str
+    along: str = "n"
+
+
+PICTURES = (
+    Picture("time", "Time of a forward pass in ms against n", FORWARD, "median_ms"),
+    Picture("training", "Time of both passes in ms against n", BOTH, "median_ms"),
+    Picture("memory", "Memory of both passes in MiB against n", BOTH, "memory_mib"),
+    Picture(
+        "roofline",
+        "Share of the roofline that a forward pass reaches, against n",
+        FORWARD,
+        "roofline",
+    ),
+    Picture(
+        "channels",
+        "Time of a forward pass in ms against channels",
+        FORWARD,
+        "median_ms",
+        "channels",
+    ),
+)
 
 
 def write_page(out: Path) -> Path:
@@ -39,13 +78,9 @@ def write_page(out: Path) -> Path:
         own = [row for row in rows if row.device == device]
         lines += ["", f"## Bars on the {name}", "", *_bars(device, own)]
         if own:
-            lines += [
-                f"\n![{title}]({_draw(out, device, own, column, title)})"
-                for column, title in (
-                    ("median_ms", "Time of a forward pass in ms against n"),
-                    ("roofline", "Share of the roofline that a forward pass reaches"),
-                )
-            ]
+            for picture in PICTURES:
+                drawn = _draw(out, device, own, picture)
+                lines += [f"\n![{picture.title}]({drawn})"] if drawn else []
             lines += _tables(name, own)
     page = out / "kernels.md"
     with replacing(page) as file:
@@ -54,12 +89,12 @@ def write_page(out: Path) -> Path:
 
 
 def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
-    runs: dict[str, list[Row]] = {}
+    runs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         threads = f" ({row.threads} threads)" if row.device == "cpu" else ""
         where = f"on {row.machine}{threads} with torch {row.torch} at commit {row.commit}"
-        runs.setdefault(where, []).append(row)
-    made = (f"by `{_command(out, own)}` {where}" for where, own in sorted(runs.items()))
+        runs.setdefault((where, row.profile), []).append(row)
+    made = (f"by `{_command(out, own)}` {where}" for (where, _), own in sorted(runs.items()))
     return [
         f"Made {'; '.join(made)}. All rows stand in "
         f"[{FILE}]({FILE}), this page shows those of the bars and the largest of every other case.",
@@ -90,12 +125,13 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
 def _command(out: Path, rows: Sequence[Row]) -> str:
     """What measured the rows of one run: some bars, or all bars and all else."""
     device = f" --device {rows[0].device}" if rows[0].device != "cpu" else ""
+    profile = f" --profile {rows[0].profile}" if rows[0].profile != "standard" else ""
     judged = {row.key for row in rows if row.bar}
     only = ""
     if all(row.key in judged for row in rows):
         bars = {row.bar for row in rows}
         only = f" --only {','.join(bar for bar in BARS if bar in bars)}"
-    return f"{COMMAND}{device}{only} --out {out.as_posix()}"
+    return f"{COMMAND}{profile}{device}{only} --out {out.as_posix()}"
 
 
 def _bars(device: str, rows: Sequence[Row]) -> list[str]:
@@ -214,23 +250,28 @@ def _markdown(heading: Sequence[str], body: Iterable[Sequence[str]]) -> list[str
     return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *body)]
 
 
-def _draw(out: Path, device: str, rows: Sequence[Row], column: str, title: str) -> str:
-    """One small picture per case, all variants over n; returns the name of the file."""
+def _draw(out: Path, device: str, rows: Sequence[Row], picture: Picture) -> str | None:
+    """Draw a picture of a device's rows; returns the name of the file, if there is anything."""
+    column, along = picture.column, picture.along
+    fixed, value = ("channels", CHANNELS) if along == "n" else ("n", EDGES)
     swept = {name for name, case in CASES.items() if case.segments is not None}
     chosen = [
         row
         for row in rows
         if row.setting == SETTINGS[device][0]
-        and row.mode == FORWARD
-        and row.channels == _PLOTTED_CHANNELS
+        and row.mode == picture.mode
+        and getattr(row, fixed) == value
         and row.batch == 1
         and row.variant not in (COPY, PRODUCT)
         and row.case in swept
     ]
+    places = {getattr(row, along) for row in chosen}
+    if len(places) < 2:
+        return None
     cases = [name for name in CASES if any(row.case == name for row in chosen)]
     variants = sorted({row.variant for row in chosen}, key=lambda v: (v != OURS, v))
     colors = dict(zip(variants, itertools.cycle(_COLORS), strict=False))
-    widest = min((r.n for r in chosen), default=1) / 2, 2 * max((r.n for r in chosen), default=1)
+    margin = (max(places) / min(places)) ** 0.05
     height = max(math.ceil(len(cases) / _COLUMNS), 1)
     figure = Figure(figsize=(12, 2.6 * height + 1), layout="constrained")
     grid = figure.subplots(height, _COLUMNS, squeeze=False).flat
@@ -240,19 +281,17 @@ def _draw(out: Path, device: str, rows: Sequence[Row], column: str, title: str) 
             axes.set_axis_off()
             continue
         for variant in variants:
-            points = sorted(
-                {
-                    r.n: getattr(r, column)
-                    for r in chosen
-                    if (r.case, r.variant) == (name, variant)
-                }.items()
-            )
+            own = (row for row in chosen if (row.case, row.variant) == (name, variant))
+            points = sorted({getattr(r, along): getattr(r, column) for r in own}.items())
             if points:
                 width = 2.2 if variant == OURS else 1.2
                 style = {"color": colors[variant], "linewidth": width, "marker": "o"}
                 handles[variant] = axes.plot(*zip(*points, strict=True), markersize=3, **style)[0]
         axes.set_xscale("log")
-        axes.set_xlim(widest)
+        axes.set_xlim(min(places) / margin, max(places) * margin)
+        if along == "channels":
+            axes.set_xticks(sorted(places), [str(place) for place in sorted(places)], minor=False)
+            axes.set_xticks([], minor=True)
         if column == "roofline":
             axes.set_ylim(0, 1.2)
             axes.axhline(1, color="0.7", linewidth=0.8)
@@ -260,12 +299,13 @@ def _draw(out: Path, device: str, rows: Sequence[Row], column: str, title: str) 
             axes.set_yscale("log")
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{title}, {_PLOTTED_CHANNELS} channels, {SETTINGS[device][0]}")
+    where = f"{CHANNELS} channels" if along == "n" else f"n = {EDGES:,}"
+    figure.suptitle(f"{picture.title}, {where}, {SETTINGS[device][0]}")
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False
     )
     FigureCanvasAgg(figure)
-    name = f"kernels_{'time' if column == 'median_ms' else column}_{device}.png"
+    name = f"kernels_{picture.name}_{device}.png"
     with replacing(out / name) as file:
         figure.savefig(file, format="png", dpi=110)
     return name

@@ -22,6 +22,7 @@ class Row:
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
         setting: What torch was told: huge pages, products in TF32.
+        profile: Which of `suite.PROFILES` measured it.
         case: Name of the case.
         n: Edges or rows.
         k: Nodes, segments or clusters.
@@ -53,6 +54,7 @@ class Row:
 
     device: str
     setting: str
+    profile: str
     case: str
     n: int
     k: int

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,11 +16,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.kernels.bars import BARS, BOTH, FORWARD, GOALS, KEPT, PLAIN, SETTINGS, Size
+from benchmarks.kernels.bars import (
+    BARS,
+    BOTH,
+    CHANNELS,
+    EDGES,
+    FORWARD,
+    GOALS,
+    KEPT,
+    PLAIN,
+    SETTINGS,
+    Size,
+)
 from benchmarks.kernels.cases import CASES, OURS
-from benchmarks.kernels.measure import GROWTH, Job, Workload, environment
+from benchmarks.kernels.measure import GROWTH, Job, Workload, commit, environment
 from benchmarks.kernels.page import write_page
-from benchmarks.kernels.rows import Row, merge, read_rows, write_rows
+from benchmarks.kernels.rows import FILE, Row, merge, read_rows, write_rows
 from benchmarks.results import BenchmarkError
 from benchmarks.run import check_writable
 from benchmarks.tasks import check_names
@@ -29,13 +39,13 @@ from benchmarks.tasks import check_names
 PROFILES = {
     "quick": "seconds, small sizes: shows that all runs, judges nothing",
     "standard": "all bars, and every case by the number of edges; minutes",
-    "full": "also every case from 10^3 to 10^7 edges and 32 to 256 channels, each with "
+    "full": "every case also to 10^7 edges, from 32 to 256 channels, with gradients and with "
     "torch.compile; hours",
 }
 ROUNDS = {"quick": 3, "standard": 9, "full": 9}
-SECONDS = {"quick": 1.0, "standard": 12.0, "full": math.inf}
-WIDTHS = {"quick": (64,), "standard": (64,), "full": (32, 64, 128, 256)}
+SECONDS = {"quick": 1.0, "standard": 12.0, "full": 12.0}
 PATCHES = (1, 4, 16, 49, 196, 784)
+WIDTHS = (32, 128, 256)  # beside CHANNELS
 
 # Entries that torch.compile takes part up to, and rows held in the sweep, where minutes count.
 COMPILED_ENTRIES = 64 * 10**6
@@ -48,7 +58,8 @@ def main(
     """Measure, and write ``kernels.csv`` and the page ``kernels.md`` with its pictures to ``out``.
 
     Rows are written as they come and take the place of older ones of the same measurement. Those
-    of the other device stay.
+    of the other device stay. What this profile has measured at the same commit already is not
+    measured again, so that a run that was stopped goes on.
 
     Args:
         out: Folder to write to.
@@ -73,10 +84,15 @@ def main(
         raise BenchmarkError("torch finds no CUDA device here; leave --device out for the CPU")
     check_writable(out)
     old = read_rows(out)
-    jobs = plan(profile, device, only)
+    new = [row for row in old if _stands(row, profile)]
+    jobs = remaining(plan(profile, device, only), {row.key for row in new})
     console = Console()
     console.print(f"Kernels on {device}, profile {profile}: {PROFILES[profile]}.")
-    new: list[Row] = []
+    if new:
+        console.print(
+            f"{len(new)} rows of this commit stand in {out / FILE}; delete it to measure all anew.",
+            soft_wrap=True,
+        )
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=sum(len(job.workloads) for job in jobs))
@@ -132,8 +148,30 @@ def plan(profile: str, device: str, only: Sequence[str] = ()) -> list[Job]:
         if not only and setting in (PLAIN, KEPT) and profile != "quick":
             workloads.append(Workload(GROWTH, Size(10**6, 16, 16), (BOTH,), False))
         if workloads:
-            jobs.append(Job(device, setting, ROUNDS[profile], SECONDS[profile], tuple(workloads)))
+            limits = ROUNDS[profile], SECONDS[profile]
+            jobs.append(Job(device, setting, profile, *limits, tuple(workloads)))
     return jobs
+
+
+def remaining(jobs: Sequence[Job], done: Container[tuple[str, str, str, Size, str]]) -> list[Job]:
+    """The jobs without what has been measured; ``done`` holds keys of rows."""
+    left = []
+    for job in jobs:
+        workloads = []
+        for w in job.workloads:
+            keys = ((job.device, job.setting, w.case, w.size, mode) for mode in w.modes)
+            modes = tuple(key[-1] for key in keys if key not in done)
+            if modes:
+                workloads.append(replace(w, modes=modes))
+        if workloads:
+            left.append(replace(job, workloads=tuple(workloads)))
+    return left
+
+
+def _stands(row: Row, profile: str) -> bool:
+    """Whether a row was measured by the same code; of changed files no commit tells."""
+    known = commit() != "unknown" and not commit().endswith("+dirty")
+    return known and (row.commit, row.profile) == (commit(), profile)
 
 
 def run(job: Job) -> Iterator[tuple[Workload, list[Row]]]:
@@ -194,14 +232,16 @@ class _Worker:
 
 
 def _swept(profile: str, device: str) -> Iterator[tuple[str, Size]]:
-    largest = 10**7 if profile == "full" or device == "cuda" else 10**6
+    everything = profile == "full" or device == "cuda"
+    edges = [10**power for power in range(3, 8 if everything else 7)]
     for name, case in CASES.items():
-        n = 10**3
-        while case.segments is not None and n <= largest:
-            enough = profile == "full" or device == "cuda" or case.held * n <= SWEPT_ROWS
-            for channels in WIDTHS[profile] if enough else ():
-                yield name, Size(n, case.segments(n), channels)
-            n *= 10
+        if case.segments is None:
+            continue
+        places = [(n, CHANNELS) for n in edges if everything or case.held * n <= SWEPT_ROWS]
+        if profile == "full":
+            places += [(EDGES, channels) for channels in WIDTHS]
+        for n, channels in places:
+            yield name, Size(n, case.segments(n), channels)
 
 
 def _is_compiled(profile: str, device: str, size: Size, wanted: bool) -> bool:

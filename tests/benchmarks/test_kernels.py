@@ -8,13 +8,14 @@ import math
 import re
 import sys
 from dataclasses import asdict, replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.kernels import measure
+from benchmarks.kernels import measure, suite
 from benchmarks.kernels.bars import BARS, BOTH, FORWARD, GOALS, HUGE, PLAIN, SETTINGS, Goal, Size
 from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
 from benchmarks.kernels.measure import (
@@ -102,7 +103,7 @@ def rows_of(times, memory=None, *, setting=PLAIN, case="segment_sum", size=MILLI
     memory = {**dict.fromkeys(times, 1.0), **(memory or {})}
     workload = Workload(case, size, (mode,), False)
     work = Work({}, moved=1e8, flops=1e9 if PRODUCT in times else 0)
-    job = Job("cpu", setting, 3, math.inf, (workload,))
+    job = Job("cpu", setting, "standard", 3, math.inf, (workload,))
     return {row.variant: row for row in make_rows(job, workload, mode, work, times, memory)}
 
 
@@ -166,6 +167,33 @@ def test_the_plan_holds_every_bar(device, profile):
     assert {("segment_mean", 10**n) for n in range(3, 7)} <= swept
     assert (("segment_mean", 10**7) in swept) == (profile == "full" or device == "cuda")
     assert {job.rounds for job in plan(profile, device)} == {9}
+    widths = {(size.channels, mode) for _, case, size, mode in planned if case == "segment_mean"}
+    full = {(width, mode) for width in (32, 64, 128, 256) for mode in (FORWARD, BOTH)}
+    assert widths == (full if profile == "full" else {(64, FORWARD)})
+
+
+def test_what_was_measured_at_this_commit_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "commit", lambda: "here")
+    monkeypatch.setattr(suite, "run", run := Mock(return_value=[]))
+    rows = rows_of({OURS: 1, COPY: 2}, size=Size(500, 31, 64)).values()  # what C1 is in "quick"
+    for changes, left in (
+        ({"commit": "here", "profile": "quick"}, [HUGE]),
+        ({"commit": "here"}, [PLAIN, HUGE]),
+        ({"profile": "quick"}, [PLAIN, HUGE]),
+    ):
+        write_rows(tmp_path, [replace(row, **changes) for row in rows])
+        run.reset_mock()
+        suite.main(tmp_path, profile="quick", only=["C1"])
+        jobs = [call.args[0] for call in run.call_args_list]
+        assert [(job.setting, [w.size.n for w in job.workloads]) for job in jobs] == [
+            (setting, [500]) for setting in left
+        ]
+    # Nobody knows what a changed tree was.
+    monkeypatch.setattr(suite, "commit", lambda: "here+dirty")
+    write_rows(tmp_path, [replace(r, commit="here+dirty", profile="quick") for r in rows])
+    run.reset_mock()
+    suite.main(tmp_path, profile="quick", only=["C1"])
+    assert run.call_count == 2
 
 
 def test_the_plan_of_one_bar():
@@ -189,7 +217,7 @@ def test_a_setting_is_there_before_torch_starts():
 def test_a_process_measures_and_a_failure_is_told():
     good = Workload("permute_rows", Size(2**14, 1, 64), (FORWARD,), False)
     bad = Workload("no such case", Size(20, 1, 4), (FORWARD,), False)
-    results = run(Job("cpu", HUGE, 2, math.inf, (good, bad)))
+    results = run(Job("cpu", HUGE, "quick", 2, math.inf, (good, bad)))
     workload, rows = next(results)
     assert workload == good
     assert [row.variant for row in rows] == [OURS, "index_select", COPY]
@@ -228,7 +256,8 @@ def test_the_page_is_made_of_the_rows(tmp_path):
     for name in ("kernels_time_cpu.png", "kernels_roofline_cpu.png"):
         assert f"({name})" in page
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert "cuda.png" not in page
+    # Of what was not measured there is no picture.
+    assert page.count(".png") == 2
     assert "## Growth" in page and f"| 77 | 62500 | {PLAIN} | gsym |" in page
 
 
@@ -241,10 +270,11 @@ def test_a_bar_is_met_when_all_its_lines_are(tmp_path):
 def test_the_page_names_the_command_of_every_run(tmp_path):
     rows = [replace(row, commit="all") for row in some_rows()]
     anew = [replace(row, commit="some") for row in rows if row.case == "segment_sum"]
-    gpu = [replace(r, device="cuda", setting=SETTINGS["cuda"][0], commit="gpu") for r in rows]
+    cuda = {"device": "cuda", "setting": SETTINGS["cuda"][0], "profile": "full"}
+    gpu = [replace(row, commit="gpu", **cuda) for row in rows]
     write_rows(tmp_path, [*merge(rows, anew), *gpu])
     page = write_page(tmp_path).read_text()
-    commands = {"all": "", "some": " --only C1", "gpu": " --device cuda"}
+    commands = {"all": "", "some": " --only C1", "gpu": " --profile full --device cuda"}
     for commit, options in commands.items():
         found = re.search(rf"by `(?P<command>[^`]*)` on [^`]* at commit {commit}\b", page)
         assert found["command"] == f"python -m benchmarks kernels{options} --out {tmp_path}"
