@@ -151,10 +151,10 @@ template <Kind kind, typename T, typename I> void reduce(const Reduction<T, I> &
   std::vector<T> carries(g.batch * (pieces - 1) * c);
   std::vector<int64_t> carried(pieces, -1);
   bool passing = passes(g.batch * g.rows * c, g.out, c);
-  int64_t near = stretch(g.batch * pieces, g.threads);
 #pragma omp parallel num_threads(g.threads)
   {
-#pragma omp for schedule(dynamic, near)
+    // All take equally long, and a thread that goes straight on has asked for the memory already.
+#pragma omp for schedule(static)
     for (int64_t item = 0; item < g.batch * pieces; item++) {
       int64_t sample = item / pieces, piece = item % pieces;
       int64_t start = piece * PIECE, end = std::min(g.entries, start + PIECE);
