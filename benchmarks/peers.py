@@ -11,7 +11,8 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter
 
 from gsym import Partition
-from gsym.nn import EGNNConv, OrbitLinear
+from gsym.nn import EGNNConv, OrbitLinear, PenguinConv
+from gsym.nn.egnn import EdgeMLP, NodeMLP
 
 
 class DenseClusterLinear(nn.Module):
@@ -153,28 +154,63 @@ class PyGEGNN(MessagePassing):
         )
 
 
+class PlainPenguin(nn.Module):
+    """Both branches of PEnGUiN as written down, blended by one number.
+
+    Args:
+        layer: A :class:`PenguinConv` with ``alpha="learned"`` and no options, for its weights.
+    """
+
+    def __init__(self, layer: PenguinConv) -> None:
+        super().__init__()
+        assert layer.estimator is not None and layer.estimator.logit is not None
+        self.equal, self.residual = PlainEGNN(layer.equivariant), layer.free.residual
+        self.edge = _edge_network(layer.free.edges)
+        self.move, self.node = _node_network(layer.free.move), _node_network(layer.free.update)
+        self.logit = nn.Parameter(layer.estimator.logit.detach().clone())
+
+    def forward(self, x: Tensor, pos: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.logit.sigmoid()
+        x_equal, pos_equal = self.equal(x, pos, edge_index)
+        source, target = edge_index
+        place = torch.cat([x, pos], dim=-1)
+        ends = place.index_select(0, target), place.index_select(0, source)
+        message = self.edge(torch.cat(ends, dim=-1))
+        messages = x.new_zeros(x.size(0), message.size(-1)).index_add(0, target, message)
+        pos_free = pos + self.move(torch.cat([pos, messages], dim=-1))
+        x_free = self.node(torch.cat([x, messages], dim=-1))
+        x_free = x + x_free if self.residual else x_free
+        return torch.lerp(x_free, x_equal, alpha), torch.lerp(pos_free, pos_equal, alpha)
+
+
 @torch.no_grad()
 def _egnn_networks(layer: EGNNConv) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
     """The networks of edges, moves and nodes with copies of the layer's weights."""
-    edges, update = layer.edges, layer.update
-    assert edges.distance is not None and edges.coord is not None and edges.coord_last is not None
-    first = [edges.target.weight[0].t(), edges.source.weight[0].t(), edges.distance[:, None]]
+    edges = layer.edges
+    assert edges.coord is not None and edges.coord_last is not None
+    coord = nn.Sequential(
+        _linear(edges.coord.weight, edges.coord.bias), nn.SiLU(), _linear(edges.coord_last.weight)
+    )
+    return _edge_network(edges), coord, _node_network(layer.update)
+
+
+@torch.no_grad()
+def _edge_network(edges: EdgeMLP) -> nn.Sequential:
+    first = [edges.target.weight[0].t(), edges.source.weight[0].t()]
+    first += [] if edges.distance is None else [edges.distance[:, None]]
     first += [] if edges.attr is None else [edges.attr]
-    edge = nn.Sequential(
+    return nn.Sequential(
         _linear(torch.cat(first, dim=1), edges.target.bias[0]),
         nn.SiLU(),
         _linear(edges.second.weight, edges.second.bias),
         nn.SiLU(),
     )
-    coord = nn.Sequential(
-        _linear(edges.coord.weight, edges.coord.bias), nn.SiLU(), _linear(edges.coord_last.weight)
-    )
-    node = nn.Sequential(
-        _linear(update.first.weight[0].t(), update.first.bias[0]),
-        nn.SiLU(),
-        _linear(update.last.weight[0].t(), update.last.bias[0]),
-    )
-    return edge, coord, node
+
+
+@torch.no_grad()
+def _node_network(nodes: NodeMLP) -> nn.Sequential:
+    first, last = (_linear(m.weight[0].t(), m.bias[0]) for m in (nodes.first, nodes.last))
+    return nn.Sequential(first, nn.SiLU(), last)
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -15,7 +15,13 @@ from torch_geometric.nn import HeteroLinear, SimpleConv
 from torch_geometric.utils import add_self_loops, coalesce, scatter
 
 from benchmarks.kernels.bars import Size
-from benchmarks.peers import DenseClusterLinear, NaiveClusterLinear, PlainEGNN, PyGEGNN
+from benchmarks.peers import (
+    DenseClusterLinear,
+    NaiveClusterLinear,
+    PlainEGNN,
+    PlainPenguin,
+    PyGEGNN,
+)
 from gsym import ClusterGroup, Partition, kernels
 from gsym.kernels import Segments
 from gsym.nn import EGNNConv, GNet, GNetConv, OrbitLinear, PenguinConv
@@ -238,6 +244,7 @@ def _indexed_linear(size: Size, device: torch.device) -> Work:
         OURS: _of(lambda x: kernels.indexed_linear(x, linear.weight, tiles), x),
         "loop": _of(loop, x),
         "PyG HeteroLinear": _of(lambda x: linear(x, row), x),
+        COMPILED: _compiled(loop, x),
     }
     peers = {name: Peer(peer.call, peer.inputs, (linear.weight,)) for name, peer in peers.items()}
     moved = (2 * n * channels + k * channels**2) * 4
@@ -260,6 +267,42 @@ def _grouped_linear(size: Size, device: torch.device) -> Work:
     }
     moved = (2 * n * channels + k * channels**2) * 4
     return Work(peers, moved, flops=2 * n * channels**2)
+
+
+def _row_mlp(size: Size, device: torch.device) -> Work:
+    """Two parts of a row to a hidden layer and back, as the node networks of EGNN."""
+    n, _, c, _ = size
+    x, beside = (_signal(device, n, c, seed=seed) for seed in range(2))
+    shapes = (1, 2 * c, c), (1, c), (1, c, c), (1, c)
+    weights = [_signal(device, *shape, seed=2 + i) for i, shape in enumerate(shapes)]
+    with torch.no_grad():
+        for weight in weights:
+            weight /= c**0.5
+
+    def ours(x: Tensor, beside: Tensor, w: Tensor, b: Tensor, v: Tensor, a: Tensor) -> Tensor:
+        return kernels.row_mlp(x, (w, b), (v, a), beside)
+
+    def eager(x: Tensor, beside: Tensor, w: Tensor, b: Tensor, v: Tensor, a: Tensor) -> Tensor:
+        hidden = torch.addmm(b[0], torch.cat([x, beside], dim=-1), w[0])
+        return torch.addmm(a[0], nn.functional.silu(hidden), v[0])
+
+    return Work(_three(ours, eager, x, beside, *weights), 3 * n * c * 4, flops=6 * n * c * c)
+
+
+def _linear_pair(size: Size, device: torch.device) -> Work:
+    n, _, c, _ = size
+    x, shapes = _signal(device, n, c), ((1, c, c), (1, c), (1, c, c))
+    weights = [_signal(device, *shape, seed=1 + i) for i, shape in enumerate(shapes)]
+
+    def eager(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return torch.addmm(b[0], x, w[0]), x @ v[0]
+
+    peers = _three(kernels.linear_pair, eager, x, *weights)
+    return Work(peers, 3 * n * c * 4, flops=4 * n * c * c)
+
+
+def _three(ours: Callable[..., Any], eager: Callable[..., Any], *x: Tensor) -> dict[str, Peer]:
+    return {OURS: _of(ours, *x), "eager": _of(eager, *x), COMPILED: _compiled(eager, *x)}
 
 
 def _permute_rows(size: Size, device: torch.device) -> Work:
@@ -310,11 +353,7 @@ def _edge_mlp_sum(size: Size, device: torch.device) -> Work:
         y = p.new_zeros(p.shape).index_add(0, i, message)
         return y, pos.new_zeros(pos.shape).index_add(0, i, move) / degree
 
-    peers = {
-        OURS: _of(ours, *tensors),
-        "eager": _of(eager, *tensors),
-        COMPILED: _compiled(eager, *tensors),
-    }
+    peers = _three(ours, eager, *tensors)
     moved = (3 * k * h + 2 * k * DIM) * 4 + 16 * n
     return Work(peers, moved, flops=_edge_flops(n, h))
 
@@ -423,12 +462,9 @@ def _penguin_conv(size: Size, device: torch.device) -> Work:
     ours = PenguinConv(h, h, h, dim=DIM).to(device)
     x, pos = _signal(device, size.k, h), _signal(device, size.k, DIM, seed=1)
 
-    def definition(x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        with kernels.backend("reference"):
-            return ours(x, pos, edge_index)
-
-    peers = _layers({OURS: ours}, (x, pos), edge_index)
-    peers["definition"] = _bind(ours, definition, (x, pos))
+    plain = PlainPenguin(ours)
+    peers = _layers({OURS: ours, "plain PEnGUiN": plain}, (x, pos), edge_index)
+    peers[COMPILED] = _bind(plain, _compile(plain), (x, pos), edge_index)
     flops = 2 * _egnn_flops(size) - size.n * 2 * h * (h + 1)
     return Work(peers, _egnn_moved(size), flops)
 
@@ -473,12 +509,7 @@ def _gnet_conv(size: Size, device: torch.device) -> Work:
     def pyg(x: Tensor) -> Tensor:
         return naive[1](naive[0](x), edge_index)
 
-    def definition(x: Tensor) -> Tensor:
-        with kernels.backend("reference"):
-            return ours(x, edge_index)
-
     peers = _layers({OURS: ours}, (x,), edge_index)
-    peers["definition"] = _bind(ours, definition, (x,))
     peers["PyG MessagePassing"] = _bind(naive, pyg, (x,))
     peers[COMPILED] = _bind(naive, _compile(pyg), (x,))
     moved = 2 * k * c * 4 + 16 * n
@@ -552,6 +583,8 @@ CASES = {
     "grouped_linear": Case(
         "grouped_linear: n rows in k equal runs times k matrices", _grouped_linear, 4, _sixteen
     ),
+    "row_mlp": Case("row_mlp: two maps of n rows, SiLU between", _row_mlp, 6, _sixteen),
+    "linear_pair": Case("linear_pair: two maps of n rows", _linear_pair, 4, _sixteen),
     "permute_rows": Case("permute_rows: n rows in another order", _permute_rows, 3, _sixteen),
     "edge_mlp_sum": Case(
         "edge_mlp_sum: messages and moves of n edges between k nodes",

@@ -13,7 +13,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.data import replacing
-from benchmarks.kernels.bars import BARS, BOTH, CHANNELS, EDGES, FORWARD, GOALS, HUGE, SETTINGS
+from benchmarks.kernels.bars import (
+    BARS,
+    BOTH,
+    CHANNELS,
+    EDGES,
+    FORWARD,
+    GOALS,
+    HELD_BACK,
+    HUGE,
+    SETTINGS,
+)
 from benchmarks.kernels.cases import CASES, OURS
 from benchmarks.kernels.measure import COPY, GROWTH, PRODUCT, TURN
 from benchmarks.kernels.rows import FILE, Row, read_rows
@@ -171,7 +181,10 @@ def _bars(device: str, rows: Sequence[Row]) -> list[str]:
         f"A bar is met when each of its lines that was measured is: {', '.join(words)}. The "
         "*limit* is the ratio that gsym would have at the roofline."
     )
-    return [text, "", *_markdown(heading, body)]
+    notes = [f"- {bar}: {why}" for bar, why in HELD_BACK.items() if measured.get(bar)]
+    if notes:
+        notes = ["", "What holds back a bar whose stretch is not reached:", "", *notes]
+    return [text, "", *_markdown(heading, body), *notes]
 
 
 def _verdict(results: Sequence[str]) -> str:

@@ -196,6 +196,23 @@ def test_what_was_measured_at_this_commit_stands(tmp_path, monkeypatch):
     assert run.call_count == 2
 
 
+def test_what_a_bar_judges_is_never_cut_short(monkeypatch):
+    limits = []
+
+    def timed(steps, rounds, device, seconds):
+        limits.append(seconds)
+        return {name: np.ones(rounds) for name in steps}
+
+    size = Size(20, 1, 4)
+    monkeypatch.setattr(measure, "interleave", timed)
+    monkeypatch.setattr(measure, "GOALS", [Goal("C1", "permute_rows", size, FORWARD, COPY, 1)])
+    for n in (20, 30):
+        workload = Workload("permute_rows", size._replace(n=n), (FORWARD,), False, {FORWARD: {}})
+        workload.memory[FORWARD].update(dict.fromkeys([OURS, "index_select", COPY], 1.0))
+        measure.measure(Job("cpu", PLAIN, "quick", 2, 1.0, (workload,)), workload)
+    assert limits == [math.inf, 1.0]
+
+
 def test_the_plan_of_one_bar():
     jobs = plan("standard", "cpu", ["C4", "C7"])
     assert [job.setting for job in jobs] == [PLAIN, HUGE]
@@ -251,6 +268,7 @@ def test_the_page_is_made_of_the_rows(tmp_path):
     line = next(s for s in page.splitlines() if s.startswith("| C1 ") and "segment_reduce" in s)
     assert f"| 7 | - | - | 6 (6 to 6) | 12 | 1 | no | {MISSING} |" in line
     assert all(f"| {bar} |" in page for bar in BARS)
+    assert "- C1: To read" in page and "- C7:" not in page
     # Of a case without bars the page shows the largest size, and the picture all.
     assert "| 1000 | 62 | 64 |" in page and "| 100 | 6 | 64 |" not in page
     for name in ("kernels_time_cpu.png", "kernels_roofline_cpu.png"):

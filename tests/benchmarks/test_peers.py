@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.peers import DenseClusterLinear, NaiveClusterLinear, PlainEGNN, PyGEGNN
+from benchmarks.peers import (
+    DenseClusterLinear,
+    NaiveClusterLinear,
+    PlainEGNN,
+    PlainPenguin,
+    PyGEGNN,
+)
 from gsym import ClusterGroup, Partition
-from gsym.nn import EGNNConv, OrbitLinear
+from gsym.nn import EGNNConv, OrbitLinear, PenguinConv
 
 
 @pytest.fixture
@@ -68,6 +74,33 @@ def test_plain_egnn_is_ours_with_all_gradients(double, peer, edge_dim, out_chann
         torch.testing.assert_close(
             found[name], expected[name].view_as(found[name]), rtol=1e-10, atol=1e-12, msg=name
         )
+
+
+def test_plain_penguin_is_ours_with_all_gradients(double):
+    ours = PenguinConv(4, 4, 8)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_(std=0.5)
+    _, signals, rest = egnn(0, 4)
+    plain = PlainPenguin(ours)
+    pairs = {
+        "logit": (ours.estimator.logit, plain.logit),
+        "free second": (ours.free.edges.second.weight, plain.edge[2].weight),
+        "free first bias": (ours.free.edges.target.bias[0], plain.edge[0].bias),
+        "free move bias": (ours.free.move.last.bias[0], plain.move[2].bias),
+        "free node bias": (ours.free.update.first.bias[0], plain.node[0].bias),
+        "second": (ours.equivariant.edges.second.weight, plain.equal.edge[2].weight),
+    }
+    for name, (a, b) in pairs.items():
+        assert torch.equal(a, b), name
+    mine, theirs = ours(*signals, *rest), plain(*signals, *rest)
+    for a, b in zip(theirs, mine, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    weights = [pairs[name][0] for name in ("logit", "free second", "second")]
+    others = [pairs[name][1] for name in ("logit", "free second", "second")]
+    found, expected = gradients(theirs, [*signals, *others]), gradients(mine, [*signals, *weights])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_reversed_edges_are_another_layer(double):
