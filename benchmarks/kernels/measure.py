@@ -1,7 +1,7 @@
 """Measure cases in this process: every variant in turn, round after round.
 
 ``python -m benchmarks.kernels.measure`` reads a `Job` as JSON from every line and prints a line for
-each of its workloads: the rows, or the peaks of memory. It runs in processes of its own, since
+each of its workloads: the times, or the peaks of memory. It runs in processes of its own, since
 torch and the C library read some settings when they start.
 """
 
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +39,10 @@ GROWTH = "growth"
 
 # What a slow case is repeated at least, where a job has a limit of time.
 LEAST_ROUNDS = 3
+
+# Processes that share the rounds of a bar: what memory a process finds kept, and which cores it
+# runs on, may double the time of one variant in all of its rounds.
+PROCESSES = 3
 
 # A step that is shorter is repeated within its turn for so long, in ms, after one call that does
 # not count: what comes first after other code finds caches and threads cold, as no loop does, and
@@ -123,8 +127,11 @@ def _print(job: Job, workload: Workload) -> None:
     found: object
     if job.peaks:
         found = measure_memory(job, workload)
+    elif workload.case == GROWTH:
+        with _settings(workload.compiled, job.setting):
+            found = [asdict(row) for row in growth(job)]
     else:
-        found = [asdict(row) for row in measure(job, workload)]
+        found = {mode: asdict(timed) for mode, timed in measure(job, workload).items()}
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
 
@@ -141,46 +148,59 @@ def environment(setting: str, *, peaks: bool = False) -> dict[str, str]:
     return {**os.environ, **given}
 
 
-def measure(job: Job, workload: Workload) -> list[Row]:
-    """All variants of one workload; nothing for a size that does not fit into memory.
+@dataclass(frozen=True)
+class Timed:
+    """What processes have measured of a workload in one mode.
+
+    Attributes:
+        moved: As in `Work`.
+        flops: As in `Work`.
+        times: Milliseconds of every round, by variant.
+        memory: Peak in MiB, by variant.
+    """
+
+    moved: float
+    flops: float
+    times: Mapping[str, Sequence[float]]
+    memory: Mapping[str, float]
+
+    def __add__(self, other: Timed) -> Timed:
+        times = {name: [*taken, *other.times[name]] for name, taken in self.times.items()}
+        return replace(self, times=times)
+
+
+def measure(job: Job, workload: Workload) -> dict[str, Timed]:
+    """All variants of one workload by mode; nothing for a size that does not fit into memory.
 
     Raises:
         BenchmarkError: A variant does not give the values or gradients of gsym.
     """
     device = torch.device(job.device)
-    rows = []
-    with _settings(job, workload):
-        if workload.case == GROWTH:
-            return _growth(job)
+    found = {}
+    with _settings(workload.compiled, job.setting):
         for mode, work, steps in _prepared(job, workload):
             known = workload.memory
             memory = peaks(steps, device) if known is None else known[mode]
-            seconds = math.inf if _is_judged(job, workload) else job.seconds
-            times = interleave(steps, job.rounds, device, seconds)
-            rows += make_rows(job, workload, mode, work, times, memory)
-    return rows
-
-
-def _is_judged(job: Job, workload: Workload) -> bool:
-    key = job.device, workload.case, workload.size
-    return any((g.device, g.case, g.size) == key and job.setting in g.settings for g in GOALS)
+            times = interleave(steps, job.rounds, device, job.seconds)
+            found[mode] = Timed(work.moved, work.flops, times, memory)
+    return found
 
 
 def measure_memory(job: Job, workload: Workload) -> dict[str, dict[str, float]]:
     """Peaks in MiB, by mode and variant."""
     device = torch.device(job.device)
-    with _settings(job, workload):
+    with _settings(workload.compiled, job.setting):
         return {mode: peaks(steps, device) for mode, _, steps in _prepared(job, workload)}
 
 
 @contextmanager
-def _settings(job: Job, workload: Workload) -> Iterator[None]:
+def _settings(compiled: bool, setting: str) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if job.setting == TF32 else "highest")
+    torch.set_float32_matmul_precision("high" if setting == TF32 else "highest")
     torch.manual_seed(0)
-    if workload.compiled:
+    if compiled:
         # A function is compiled some eight times at most, then runs as it is without a word.
         torch.compiler.reset()
     gc.collect()
@@ -205,49 +225,38 @@ def _prepared(job: Job, workload: Workload) -> Iterator[tuple[str, Work, dict[st
         yield mode, work, prepare(peers, mode, workload, job.setting)
 
 
-def make_rows(
-    job: Job,
-    workload: Workload,
-    mode: str,
-    work: Work,
-    times: Mapping[str, np.ndarray],
-    memory: Mapping[str, float],
-) -> list[Row]:
+def make_rows(job: Job, workload: Workload, mode: str, timed: Timed) -> list[Row]:
     """The rows of what was measured, judged by the goals that they belong to.
 
-    Args:
-        job: Device and setting.
-        workload: Case and size.
-        mode: Forward, or forward and backward.
-        work: What the case needs at least; a backward pass needs as much traffic again and twice
-            the arithmetic of the forward one.
-        times: Milliseconds of every round, by variant.
-        memory: Peak in MiB, by variant.
+    A backward pass needs as much traffic again and twice the arithmetic of the forward one.
     """
-    moved, flops = work.moved, work.flops
+    moved, flops = timed.moved, timed.flops
+    copied = _copied(moved)
     if mode == BOTH:
         moved, flops = 2 * moved, 3 * flops
+    times = {name: np.array(taken) for name, taken in timed.times.items()}
     # A copy reads and writes its buffer, so it moves twice its size.
-    ceilings = {COPY: (2 * _copied(work), 0.0), PRODUCT: (0.0, _product_flops(job.device))}
+    ceilings = {COPY: (2 * copied, 0.0), PRODUCT: (0.0, _product_flops(job.device))}
     floor = times[COPY] * moved / ceilings[COPY][0]
     if PRODUCT in times:
         floor = np.maximum(floor, times[PRODUCT] * flops / ceilings[PRODUCT][1])
     rows = []
     for name, taken in times.items():
-        ratio, memory_ratio = taken / times[OURS], _divide(memory[name], memory[OURS])
+        ratio = taken / times[OURS]
+        memory_ratio = _divide(timed.memory[name], timed.memory[OURS])
         roofline, needs = float(np.median(floor / taken)), (moved, flops)
         if name in ceilings:
             needs, memory_ratio, roofline = ceilings[name], np.nan, np.nan
             ratio = ratio * (moved / needs[0] if name == COPY else flops / needs[1])
         numbers = {"memory_ratio": memory_ratio, "roofline": roofline, "needs": needs}
         place = job, workload.case, workload.size, mode, name
-        rows.append(_row(*place, taken, ratio, memory[name], **numbers))  # type: ignore[arg-type]
+        rows.append(_row(*place, taken, ratio, timed.memory[name], **numbers))  # type: ignore[arg-type]
     return rows
 
 
 def interleave(
     steps: Mapping[str, Step], rounds: int, device: torch.device, seconds: float = math.inf
-) -> dict[str, np.ndarray]:
+) -> dict[str, list[float]]:
     """Run every step in every round, in an order that each round draws anew.
 
     In a fixed order one step would always come behind the copy, whose writing it waits for.
@@ -259,7 +268,7 @@ def interleave(
         seconds: The time.
 
     Returns:
-        Times of one step in ms ``[rounds]``.
+        Times of one step in ms, one per round.
     """
     names = list(steps)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -283,7 +292,7 @@ def interleave(
             if repeats[name] > 1:
                 steps[name]()
             times[name].append(take(name, repeats[name]) / repeats[name])
-    return {name: np.array(taken) for name, taken in times.items()}
+    return times
 
 
 def peaks(steps: Mapping[str, Step], device: torch.device) -> dict[str, float]:
@@ -366,7 +375,7 @@ def _check_equal(
 
 def _ceilings(work: Work, device: torch.device) -> dict[str, Peer]:
     """What the machine does at its best: a copy of what must move, and a matrix product."""
-    source = torch.ones(_copied(work) // 4, device=device)
+    source = torch.ones(_copied(work.moved) // 4, device=device)
     target = torch.empty_like(source)
     ceilings = {COPY: Peer(lambda: target.copy_(source), same=False)}
     if work.flops:
@@ -377,9 +386,9 @@ def _ceilings(work: Work, device: torch.device) -> dict[str, Peer]:
     return ceilings
 
 
-def _copied(work: Work) -> int:
+def _copied(moved: float) -> int:
     """Bytes of the buffer that is copied: those that must move, within bounds."""
-    return 4 * int(min(max(work.moved, 2**12), 2**30) // 4)
+    return 4 * int(min(max(moved, 2**12), 2**30) // 4)
 
 
 def _product_side(device: str) -> int:
@@ -390,7 +399,7 @@ def _product_flops(device: str) -> float:
     return 2.0 * _product_side(device) ** 3
 
 
-def _growth(job: Job) -> list[Row]:
+def growth(job: Job) -> list[Row]:
     """OrbitLinear from one size to ten times that; the ratio is that of both times.
 
     A tensor of 64 MB comes from fresh pages each time, unless freed memory is kept.
@@ -413,7 +422,8 @@ def _growth(job: Job) -> list[Row]:
     names = {f"{name} {size.n}": (name, size) for name, size in steps}
     named = {key: steps[place] for key, place in names.items()}
     memory = peaks(named, device)
-    times = interleave(named, job.rounds, device)
+    taken = interleave(named, job.rounds, device)
+    times = {key: np.array(values) for key, values in taken.items()}
     rows = []
     for key, (name, size) in names.items():
         tenth = times.get(f"{name} {size.n // 10}")
@@ -478,7 +488,7 @@ def _row(
         stretch=np.nan if goal is None else _rounded(goal.stretch),
         least_memory=np.nan if goal is None else float(goal.memory),
         met=met,
-        threads=torch.get_num_threads(),
+        threads=THREADS,
         commit=commit(),
         torch=torch.__version__,
         machine=_machine(job.device),

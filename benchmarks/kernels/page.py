@@ -25,7 +25,7 @@ from benchmarks.kernels.bars import (
     SETTINGS,
 )
 from benchmarks.kernels.cases import CASES, OURS
-from benchmarks.kernels.measure import COPY, GROWTH, PRODUCT, TURN
+from benchmarks.kernels.measure import COPY, GROWTH, PROCESSES, PRODUCT, TURN
 from benchmarks.kernels.rows import FILE, Row, read_rows
 from benchmarks.results import BenchmarkError
 
@@ -128,7 +128,7 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
         "*THP* are transparent huge pages for torch (`THP_MEM_ALLOC_ENABLE`): with them a fresh "
         "large tensor costs fewer page faults, which helps code that makes many. gsym has them "
         "from NumPy, in either setting, where a result has 4 MiB or more. Each case has a process "
-        "of its own.",
+        f"of its own, and where it carries a bar {PROCESSES}, which share the rounds.",
     ]
 
 

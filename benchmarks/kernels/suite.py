@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,16 @@ from benchmarks.kernels.bars import (
     Size,
 )
 from benchmarks.kernels.cases import CASES, OURS
-from benchmarks.kernels.measure import GROWTH, Job, Workload, commit, environment
+from benchmarks.kernels.measure import (
+    GROWTH,
+    PROCESSES,
+    Job,
+    Timed,
+    Workload,
+    commit,
+    environment,
+    make_rows,
+)
 from benchmarks.kernels.page import write_page
 from benchmarks.kernels.rows import FILE, Row, merge, read_rows, write_rows
 from benchmarks.results import BenchmarkError
@@ -184,10 +194,32 @@ def run(job: Job) -> Iterator[tuple[Workload, list[Row]]]:
             scales = stack.enter_context(_Worker(environment(job.setting, peaks=True)))
         for workload in job.workloads:
             one = replace(job, workloads=(workload,))
-            if scales is not None and workload.case != GROWTH:
+            if workload.case == GROWTH:
+                yield workload, [Row(**row) for row in clock.ask(one)]
+                continue
+            if scales is not None:
                 memory = scales.ask(replace(one, peaks=True))
                 one = replace(job, workloads=(replace(workload, memory=memory),))
-            yield workload, [Row(**row) for row in clock.ask(one)]
+            yield workload, _rows(clock, one)
+
+
+def _rows(clock: _Worker, job: Job) -> list[Row]:
+    """The rows of a job of one workload; bars take all rounds, in several processes."""
+    (workload,), processes = job.workloads, 1
+    if _is_judged(job, workload):
+        processes = PROCESSES
+        job = replace(job, rounds=job.rounds // processes, seconds=math.inf)
+    found: dict[str, Timed] = {}
+    for _ in range(processes):
+        for mode, fields in clock.ask(job).items():
+            timed = Timed(**fields)
+            found[mode] = found[mode] + timed if mode in found else timed
+    return [row for mode, timed in found.items() for row in make_rows(job, workload, mode, timed)]
+
+
+def _is_judged(job: Job, workload: Workload) -> bool:
+    key = job.device, workload.case, workload.size
+    return any((g.device, g.case, g.size) == key and job.setting in g.settings for g in GOALS)
 
 
 class _Worker:

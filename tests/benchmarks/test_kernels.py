@@ -17,12 +17,13 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.kernels import measure, suite
 from benchmarks.kernels.bars import BARS, BOTH, FORWARD, GOALS, HUGE, PLAIN, SETTINGS, Goal, Size
-from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
+from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer
 from benchmarks.kernels.measure import (
     COPY,
     GROWTH,
     PRODUCT,
     Job,
+    Timed,
     Workload,
     environment,
     interleave,
@@ -94,7 +95,7 @@ def test_a_short_step_is_repeated_in_its_turn(monkeypatch):
     times = interleave({"a": lambda: steps.append(1)}, 3, CPU)
     # Every look at the clock takes 5 ms, so four steps fill a turn; another one goes before.
     assert len(steps) == 1 + 3 * (1 + 4)
-    assert times["a"].tolist() == pytest.approx([5 / 4] * 3)
+    assert times["a"] == pytest.approx([5 / 4] * 3)
 
 
 def rows_of(times, memory=None, *, setting=PLAIN, case="segment_sum", size=MILLION, mode=FORWARD):
@@ -102,9 +103,9 @@ def rows_of(times, memory=None, *, setting=PLAIN, case="segment_sum", size=MILLI
     times = {name: np.broadcast_to(np.array(t, float), 3) for name, t in times.items()}
     memory = {**dict.fromkeys(times, 1.0), **(memory or {})}
     workload = Workload(case, size, (mode,), False)
-    work = Work({}, moved=1e8, flops=1e9 if PRODUCT in times else 0)
+    timed = Timed(1e8, 1e9 if PRODUCT in times else 0, times, memory)
     job = Job("cpu", setting, "standard", 3, math.inf, (workload,))
-    return {row.variant: row for row in make_rows(job, workload, mode, work, times, memory)}
+    return {row.variant: row for row in make_rows(job, workload, mode, timed)}
 
 
 def test_a_slow_row_misses_its_bar():
@@ -196,21 +197,25 @@ def test_what_was_measured_at_this_commit_stands(tmp_path, monkeypatch):
     assert run.call_count == 2
 
 
-def test_what_a_bar_judges_is_never_cut_short(monkeypatch):
-    limits = []
+def test_a_bar_takes_all_rounds_in_several_processes(monkeypatch):
+    asked = []
 
-    def timed(steps, rounds, device, seconds):
-        limits.append(seconds)
-        return {name: np.ones(rounds) for name in steps}
+    class Worker:
+        def ask(self, job):
+            asked.append((job.rounds, job.seconds))
+            n = len(asked)
+            times = {OURS: [1.0 * n] * job.rounds, COPY: [2.0 * n] * job.rounds}
+            return {FORWARD: asdict(Timed(1e6, 0, times, dict.fromkeys(times, 1.0)))}
 
     size = Size(20, 1, 4)
-    monkeypatch.setattr(measure, "interleave", timed)
-    monkeypatch.setattr(measure, "GOALS", [Goal("C1", "permute_rows", size, FORWARD, COPY, 1)])
-    for n in (20, 30):
-        workload = Workload("permute_rows", size._replace(n=n), (FORWARD,), False, {FORWARD: {}})
-        workload.memory[FORWARD].update(dict.fromkeys([OURS, "index_select", COPY], 1.0))
-        measure.measure(Job("cpu", PLAIN, "quick", 2, 1.0, (workload,)), workload)
-    assert limits == [math.inf, 1.0]
+    monkeypatch.setattr(suite, "GOALS", [Goal("C1", "permute_rows", size, FORWARD, COPY, 1)])
+    for n, expected in ((20, [(3, math.inf)] * 3), (30, [(9, 1.0)])):
+        asked.clear()
+        workload = Workload("permute_rows", size._replace(n=n), (FORWARD,), False)
+        rows = suite._rows(Worker(), Job("cpu", PLAIN, "standard", 9, 1.0, (workload,)))
+        assert asked == expected
+        assert [(row.variant, row.rounds) for row in rows] == [(OURS, 9), (COPY, 9)]
+        assert rows[0].median_ms == (2 if n == 20 else 1)
 
 
 def test_the_plan_of_one_bar():
