@@ -181,7 +181,8 @@ def measure(job: Job, workload: Workload) -> dict[str, Timed]:
         for mode, work, steps in _prepared(job, workload):
             known = workload.memory
             memory = peaks(steps, device) if known is None else known[mode]
-            times = interleave(steps, job.rounds, device, job.seconds)
+            # Processes that share rounds draw other orders.
+            times = interleave(steps, job.rounds, device, job.seconds, seed=os.getpid())
             found[mode] = Timed(work.moved, work.flops, times, memory)
     return found
 
@@ -255,7 +256,11 @@ def make_rows(job: Job, workload: Workload, mode: str, timed: Timed) -> list[Row
 
 
 def interleave(
-    steps: Mapping[str, Step], rounds: int, device: torch.device, seconds: float = math.inf
+    steps: Mapping[str, Step],
+    rounds: int,
+    device: torch.device,
+    seconds: float = math.inf,
+    seed: int = 0,
 ) -> dict[str, list[float]]:
     """Run every step in every round, in an order that each round draws anew.
 
@@ -266,6 +271,7 @@ def interleave(
         rounds: How often; after `LEAST_ROUNDS` no round begins once the time is up.
         device: Where the steps run.
         seconds: The time.
+        seed: Of the orders.
 
     Returns:
         Times of one step in ms, one per round.
@@ -284,7 +290,7 @@ def interleave(
     gc.collect()
     repeats = {name: max(round(TURN / max(take(name, 1), 1e-3)), 1) for name in names}
     begin = time.perf_counter()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for turn in range(rounds):
         if turn >= LEAST_ROUNDS and time.perf_counter() - begin > seconds:
             break
