@@ -800,7 +800,7 @@ def _indexed_outer(
     every = torch.arange(pointers.numel(), device=x.device)
     flat = sums.sum(1).view(1, tiles, n_in * n_out)
     total = _reduce(flat, order, order, torch.searchsorted(owner, every), dtype=x.dtype)
-    return total.view(-1, n_in, n_out)
+    return total.view(pointers.numel() - 1, n_in, n_out)
 
 
 @_indexed_outer.register_fake

@@ -74,6 +74,13 @@ class TestRows:
     def test_of_types(self, op, dtype):
         assert_right(op, "empty segments", dtype=dtype)
 
+    @pytest.mark.parametrize("op", OPS)
+    @pytest.mark.parametrize("channels", [(0, 2), (3, 0), (0, 0)], ids=str)
+    @pytest.mark.parametrize("index", ["no rows", "empty segments", "sorted"])
+    def test_of_no_channels(self, op, channels, index):
+        name, args, _ = case(op, index, channels=channels)
+        assert_parity(on("triton", name), name, placed(args), torch.float64)
+
     @pytest.mark.parametrize("op", REDUCTIONS)
     @pytest.mark.parametrize("index", ["one huge segment", "one segment", (100, 3)])
     def test_of_long_segments(self, op, index, monkeypatch):
