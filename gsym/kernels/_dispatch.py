@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.kernels import _cpp, _cpp_library, native, reference
+from gsym.kernels import _cpp, _cpp_library, _trace, native, reference
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -24,7 +24,6 @@ class _State(threading.local):
     """What holds in one thread; the compiler can read this, but no ``ContextVar``."""
 
     default = "auto"
-    record: list[str] | None = None
 
 
 _state = _State()
@@ -43,6 +42,18 @@ def backend(name: str) -> Iterator[None]:
             run or raise, or ``"auto"``. That takes ``"triton"`` on CUDA where it is installed and
             ``"cpp"`` on the CPU where a C++ compiler is found, which builds the kernels once, in
             seconds; and ``"native"``, plain torch, elsewhere.
+
+    ``"cpp"`` and ``"triton"`` have code of their own where it is faster than a call of a library,
+    and take plain torch for the rest, as ``"native"`` does; :func:`trace` says which it was.
+
+    - ``"cpp"``, in float32 and float64: ``segment_sum`` and ``segment_mean`` of several segments,
+      ``segment_max``, ``gather_segment_sum``, ``indexed_linear``, ``cluster_linear`` with tiles,
+      and, of widths of whole vectors outside of the compiler, ``row_mlp`` and ``linear_pair``.
+      ``edge_mlp_sum`` in every type, and ``segment_mean`` of half precision, in float32.
+    - ``"triton"``, in every type: ``segment_sum``, ``segment_mean``, ``segment_max``,
+      ``gather_segment_sum``, ``indexed_linear``, ``cluster_linear`` with tiles, and
+      ``edge_mlp_sum`` where an edge fits in registers: h at most 128 and 16 coordinates and
+      attributes each; h at most 64 in float32 that is not rounded to TF32, and 32 in float64.
 
     Raises:
         ValueError: An unknown name.
@@ -65,17 +76,28 @@ def backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def trace() -> Iterator[list[str]]:
-    """Collect the name of the back-end that ran, one per call of a primitive, in order.
+    """Collect the name of the back-end whose code computed, one per call of a primitive, in order.
 
-    Gradients are not listed; they run on the back-end of their call, except that those of
+    It is ``"native"`` where ``"cpp"`` or ``"triton"`` was asked for and took plain torch, at least
+    for the products; :func:`backend` lists what they compute themselves.
+
+    Gradients are not listed; they run on the back-end that was asked for, except that those of
     ``torch_scatter`` run on ``native``.
+
+    Example:
+        >>> s = gsym.kernels.Segments.from_index(torch.tensor([1, 0, 1]), num_segments=2)
+        >>> with gsym.kernels.backend("native"), gsym.kernels.trace() as ran:
+        ...     y = gsym.kernels.segment_sum(torch.ones(3, 1), s)
+        ...     z = gsym.kernels.segment_gather(y, s, backend="reference")
+        >>> ran
+        ['native', 'reference']
     """
     ran: list[str] = []
-    before, _state.record = _state.record, ran
+    before, _trace.state.record = _trace.state.record, ran
     try:
         yield ran
     finally:
-        _state.record = before
+        _trace.state.record = before
 
 
 def chosen(x: Tensor) -> str:
@@ -105,8 +127,9 @@ def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
             f'the back-end "cpp" runs on the CPU, but the tensors are on {x.device}; move them, or '
             'use backend="auto"'
         )
-    if _state.record is not None:
-        _state.record.append(name)
+    if _trace.state.record is not None:
+        borrowed = implementation is getattr(native, op, None)
+        _trace.state.record.append("native" if borrowed else name)
     if not torch.is_autocast_enabled(x.device.type):
         return implementation(x, *args, **options)
     with torch.autocast(x.device.type, enabled=False):

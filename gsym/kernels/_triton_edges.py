@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gsym.kernels import _trace
 from gsym.kernels import _triton_rows as rows
 from gsym.kernels._triton_rows import BFLOAT16
 from gsym.kernels.native import accumulation_type
@@ -92,7 +93,10 @@ def _choose(receiver: Tensor, pos: Tensor | None, attr: Tensor | None) -> Any:
     mixed = pos is not None and (pos.dtype == torch.float64) != exact
     most = 32 if exact else _MOST_HIDDEN[rows.input_precision(receiver.dtype)]
     fits = receiver.size(-1) <= most and max(dim, attrs) <= _MOST_NARROW
-    return _edges if fits and not mixed else _compose
+    if fits and not mixed:
+        return _edges
+    _trace.in_plain_torch()  # but for the sums
+    return _compose
 
 
 def _moved_type(receiver: Tensor, pos: Tensor | None) -> torch.dtype:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gsym.kernels import native
+from gsym.kernels import _trace, native
 from gsym.kernels.native import accumulation_type
 from gsym.kernels.segments import Segments, Tiles
 
@@ -46,6 +46,7 @@ def segment_max(x: Tensor, segments: Segments) -> Tensor:
 
 
 def segment_gather(y: Tensor, segments: Segments) -> Tensor:
+    _trace.in_plain_torch()  # its gradient is in Triton
     return _segment_gather(y, segments.index, segments.order, segments.pointers)
 
 
@@ -82,6 +83,7 @@ def cluster_linear(
     tiles: Tiles | None = None,
 ) -> Tensor:
     if tiles is None:  # sums of equal runs and batched products, which torch has
+        _trace.in_plain_torch()
         return native.cluster_linear(x, weight, matrix, bias, sizes)
     batch, rows = x.shape[:-2], x.size(-2)
     flat = x.reshape(batch.numel(), rows, x.size(-1))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels import _cpp_nodes, _cpp_rows, _edges
+from gsym.kernels import _cpp_nodes, _cpp_rows, _edges, _trace
 from gsym.kernels._memory import new_empty, take_rows
 from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles
 
@@ -34,9 +34,18 @@ _LONG_RUN = 2**12
 _PIECE = 2**10
 
 
+def _tell(cpp: bool, *tensors: Tensor | None) -> None:
+    """Tell a trace, if there is one, whether compiled loops know these types."""
+    if cpp and _trace.state.record is not None and not _cpp_rows.takes(*tensors):
+        _trace.in_plain_torch()
+
+
 def segment_sum(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
     if segments.pointers.size(0) == 2:  # one segment: inductor's own pooling gave zeros on CUDA
+        if cpp:
+            _trace.in_plain_torch()
         return x.sum(dim=-2, keepdim=True)
+    _tell(cpp, x)
     return _segment_sum(x, segments.index, segments.order, segments.pointers, cpp)
 
 
@@ -47,10 +56,13 @@ def segment_mean(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
 
 
 def segment_max(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
+    _tell(cpp, x)
     return _segment_max(x, segments.index, segments.order, segments.pointers, cpp)
 
 
 def segment_gather(y: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
+    if cpp:  # which has its gradient
+        _trace.in_plain_torch()
     return _segment_gather(y, segments.index, segments.order, segments.pointers, cpp)
 
 
@@ -67,6 +79,7 @@ def gather_segment_sum(
         batch = torch.broadcast_shapes(batch, weight.shape[:-1])
         weight = weight.expand(*batch, weight.size(-1)).reshape(batch.numel(), weight.size(-1))
     flat = x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:])
+    _tell(cpp, x, weight)
     y = _gather_sum(flat, weight, *_links(source, segments), cpp)
     return y.view(*batch, *y.shape[-2:])
 
@@ -86,6 +99,7 @@ def indexed_linear(
             batch.numel(), *shared.shape[-2:]
         )
     weight = weight.expand(tiles.segments.pointers.size(0) - 1, -1, -1)
+    _tell(cpp, x, weight, shared)
     y = _indexed_linear(flat, weight, shared, *_tables(tiles), cpp)
     return y.view(*batch, rows, weight.size(-1))
 
@@ -129,6 +143,10 @@ def cluster_linear(
     batch, rows = x.shape[:-2], x.size(-2)
     flat = x.reshape(batch.numel(), rows, x.size(-1))
     tables = () if tiles is None else _tables(tiles)
+    if tiles is not None:
+        _tell(cpp, x, weight, bias)
+    elif cpp:
+        _trace.in_plain_torch()
     y = _ClusterLinear.apply(flat, weight, matrix, bias, sizes, cpp, *tables)
     return y.view(*batch, rows, weight.size(-1))
 
@@ -143,6 +161,8 @@ def row_mlp(
 ) -> Tensor:
     if cpp and _cpp_nodes.takes(x, *first, *last, beside):
         return _cpp_nodes.row_mlp(_compose_mlp, x, first, last, beside)
+    if cpp:
+        _trace.in_plain_torch()
     return _compose_mlp([x, *first, *last, *(() if beside is None else (beside,))])[0]
 
 
@@ -157,6 +177,8 @@ def linear_pair(
 ) -> tuple[Tensor, Tensor]:
     if cpp and _cpp_nodes.takes(x, weight, bias, other):
         return _cpp_nodes.linear_pair(_compose_pair, x, weight, bias, other)
+    if cpp:
+        _trace.in_plain_torch()
     return _compose_pair([x, weight, bias, other])
 
 

@@ -1,5 +1,6 @@
 """Every primitive on every back-end against its definition, and what it promises beside values."""
 
+import contextlib
 import inspect
 import itertools
 import sys
@@ -11,13 +12,22 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, _cpp_library, _cpp_rows, native, reference
+from gsym.kernels import (
+    Segments,
+    Tiles,
+    _cpp_library,
+    _cpp_nodes,
+    _cpp_rows,
+    native,
+    reference,
+)
 
 # (values, gradients), relative to the largest entry
 TOLERANCE = {
     torch.float64: (1e-12, 1e-12),
     torch.float32: (1e-5, 2e-5),
     torch.bfloat16: (2e-2, 4e-2),
+    torch.float16: (3e-3, 6e-3),
 }
 INDICES = {
     "no rows": ([], 3),
@@ -232,16 +242,70 @@ def backend(request, monkeypatch):
     yield request.param
 
 
+def recorded(call, names):
+    """The function, which writes down what it is told to run."""
+
+    def function(first, *rest, **options):
+        names.append(getattr(first, "__name__", first))
+        return call(first, *rest, **options)
+
+    return function
+
+
+@contextlib.contextmanager
+def own_code(backend):
+    """The names of the compiled functions that ran, or of the Triton kernels."""
+    names, patches = [], []
+    if backend == "cpp":
+        places = [(_cpp_rows, "call"), (_cpp_nodes, "call")]
+    elif backend == "triton":
+        from gsym.kernels import _triton_rows
+
+        places = [(_triton_rows, "launch")]
+    else:
+        places = []
+    for module, name in places:
+        patches.append(pytest.MonkeyPatch())
+        patches[-1].setattr(module, name, recorded(getattr(module, name), names))
+    try:
+        yield names
+    finally:
+        for patch in patches:
+            patch.undo()
+
+
+# Sums may be of the back-end where products are not.
+PRODUCTS = ("indexed_linear", "_indexed_kernel")
+
+
 def on(backend, op):
-    """The public primitive on one back-end, which proves that it ran there."""
+    """The public primitive on one back-end, which proves that it ran there.
+
+    What has code of its own is named in the trace where that ran, and nowhere else.
+    """
 
     def call(*args):
-        with kernels.trace() as ran:
+        with kernels.trace() as ran, own_code(backend) as names:
             y = primitive(kernels, op)(*args, backend=backend)
-        assert ran == [backend]
+        if op in ("indexed_linear", "cluster_linear"):
+            names = [name for name in names if name.startswith(PRODUCTS)]
+        if backend not in ("cpp", "triton") or names:
+            assert ran == [backend]
+        elif y.numel():
+            assert ran == ["native"]
+        else:  # nothing to compute
+            assert ran in (["native"], [backend])
         return y
 
     return call
+
+
+def computes(backend, op, *args):
+    """Whether a back-end computes a call by itself, as a trace says."""
+    with kernels.trace() as ran:
+        primitive(kernels, op)(*args, backend=backend)
+    assert len(ran) == 1 and ran[0] in (backend, "native")
+    return ran == [backend]
 
 
 class TestParity:
@@ -264,12 +328,13 @@ class TestParity:
         name, args, _ = case(op, index, channels=channels)
         assert_parity(on(backend, name), name, args, torch.float64)
 
+    @pytest.mark.parametrize("backend", ["native", "cpp"])
     @pytest.mark.parametrize("op", OPS)
     @pytest.mark.parametrize("index", ["empty segments", "65 rows"])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_of_types(self, op, index, dtype):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_of_types(self, backend, op, index, dtype):
         name, args, _ = case(op, index, dtype=dtype)
-        assert_parity(on("native", name), name, args, dtype)
+        assert_parity(on(backend, name), name, args, dtype)
 
     @pytest.mark.parametrize("op", OPS)
     @pytest.mark.parametrize("index", ["65 rows", "sorted"])
@@ -427,12 +492,13 @@ class TestCompile:
 
 
 class TestPromises:
+    @pytest.mark.parametrize("backend", ["native", "cpp"])
     @pytest.mark.parametrize("op", OPS)
-    def test_the_same_bits_twice(self, op):
+    def test_the_same_bits_twice(self, backend, op):
         name, args, leaves = case(op, "one huge segment", dtype=torch.float32)
         runs = []
         for _ in range(2):
-            y = primitive(kernels, name)(*args)
+            y = on(backend, name)(*args)
             grads = torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
             runs.append([y, *grads])
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -844,6 +910,27 @@ class TestCompiledRows:
         assert abs(float(y[0]) - exact) < 5e-5 * exact  # a running sum errs by a hundredth
 
 
+# Of 16 channels, whole vectors in float32 and float64.
+LOOPS = {
+    "segment_sum": True,
+    "segment_mean": True,
+    "segment_max": True,
+    "segment_gather": False,
+    "gather_segment_sum": True,
+    "gather_segment_sum weighted": True,
+    "gather_segment_sum weights per sample": True,
+    "indexed_linear": True,
+    "indexed_linear shared": True,
+    "grouped_linear": False,
+    "grouped_linear shared": False,
+    "cluster_linear tiles": True,
+    "cluster_linear runs": False,
+    "row_mlp": True,
+    "linear_pair": True,
+    "permute_rows": False,
+}
+
+
 class TestBackends:
     @pytest.mark.parametrize("backend", ["cpp", "native"])
     def test_auto_on_the_cpu(self, backend, monkeypatch):
@@ -867,6 +954,41 @@ class TestBackends:
         with kernels.trace() as ran:
             call(*args)
         assert ran == ["cpp"]
+
+    @pytest.mark.parametrize("op", LOOPS)
+    def test_what_the_compiled_loops_compute(self, op):
+        if op == "row_mlp":  # the width between is odd otherwise
+            shapes = [(7, 16), (1, 16, 16), (1, 16), (1, 16, 16), (1, 16)]
+            name, args = op, [torch.randn(shape) for shape in shapes]
+        else:
+            name, args, _ = case(op, "unsorted", dtype=torch.float32, channels=(16, 16))
+        assert computes("cpp", name, *args) == LOOPS[op]
+        half = [
+            a.half() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
+        ]
+        assert computes("cpp", name, *half) == (op == "segment_mean")  # adds up in float32
+        _, args, _ = case(op, "one segment", dtype=torch.float32, channels=(16, 16))
+        if op in ("segment_sum", "segment_mean"):
+            assert not computes("cpp", name, *args)
+
+    def test_an_odd_width_of_shared_maps_is_plain_torch(self):
+        for op in ("row_mlp", "linear_pair"):
+            name, args, _ = case(op, "unsorted", channels=(3, 2))
+            assert not computes("cpp", name, *args)
+
+    def test_a_trace_of_compiled_code_names_what_computed(self):
+        name, args, _ = case("segment_sum", "unsorted", dtype=torch.float32)
+        compiled = torch.compile(getattr(kernels, name), fullgraph=True, backend="eager")
+        with kernels.backend("cpp"), kernels.trace() as ran:
+            for x in (args[0], args[0].half(), args[0]):
+                compiled(x, args[1])
+        assert ran == ["cpp", "native", "cpp"]
+
+    def test_sees_a_trace_that_says_more_than_ran(self, monkeypatch):
+        monkeypatch.setattr("gsym.kernels._trace.in_plain_torch", lambda: None)
+        name, args, _ = case("segment_sum", "unsorted", dtype=torch.bfloat16)
+        with pytest.raises(AssertionError, match="'cpp'"):
+            on("cpp", name)(*args)
 
     def test_of_a_whole_layer(self):
         from gsym.nn import GNetConv
