@@ -155,6 +155,7 @@ def edge_cases():
         (torch.float32, "highest"),
         (torch.float32, "high"),
         (torch.bfloat16, "highest"),
+        (torch.float16, "highest"),
     ):
         for h in (32, 64, 128):
             name = f"{dtype} {h} {precision}".removeprefix("torch.")

@@ -56,28 +56,38 @@ def test_rows(tmp_path):
     } == {row["kernel"] for row in rows}
 
 
+# Registers of a thread, forward and in the larger pass of the gradient, as Triton 3.7 compiles.
+REGISTERS = {
+    "float32 32 highest": (116, 167),
+    "float32 64 highest": (131, 230),
+    "float32 32 high": (108, 246),
+    "float32 64 high": (95, 198),
+    "float32 128 high": (136, 242),
+    "bfloat16 32 highest": (93, 168),
+    "bfloat16 64 highest": (86, 207),
+    "bfloat16 128 highest": (64, 247),
+    "float16 64 highest": (95, 206),
+}
+SLACK = 8
+
+
 @pytest.mark.slow
 def test_edges(tmp_path):
-    cases = [
-        f"{kind} {width} {precision}"
-        for kind, precision, widths in (
-            ("float32", "highest", (32, 64)),
-            ("float32", "high", (32, 64, 128)),
-            ("bfloat16", "highest", (32, 64, 128)),
-        )
-        for width in widths
-    ]
+    cases = list(REGISTERS)
     rows = compiled(tmp_path, "edges", *cases)
     for row in rows:
         assert row["shared"] <= 227 * 1024, row
         assert row["stack"] == 0, row
+        assert row["registers"] <= 255, row
         if row["kernel"] != "reduce_kernel":
             assert row["wgmma"] + row["mma"] > 0, row
             # A product of 32 rows is too low for wgmma.
             assert row["wgmma"] > 0 or " 32 " in row["case"], row
-    for name, passes in (("_forward_kernel", 1), ("_backward_kernel", 2)):
-        found = [row["case"] for row in rows if row["kernel"] == name]
-        assert sorted(found) == sorted(passes * cases)
+    for i, (name, passes) in enumerate((("_forward_kernel", 1), ("_backward_kernel", 2))):
+        found = [row for row in rows if row["kernel"] == name]
+        assert sorted(row["case"] for row in found) == sorted(passes * cases)
+        for row in found:
+            assert row["registers"] <= min(REGISTERS[row["case"]][i] + SLACK, 255), row
     assert {row["kernel"] for row in rows} == {
         "_forward_kernel",
         "_backward_kernel",
