@@ -148,10 +148,36 @@ def check_permutation(perm: object, num_nodes: int, what: str = "perm") -> Tenso
     return tensor
 
 
+_TO_EDGE_INDEX = (
+    "; convert an adjacency whose rows send with torch_geometric.utils.to_edge_index(adj)[0]"
+)
+
+
+def is_wrapper(edge_index: Tensor) -> bool:
+    """Whether this is a ``torch_geometric.EdgeIndex`` or the like, around the tensor that counts.
+
+    Known by its method, for PyG is not to be imported for it.
+    """
+    return hasattr(edge_index, "as_tensor")
+
+
 def check_edge_index_type(edge_index: object) -> Tensor:
-    """Return ``edge_index`` as it came, once it is known to be int64 ``[2, e]``; reads no value."""
+    """Return ``edge_index`` once it is known to be int64 ``[2, e]``; reads no value.
+
+    What wraps a tensor without memory of its own, as ``torch_geometric.EdgeIndex`` does, is
+    unwrapped; others are returned as they came.
+    """
     if not isinstance(edge_index, Tensor):
-        raise TypeError(f"edge_index must be a tensor [2, e]; got {type(edge_index).__name__}")
+        name = type(edge_index).__name__
+        hint = _TO_EDGE_INDEX if name == "SparseTensor" else ""
+        raise TypeError(f"edge_index must be a tensor [2, e]; got {name}{hint}")
+    if edge_index.layout is not torch.strided:
+        raise GraphError(
+            f"edge_index must be a dense tensor [2, e]; got layout {edge_index.layout} and shape "
+            f"{list(edge_index.shape)}{_TO_EDGE_INDEX}"
+        )
+    if is_wrapper(edge_index):
+        edge_index = edge_index.as_tensor()
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         hint = "; transpose it" if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
         raise GraphError(f"edge_index must have shape [2, e]; got {list(edge_index.shape)}{hint}")
@@ -164,9 +190,10 @@ def check_edge_index_type(edge_index: object) -> Tensor:
 
 
 def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
-    """Return ``edge_index`` as it came, once it is known to be int64 ``[2, e]`` within range.
+    """Return ``edge_index`` once it is known to be int64 ``[2, e]`` within range.
 
-    Reads the values, so it belongs where a graph is prepared and never into every forward pass.
+    Unwraps what :func:`check_edge_index_type` does. Reads the values, so it belongs where a graph
+    is prepared and never into every forward pass.
     """
     edge_index = check_edge_index_type(edge_index)
     if edge_index.numel():

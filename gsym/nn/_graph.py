@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from gsym._validate import GraphError, SignalError, check_edge_index_type
+from gsym._validate import GraphError, SignalError, check_edge_index_type, is_wrapper
 
 T = TypeVar("T")
 
@@ -22,13 +22,14 @@ class _Seen:
     num_nodes: int
     copies: int  # how many copies of the graph edge_index holds
 
-    def is_same(self, edge_index: Tensor) -> bool:
+    def is_same(self, edge_index: Tensor, plain: Tensor) -> bool:
+        """Whether the graph is this one; ``plain`` is the tensor within a wrapper."""
         if torch.compiler.is_compiling():
             return edge_index is self.given
         if edge_index is self.given and self.version == _version(edge_index) is not None:
             return True
         seen = self.edge_index
-        return edge_index.device == seen.device and torch.equal(edge_index, seen)
+        return plain.device == seen.device and torch.equal(plain, seen)
 
 
 class LastGraph(Generic[T]):
@@ -57,7 +58,7 @@ class LastGraph(Generic[T]):
             batch_size: Number of stacked graphs, if they are stacked.
             build: Called on a graph other than the last; it checks the values.
         """
-        check_edge_index_type(edge_index)
+        plain = check_edge_index_type(edge_index)
         if edge_index.device != x.device:
             raise GraphError(
                 f"edge_index is on {edge_index.device} but x on {x.device}; move one of them"
@@ -68,7 +69,7 @@ class LastGraph(Generic[T]):
             and built is not None
             and seen.num_nodes == n
             and seen.copies in (1, batch_size)
-            and seen.is_same(edge_index)
+            and seen.is_same(edge_index, plain)
         ):
             if edge_index is not seen.given and not torch.compiler.is_compiling():
                 self._seen = replace(seen, given=edge_index, version=_version(edge_index))
@@ -76,10 +77,10 @@ class LastGraph(Generic[T]):
         if torch.compiler.is_compiling():
             raise GraphError("call the layer once on this graph before it is compiled")
         with torch.inference_mode(False):
-            one = _first_copy(edge_index, n, batch_size)
-            copies = 1 if one is edge_index or batch_size is None else batch_size
+            one = _first_copy(plain, n, batch_size)
+            copies = 1 if one is plain or batch_size is None else batch_size
             built = build(one, n)
-            self._seen = _Seen(edge_index, _version(edge_index), edge_index.clone(), n, copies)
+            self._seen = _Seen(edge_index, _version(edge_index), plain.clone(), n, copies)
             self._built = built
         return built
 
@@ -105,8 +106,11 @@ def unstack_rows(rows: Tensor | None, batch_size: int | None, count: int) -> Ten
 
 
 def _version(tensor: Tensor) -> int | None:
-    """How often the tensor was changed in place; nobody counts that of inference tensors."""
-    return None if tensor.is_inference() else tensor._version
+    """How often the tensor was changed in place, if that is counted.
+
+    Nobody counts for inference tensors, and a wrapper and what it wraps count each for itself.
+    """
+    return None if tensor.is_inference() or is_wrapper(tensor) else tensor._version
 
 
 def _first_copy(edge_index: Tensor, n: int, batch_size: int | None) -> Tensor:

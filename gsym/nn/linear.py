@@ -395,8 +395,8 @@ class _QuotientMixing(nn.Module):
     ) -> None:
         super().__init__()
         k = group.partition.num_clusters
-        check_edge_index(edge_index, k)
-        keys = torch.cat([edge_index.cpu()[1] * k + edge_index.cpu()[0], torch.arange(k) * (k + 1)])
+        source, target = check_edge_index(edge_index, k).cpu()
+        keys = torch.cat([target * k + source, torch.arange(k) * (k + 1)])
         keys = torch.unique(keys)
         target, source = keys // k, keys % k
         pairs = torch.stack([target, source])

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym._validate import GraphError, GroupError, SignalError, check_positions
 from gsym.check import assert_equivariant, equivariance_error
-from gsym.nn import EGNN, EGNNConv, Penguin
+from gsym.nn import EGNN, EGNNConv, Penguin, PenguinConv
 
 N, D, H = 7, 3, 5
 
@@ -500,6 +501,33 @@ def test_graphs_in_turn_and_changed_in_place():
     )
 
 
+@pytest.mark.parametrize("cls", [EGNNConv, EGNN, PenguinConv, Penguin])
+def test_an_edge_index_of_pyg_is_the_tensor_within(cls):
+    layer = randomised(make("all" if cls in (EGNNConv, EGNN) else "edge attributes", cls))
+    given = {key: value.requires_grad_() for key, value in inputs(layer, 3).items()}
+    wrapped = EdgeIndex(EDGES.clone(), sparse_size=(N, N))
+    found = call(layer, given, wrapped)
+    assert_same(layer, found, call(layer, given), given)
+
+    data = [Data(edge_index=wrapped, **{k: v[b] for k, v in given.items()}) for b in range(3)]
+    batch = next(iter(DataLoader(data, batch_size=3)))
+    assert type(batch.edge_index) is EdgeIndex
+    stacked = {key: batch[key] for key in given}
+    for ours, theirs in zip(
+        call(layer, stacked, batch.edge_index, batch_size=3), found, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs.flatten(0, 1))
+
+    # A wrapper and what it wraps count their changes each for itself.
+    for changed in (wrapped, wrapped.as_tensor()):
+        call(layer, given, wrapped)
+        changed[1, 3] = (changed[1, 3] + 1) % N
+        plain = wrapped.as_tensor().clone()
+        after = call(layer, given, wrapped)
+        for ours, theirs in zip(after, call(layer, given, plain), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_no_edges_and_no_nodes():
     conv = randomised(make("gravity"))
     none = torch.empty(2, 0, dtype=torch.int64)
@@ -519,13 +547,14 @@ def test_stacked_graphs_without_edges_take_attributes():
         torch.testing.assert_close(one, other.flatten(0, 1))
 
 
-def test_an_equal_graph_may_be_seen_before_compiling():
+@pytest.mark.parametrize("graph", [EDGES, EdgeIndex(EDGES, sparse_size=(N, N))])
+def test_an_equal_graph_may_be_seen_before_compiling(graph):
     conv = make("plain")
     given = {name: value.float() for name, value in inputs(conv).items()}
     call(conv, given, EDGES.clone())
-    eager = call(conv, given)
+    eager = call(conv, given, graph)
     compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
-    for one, other in zip(call(compiled, given), eager, strict=True):
+    for one, other in zip(call(compiled, given, graph), eager, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -689,6 +718,16 @@ BAD_CALLS = {
     "out of range": (lambda c: c(X, POS, EDGES + 2), GraphError, r"0\.\.6; edge 7 names node 7"),
     "negative": (lambda c: c(X, POS, EDGES - 1), GraphError, r"edge 0 names node -1"),
     "float edges": (lambda c: c(X, POS, EDGES.float()), GraphError, r"int64; got torch\.float32"),
+    "sparse": (
+        lambda c: c(X, POS, torch.eye(N).to_sparse()),
+        GraphError,
+        r"dense tensor \[2, e\]; got layout torch\.sparse_coo and shape \[7, 7\].*to_edge_index",
+    ),
+    "SparseTensor": (
+        lambda c: c(X, POS, type("SparseTensor", (), {})()),
+        TypeError,
+        r"got SparseTensor; convert.*torch_geometric\.utils\.to_edge_index",
+    ),
     "transposed": (lambda c: c(X, POS, EDGES.T), GraphError, "transpose it"),
     "device": (lambda c: c(X, POS, EDGES.to("meta")), GraphError, "edge_index is on meta but x"),
     "attributes": (

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradgradcheck
 from torch.func import functional_call
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
@@ -414,6 +415,14 @@ def test_two_graphs_in_turn(name, propagate):
     if name == "any n":
         wider = signal(N + 2, 2)
         torch.testing.assert_close(conv(wider, EDGES), dense_conv(conv, wider, EDGES))
+
+
+@pytest.mark.parametrize("propagate", ["adjacency", "weighted", "pointwise"])
+def test_an_edge_index_of_pyg_is_the_tensor_within(propagate):
+    conv = randomised(GNetConv(2, 3, GROUPS["unequal"], propagate=propagate))
+    x = signal(2, N, 2).requires_grad_()
+    found = conv(x, EdgeIndex(EDGES, sparse_size=(N, N)))
+    assert_same(conv, found, conv(x, EDGES), x=x)
 
 
 @pytest.mark.parametrize("renewed", [False, True], ids=["same tensor", "copy"])
