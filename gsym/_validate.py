@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 IntegerArray = Tensor | np.ndarray | Sequence[int]
 
@@ -176,17 +176,16 @@ def check_edge_index_type(edge_index: object) -> Tensor:
             f"edge_index must be a dense tensor [2, e]; got layout {edge_index.layout} and shape "
             f"{list(edge_index.shape)}{_TO_EDGE_INDEX}"
         )
-    if is_wrapper(edge_index):
-        edge_index = edge_index.as_tensor()
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        hint = "; transpose it" if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
-        raise GraphError(f"edge_index must have shape [2, e]; got {list(edge_index.shape)}{hint}")
-    if edge_index.dtype != torch.int64:
+    tensor: Tensor = edge_index.as_tensor() if is_wrapper(edge_index) else edge_index
+    if tensor.dim() != 2 or tensor.size(0) != 2:
+        hint = "; transpose it" if tensor.dim() == 2 and tensor.size(1) == 2 else ""
+        raise GraphError(f"edge_index must have shape [2, e]; got {list(tensor.shape)}{hint}")
+    if tensor.dtype != torch.int64:
         raise GraphError(
-            f"edge_index must have dtype torch.int64; got {edge_index.dtype}; "
+            f"edge_index must have dtype torch.int64; got {tensor.dtype}; "
             "convert with edge_index.long()"
         )
-    return edge_index
+    return tensor
 
 
 def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
@@ -315,16 +314,40 @@ def check_positions(pos: Tensor, x: Tensor, dim: int | None, what: str = "pos") 
         )
 
 
-def check_same_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
-    """Check that the tensors have the type of the layer's weights; autocast may mix them."""
+def check_like_weights(layer: nn.Module, **tensors: Tensor | None) -> None:
+    """Check that the tensors lie and have the type of the layer's weights.
+
+    Autocast may mix the types that it casts, which float64 and integers are not.
+    """
+    weight = next(layer.parameters())
     for name, tensor in tensors.items():
-        if tensor is None or tensor.dtype == dtype:
+        if tensor is None:
             continue
-        if not torch.is_autocast_enabled(tensor.device.type):
+        # A single number on the CPU goes along with tensors on any device.
+        if tensor.device != weight.device and (tensor.dim() or tensor.device.type != "cpu"):
             raise SignalError(
-                f"{name} has dtype {tensor.dtype} but the weights of the layer {dtype}; "
-                f"convert with {name}.to({dtype}) or layer.to({tensor.dtype})"
+                f"{name} is on {tensor.device} but the weights of the layer on {weight.device}; "
+                f"move one with {name}.to({str(weight.device)!r}) or "
+                f"layer.to({str(tensor.device)!r})"
             )
+        if tensor.dtype == weight.dtype:
+            continue
+        floating = tensor.is_floating_point()
+        double = torch.float64 in (tensor.dtype, weight.dtype)
+        autocast = _is_autocast(tensor.device.type)
+        if autocast and floating and not double:
+            continue
+        ways = f"{name}.to({weight.dtype})" + (f" or layer.to({tensor.dtype})" if floating else "")
+        mixed = ", which autocast does not mix" if autocast else ""
+        raise SignalError(
+            f"{name} has dtype {tensor.dtype} but the weights of the layer {weight.dtype}{mixed}; "
+            f"convert with {ways}"
+        )
+
+
+def _is_autocast(device: str) -> bool:
+    """Whether types are cast on this kind of device; some, such as meta, know no autocast."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_edge_attr(edge_attr: Tensor | None, x: Tensor, num_edges: int, edge_dim: int) -> None:

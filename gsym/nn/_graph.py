@@ -76,6 +76,11 @@ class LastGraph(Generic[T]):
             return built
         if torch.compiler.is_compiling():
             raise GraphError("call the layer once on this graph before it is compiled")
+        if plain.is_meta:
+            raise GraphError(
+                "edge_index is on meta and has no values to prepare; move it and x to the device "
+                "of the layer"
+            )
         with torch.inference_mode(False):
             one = _first_copy(plain, n, batch_size)
             copies = 1 if one is plain or batch_size is None else batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from gsym._validate import (
     check_clamp,
     check_edge_attr,
     check_edge_index,
+    check_like_weights,
     check_positions,
-    check_same_dtype,
     check_signal,
 )
 from gsym.groups import PermutationGroup
@@ -350,8 +351,7 @@ class GeometricLayer(TiedLayer):
         graph = self._graph.get(edge_index, x, batch_size, EdgeGraph.build)
         edge_attr = unstack_rows(edge_attr, batch_size, graph.num_edges)
         check_edge_attr(edge_attr, x, graph.num_edges, self.edge_dim)
-        dtype = next(self.parameters()).dtype
-        check_same_dtype(dtype, x=x, pos=pos, edge_attr=edge_attr, velocity=velocity)
+        check_like_weights(self, x=x, pos=pos, edge_attr=edge_attr, velocity=velocity)
         if edge_attr is not None:
             edge_attr = graph.sort(edge_attr)
         return x, pos, Context(graph, edge_attr, velocity)
@@ -373,6 +373,13 @@ class EGNNConv(GeometricLayer):
 
     Coordinates are moved by differences of coordinates times invariant numbers, which is why the
     layer commutes with every rotation, reflection and translation.
+
+    Of PyG's conventions for message passing it keeps the names, the arguments ``x, pos,
+    edge_index, edge_attr`` in this order, and the direction: messages go from ``edge_index[0]`` to
+    ``edge_index[1]``, where they are aggregated. It is no ``MessagePassing``, which would store
+    every message: there are no ``message`` and ``propagate`` to override or to hang hooks on,
+    hence no ``torch_geometric.explain`` through them, no ``flow``, no bipartite graphs and no
+    sparse adjacency.
 
     Args:
         in_channels: Features per node of the input.
@@ -532,6 +539,29 @@ class EGNNConv(GeometricLayer):
         new = self.update(x, messages)
         return x + new if self.residual else new, new_pos
 
+    def _options(self) -> dict[str, object]:
+        """What ``repr`` says of the layer: its options by name."""
+        edges, vectors = self.edges, self.extra_vectors
+        return {
+            "hidden_channels": self.hidden_channels,
+            "edge_dim": self.edge_dim,
+            "group": self.group,
+            "residual": None if self.residual == (self.in_channels == self.out_channels) else False,
+            "attention": edges.gate is not None,
+            "normalize": edges.options["normalize"],
+            "coord_aggr": "mean" if edges.options["mean"] else "sum",
+            "tanh": edges.options["tanh"],
+            "clamp": edges.options["clamp"],
+            "velocity": self.velocity,
+            "extra_vectors": None if vectors is None else list(vectors.shape),
+            "learn_axis": self.axis is not None,
+            "dim": self.dim if vectors is None else None,
+        }
+
+    def __repr__(self) -> str:
+        """As PyG writes its layers, with the options that are not the default."""
+        return short_repr(self, EGNNConv, self._options())
+
     def _vectors(self) -> Tensor | None:
         """All directions that break the symmetry, ``[k, d]``."""
         if self.axis is None:
@@ -657,6 +687,18 @@ class EGNN(GeometricStack):
     def reset_parameters(self) -> None:
         """Draw all layers."""
         self._reset(self.first, *self.convs, self.last)
+
+
+def short_repr(layer: GeometricLayer, cls: type, options: dict[str, object]) -> str:
+    """``Name(in, out, option=value)`` with the options that are not the default of ``cls``."""
+    defaults = inspect.signature(cls).parameters
+    given = [
+        f"{name}={value!r}"
+        for name, value in options.items()
+        if name not in defaults or value != defaults[name].default
+    ]
+    channels = str(layer.in_channels), str(layer.out_channels)
+    return f"{type(layer).__name__}({', '.join((*channels, *given))})"
 
 
 def check_residual(residual: bool | None, in_channels: int, out_channels: int) -> bool:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import check_edge_index, check_edge_weight, check_signal
+from gsym._validate import (
+    GraphError,
+    check_edge_index,
+    check_edge_weight,
+    check_like_weights,
+    check_signal,
+)
 from gsym.groups import PermutationGroup
 from gsym.nn._graph import LastGraph, unstack
 from gsym.nn.linear import OrbitLinear, TiedLayer, as_clusters, check_mixing_memory
@@ -190,6 +196,7 @@ class GNetConv(TiedLayer):
         if batch_size is not None:
             x = unstack(x, batch_size, self.num_nodes)
         check_signal(x, self.num_nodes, self.in_channels)
+        check_like_weights(self, x=x)
         if self.propagate == "none":
             assert self.linear is not None
             y = self.linear(x)
@@ -349,6 +356,7 @@ class GNet(nn.Module):
         if batch_size is not None:
             x = unstack(x, batch_size, maps[0].num_nodes)
         check_signal(x, maps[0].num_nodes, self.in_channels)
+        check_like_weights(self, x=x)
         before = None
         for linear in maps:
             if before is None:
@@ -414,5 +422,9 @@ def _given_weights(
         return x.new_ones(graph.num_edges)
     copies = batch_size or 1
     check_edge_weight(edge_weight, graph.num_edges, copies)
+    if edge_weight.device != x.device:
+        raise GraphError(
+            f"edge_weight is on {edge_weight.device} but x on {x.device}; move one of them"
+        )
     weight = edge_weight.to(x.dtype)
     return weight if weight.numel() == graph.num_edges else weight.view(copies, -1)

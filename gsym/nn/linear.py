@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import GroupError, check_edge_index, check_signal
+from gsym._validate import GroupError, check_edge_index, check_like_weights, check_signal
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.kernels._dispatch import chosen
 from gsym.kernels.segments import BLOCK_ROWS
@@ -203,6 +203,7 @@ class OrbitLinear(TiedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map signals ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
         check_signal(x, self.num_nodes, self.in_channels)
+        check_like_weights(self, x=x)
         return self.from_layout(self.map_in_layout(self.to_layout(x)))
 
     def keeps_order(self, x: Tensor) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import SignalError, check_positions, check_signal
+from gsym._validate import SignalError, check_like_weights, check_positions, check_signal
 from gsym.groups import PermutationGroup
 from gsym.nn._graph import unstack_rows
 from gsym.nn.egnn import (
@@ -22,6 +23,7 @@ from gsym.nn.egnn import (
     NodeLinear,
     NodeMLP,
     check_residual,
+    short_repr,
 )
 
 ALPHAS = ("learned", "node", "edge", "feature", "given")
@@ -222,6 +224,7 @@ class _ScoredLayer(GeometricLayer):
         """
         check_signal(x, self.num_nodes, self.in_channels)
         check_positions(pos, x, self.dim)
+        check_like_weights(self, x=x, pos=pos)
         graph = self._graph.get(edge_index, x, None, EdgeGraph.build)
         score = self._score(x, pos, graph, None)
         return score if isinstance(score, Tensor) else x.new_tensor(score)
@@ -231,7 +234,9 @@ class _ScoredLayer(GeometricLayer):
     ) -> float | Tensor:
         if given is not None:
             if isinstance(given, Tensor):
-                return _check_scores(given, x, self.scored_channels)
+                _check_scores(given, x, self.scored_channels)
+                check_like_weights(self, alpha=given)
+                return given
             return _check_number(given)
         if self.estimator is not None:
             return self.estimator(x, pos, graph)
@@ -252,6 +257,13 @@ class PenguinConv(_ScoredLayer):
 
     for features and coordinates alike. ``alpha=1`` is EGNN and ``alpha=0`` the free network, and
     the branch that does not count is not run where alpha is a plain number.
+
+    The sources leave open, and this reconstruction settles without an option to choose otherwise:
+    the outputs of the branches are blended, not their messages; each branch has its own update of
+    the features; there is one Estimator, which sees the features and coordinates that the layer
+    is given, in the stack :class:`Penguin` those of its input for all layers, whereas a stack of
+    single layers estimates anew in each; the coordinates move as in EGNN, not as in E2GN2; no
+    price on alpha is added by itself.
 
     A free branch can learn a symmetric map as well, so data alone need not raise a learned alpha.
     A small price such as ``0.05 * (1 - conv.symmetry_score(...)).mean()`` in the loss makes the
@@ -359,6 +371,16 @@ class PenguinConv(_ScoredLayer):
         if self.estimator is not None:
             self.estimator.reset_parameters()
 
+    def __repr__(self) -> str:
+        """As PyG writes its layers, with the options that are not the default."""
+        hard = self.estimator is not None and self.estimator.hard
+        branch = self.equivariant._options()
+        defaults = inspect.signature(EGNNConv).parameters
+        # Those of EGNN have no default here.
+        more = {k: v for k, v in branch.items() if v != defaults[k].default}
+        options = {**more, "alpha": self.alpha, "hard": hard, "dim": self.dim}
+        return short_repr(self, PenguinConv, options)
+
     def step(self, x: Tensor, pos: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Both branches, blended; on checked input and sorted edges."""
         alpha = context.alpha
@@ -452,7 +474,7 @@ def _check_number(alpha: object) -> float:
     return float(alpha)
 
 
-def _check_scores(alpha: Tensor, x: Tensor, channels: int) -> Tensor:
+def _check_scores(alpha: Tensor, x: Tensor, channels: int) -> None:
     """Check shape and, where that costs no sync, values of a given alpha."""
     nodes = x.size(-2)
     one = [(nodes, 1), (nodes, channels + 1)]
@@ -461,13 +483,10 @@ def _check_scores(alpha: Tensor, x: Tensor, channels: int) -> Tensor:
             f"alpha must be a number, [..., {nodes}, 1] or [..., {nodes}, {channels + 1}]; "
             f"got {list(alpha.shape)}"
         )
-    if alpha.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise SignalError(f"alpha has dtype {alpha.dtype} but x {x.dtype}; convert one of them")
     if torch.compiler.is_compiling() or alpha.device.type != "cpu":
-        return alpha
+        return
     bad = ~((alpha.detach() >= 0) & (alpha.detach() <= 1))
     if bool(bad.any()):
         place = bad.nonzero()[0].tolist()
         where = f" at node {place[-2]}" if place else ""
         raise SignalError(f"alpha must lie in 0..1; got {float(alpha[tuple(place)])}{where}")
-    return alpha

@@ -578,6 +578,38 @@ def test_compiles_in_one_graph_for_all_batch_sizes(name):
     assert counter.frame_count <= 2 + ("clamp" in OPTIONS[name])
 
 
+def test_trains_with_inductor_and_two_threads():
+    torch.compiler.reset()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        net = make("edge attributes", EGNN, num_layers=1)
+        twin = copy.deepcopy(net)
+        steps = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (net, twin)]
+        call(net, {key: value.float() for key, value in inputs(net, 2).items()})
+        compiled = torch.compile(net, fullgraph=True, dynamic=True)
+        for b in (2, 3, 40, 129):
+            given = {key: value.float() for key, value in inputs(net, b).items()}
+            results = []
+            for layer, owner, step in zip((compiled, twin), (net, twin), steps, strict=True):
+                leaves = {key: value.clone().requires_grad_() for key, value in given.items()}
+                step.zero_grad()
+                y, pos = call(layer, leaves)
+                (y.square().mean() + pos.square().mean()).backward()
+                grads = {name: p.grad.clone() for name, p in owner.named_parameters()}
+                grads |= {name: leaf.grad for name, leaf in leaves.items()}
+                step.step()
+                results.append({"y": y.detach(), "new pos": pos.detach()} | grads)
+            ours, theirs = results
+            assert ours.keys() == theirs.keys()
+            for name, expected in theirs.items():
+                assert expected.norm() > 0, f"nothing depends on {name}"
+                distance = (ours[name] - expected).norm() / expected.norm()
+                assert distance < 1e-4, f"{name} of batch {b} is off by {distance:.1e}"
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("name", ["plain", "all"])
 def test_derivatives(name):
     # normalize detaches the length, so its derivative is not that of its values.
@@ -852,5 +884,53 @@ def test_maps_of_nodes_take_function_transforms():
 def test_a_layer_elsewhere_than_its_signal_is_an_error():
     conv = EGNNConv(16, 16, 16).to("meta")
     edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
-    with pytest.raises((ValueError, RuntimeError), match="meta"):
+    with pytest.raises(SignalError, match=r"x is on cpu but the weights .* on meta; move one with"):
         conv(torch.randn(3, 16), torch.randn(3, 3), edge_index)
+
+
+@pytest.mark.parametrize("cls", [EGNNConv, EGNN, PenguinConv, Penguin])
+def test_what_lies_elsewhere_is_named(cls):
+    layer, attr = make("edge attributes", cls), torch.zeros(E, 2)
+    x, pos, edge_index = X.to("meta"), POS.to("meta"), EDGES.to("meta")
+    with pytest.raises(SignalError, match=r"edge_attr is on meta .* edge_attr\.to\('cpu'\)"):
+        layer(X, POS, EDGES, attr.to("meta"))
+    with pytest.raises(SignalError, match="pos is on meta but x on cpu; move one"):
+        layer(X, pos, EDGES, attr)
+    with pytest.raises(GraphError, match="edge_index is on cpu but x on meta; move one"):
+        layer(x, pos, EDGES, attr)
+    with pytest.raises(GraphError, match="edge_index is on meta and has no values"):
+        layer(x, pos, edge_index, attr)
+
+
+@pytest.mark.parametrize("cls", [EGNNConv, EGNN, PenguinConv, Penguin])
+def test_autocast_refuses_what_it_does_not_cast(cls):
+    layer, attr = make("edge attributes", cls), torch.zeros(E, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for given, message in (
+            ((X.double(), POS, attr), r"x has dtype torch\.float64.*autocast does not mix"),
+            ((X, POS.double(), attr), r"pos has dtype .* convert with pos\.to\(torch\.float32\)"),
+            ((X, POS.long(), attr), r"pos has dtype torch\.int64"),
+            ((X, POS, attr.double()), r"edge_attr has dtype torch\.float64"),
+            ((X, POS, attr.long()), r"edge_attr has dtype torch\.int64.*\.to\(torch\.float32\)$"),
+        ):
+            x, pos, edge_attr = given
+            with pytest.raises(SignalError, match=message):
+                layer(x, pos, EDGES, edge_attr)
+        layer(X.bfloat16(), POS, EDGES, attr)
+        y, _ = layer.double()(X.double(), POS.double(), EDGES, attr.double())
+    assert y.dtype == torch.float64
+
+
+def test_repr_is_that_of_pyg():
+    assert repr(EGNNConv(8, 4)) == "EGNNConv(8, 4)"
+    conv = EGNNConv(
+        8, 8, 16, 2, group=LEG_ARM, residual=False, attention=True, clamp=2.0, coord_aggr="sum"
+    )
+    assert repr(conv) == (
+        "EGNNConv(8, 8, hidden_channels=16, edge_dim=2, "
+        f"group={LEG_ARM!r}, residual=False, attention=True, coord_aggr='sum', clamp=2.0)"
+    )
+    conv = EGNNConv(8, 4, extra_vectors=torch.eye(3), learn_axis=True, velocity=True)
+    assert repr(conv) == "EGNNConv(8, 4, velocity=True, extra_vectors=[3, 3], learn_axis=True)"
+    assert repr(EGNNConv(8, 4, dim=2).to("meta")) == "EGNNConv(8, 4, dim=2)"
+    assert repr(EGNN(1, 2)).count("EGNNConv(64, 64)") == 1

@@ -856,3 +856,28 @@ def test_layers_of_a_stack_may_want_different_layouts(channels):
     result = torch.empty_like(x[..., :1].expand(-1, -1, channels[-1])).contiguous()
     result[:, cycle] = net(x)
     torch.testing.assert_close(net(moved), result, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("group", ["any n", "unequal"])
+@pytest.mark.parametrize("cls", [OrbitLinear, GNetConv, GNet])
+def test_what_the_weights_do_not_go_with_is_named(cls, group):
+    layer = GNet([2, 3], GROUPS[group]) if cls is GNet else cls(2, 3, GROUPS[group])
+    given = (EDGES,) if cls is GNetConv else ()
+    x = torch.zeros(N, 2)
+    message = r"x has dtype torch\.float64 but the weights .*float32.* x\.to\(torch\.float32\)"
+    with pytest.raises(SignalError, match=message):
+        layer(x.double(), *given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(SignalError, match=message):
+            layer(x.double(), *given)
+        layer(x.bfloat16(), *given)
+    with pytest.raises(SignalError, match="x is on meta but the weights of the layer on cpu; move"):
+        layer(x.to("meta"), *given)
+    with pytest.raises(SignalError, match="x is on cpu but the weights of the layer on meta; move"):
+        layer.to("meta")(x, *given)
+
+
+def test_edge_weights_elsewhere_are_named():
+    weight = torch.ones(EDGES.size(1), device="meta")
+    with pytest.raises(GraphError, match="edge_weight is on meta but x on cpu; move one"):
+        conv()(torch.zeros(N, 2), EDGES, weight)

@@ -551,7 +551,9 @@ def spoiled(value: float) -> Tensor:
         (torch.ones(N), SignalError, r"\[\.\.\., 7, 1\] or \[\.\.\., 7, 3\]; got \[7\]"),
         (torch.ones(N, 2), SignalError, r"got \[7, 2\]"),
         (torch.ones(3, N, 1), SignalError, r"got \[3, 7, 1\]"),
-        (torch.ones(N, 1).double(), SignalError, r"alpha has dtype torch\.float64 but x"),
+        (torch.ones(N, 1).double(), SignalError, r"alpha has dtype torch\.float64 but the weights"),
+        (torch.ones(N, 1, device="meta"), SignalError, r"alpha is on meta .* alpha\.to\('cpu'\)"),
+        (torch.ones(N, 1).long(), SignalError, r"alpha has dtype torch\.int64"),
     ],
 )
 def test_bad_scores(alpha, error, message):
@@ -567,9 +569,25 @@ def test_bad_scores(alpha, error, message):
         (lambda c: c(X, POS.double(), EDGES), SignalError, "pos has dtype"),
         (lambda c: c(X, POS, EDGES + 2), GraphError, "edge 7 names node 7"),
         (lambda c: c.symmetry_score(X[..., :1], POS, EDGES), SignalError, "2 channels but x"),
+        (
+            lambda c: c.symmetry_score(X.double(), POS.double(), EDGES),
+            SignalError,
+            r"x has dtype torch\.float64 but the weights of the layer torch\.float32",
+        ),
+        (lambda c: c.symmetry_score(X, POS.double(), EDGES), SignalError, "pos has dtype"),
     ],
 )
 @pytest.mark.parametrize("cls", [PenguinConv, Penguin])
 def test_bad_signals(cls, call_layer, error, message):
     with pytest.raises(error, match=message):
         call_layer(make("plain", cls, alpha="node"))
+
+
+def test_repr_is_that_of_pyg():
+    assert repr(PenguinConv(8, 4)) == "PenguinConv(8, 4)"
+    conv = PenguinConv(8, 8, 16, alpha="node", hard=True, dim=2, attention=True)
+    assert repr(conv) == (
+        "PenguinConv(8, 8, hidden_channels=16, attention=True, dim=2, alpha='node', hard=True)"
+    )
+    assert repr(PenguinConv(8, 8, alpha=1)) == "PenguinConv(8, 8, alpha=1.0)"
+    assert repr(Penguin(8, 4)).count("PenguinConv(64, 64, alpha='given')") == 1
