@@ -176,7 +176,9 @@ def check_edge_index_type(edge_index: object) -> Tensor:
             f"edge_index must be a dense tensor [2, e]; got layout {edge_index.layout} and shape "
             f"{list(edge_index.shape)}{_TO_EDGE_INDEX}"
         )
-    tensor: Tensor = edge_index.as_tensor() if is_wrapper(edge_index) else edge_index
+    tensor = edge_index
+    if is_wrapper(edge_index):
+        tensor = edge_index.as_tensor()  # type: ignore[attr-defined]
     if tensor.dim() != 2 or tensor.size(0) != 2:
         hint = "; transpose it" if tensor.dim() == 2 and tensor.size(1) == 2 else ""
         raise GraphError(f"edge_index must have shape [2, e]; got {list(tensor.shape)}{hint}")
