@@ -491,22 +491,40 @@ def test_feature_wise_alpha_tells_the_coordinates_from_the_features():
     assert place > features + 0.2, (features, place)
 
 
-def test_subgroup_gravity_is_learned_while_alpha_stays_one():
-    pos, x = torch.randn(64, 4, 3), torch.ones(64, 4, 1)
-    target = fall(pos)
-    gravity = torch.tensor([[0.0, 0.0, -1.0]])
-    losses = {}
-    for name, options in {"none": {}, "given": {"extra_vectors": gravity}}.items():
-        layer = PenguinConv(1, 1, 16, alpha=1, **options)
-        losses[name] = fit(layer, x, pos, PAIRS, target, 150)
-    assert losses["given"] < 0.1 * losses["none"], losses
-    turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).double()
-    given = {"x": x.double(), "pos": pos.double()}
-    shift = torch.zeros(D)
-    _, around = defect(layer.double(), given, turn, shift, edge_index=PAIRS)
-    _, over = defect(layer, given, turn.roll((1, 1), (0, 1)), shift, edge_index=PAIRS)
-    assert around.norm() < 1e-12 * pos.norm()
-    assert over.norm() > 0.1
+@pytest.mark.parametrize("seed", range(2))
+def test_subgroup_alpha_stays_one_where_the_axis_can_be_learned(seed):
+    layers, losses = {}, {}
+    for learn_axis in (False, True):
+        torch.manual_seed(seed)
+        # Rounded, lest small free weights that grow let alpha be anything.
+        conv = PenguinConv(1, 1, 16, alpha="learned", hard=True, learn_axis=learn_axis)
+        rest = [p for name, p in conv.named_parameters() if "logit" not in name]
+        optimiser = torch.optim.Adam(
+            [{"params": rest}, {"params": [conv.estimator.logit], "lr": 0.03}], lr=0.01
+        )
+        for _ in range(200):
+            pos, x = torch.randn(64, 4, 3), torch.ones(64, 4, 1)
+            optimiser.zero_grad()
+            loss = (conv(x, pos, PAIRS)[1] - fall(pos)).square().mean()
+            (loss + 0.02 * (1 - conv.symmetry_score(x, pos, PAIRS))).backward()
+            optimiser.step()
+        layers[learn_axis], losses[learn_axis] = conv, loss.item()
+    x, pos = torch.ones(64, 4, 1).double(), torch.randn(64, 4, 3).double()
+    given, shift = {"x": x, "pos": pos}, torch.zeros(D)
+    free, axial = (layers[learn_axis].double() for learn_axis in (False, True))
+    assert free.symmetry_score(x, pos, PAIRS) == 0
+    assert axial.symmetry_score(x, pos, PAIRS) == 1
+    assert max(losses.values()) < 0.01, losses
+    axis = F.normalize(axial.equivariant.axis.detach(), dim=0)
+    assert axis[-1].abs() > 0.99, axis
+    # Exactly the rotations about what was learned remain.
+    axes = torch.stack([axis, axis.roll(1)])[:, None].expand(-1, D, -1)
+    turns = torch.linalg.cross(axes, torch.eye(D).double().expand(2, -1, -1))
+    around, over = torch.linalg.matrix_exp(turns)
+    _, kept = defect(axial, given, around, shift, edge_index=PAIRS)
+    _, broken = defect(axial, given, over, shift, edge_index=PAIRS)
+    assert kept.norm() < 1e-12 * pos.norm()
+    assert broken.norm() > 0.1
 
 
 # Bad input
