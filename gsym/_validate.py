@@ -370,6 +370,25 @@ def check_edge_attr(edge_attr: Tensor | None, x: Tensor, num_edges: int, edge_di
         )
 
 
+def check_segment_index(index: object, num_segments: object) -> int:
+    """Return the number of segments as an ``int``, once the index is int64 or int32 ``[e]``.
+
+    Reads no value of the index.
+    """
+    if not isinstance(index, Tensor):
+        raise TypeError(f"a segment index must be a tensor [e]; got {type(index).__name__}")
+    if index.dtype not in (torch.int64, torch.int32) or index.dim() != 1:
+        raise ValueError(
+            f"a segment index must be int64 or int32 [e]; got {index.dtype} {list(index.shape)}"
+        )
+    if index.is_meta:
+        raise ValueError("a segment index must hold values to sort; got one on meta")
+    count = check_whole(num_segments, "num_segments")
+    if count < 0:
+        raise ValueError(f"num_segments must not be negative; got {count}")
+    return count
+
+
 def check_clamp(clamp: float | None) -> None:
     """Refuse a longest move whose square float32 does not hold."""
     if clamp is not None and not 1e-15 <= clamp <= 1e15:

@@ -118,11 +118,21 @@ def alike(*tables: Tensor | None) -> list[Any]:
 
 
 def pointer(x: Tensor | None) -> int | None:
-    """Where the numbers of a contiguous tensor lie."""
+    """Where the numbers of a contiguous tensor lie.
+
+    Raises:
+        TypeError: A tensor without numbers in the memory of the CPU.
+    """
     if x is None:
         return None
     assert x.is_contiguous()
-    return x.data_ptr()
+    address = x.data_ptr()
+    if not x.is_cpu or (address == 0 and x.numel()):
+        raise TypeError(
+            f"compiled code takes plain tensors on the CPU; got {type(x).__name__} on {x.device}; "
+            'convert it, or use backend="native"'
+        )
+    return address
 
 
 def _run(*command: str) -> str:

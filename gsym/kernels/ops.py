@@ -5,12 +5,16 @@ holds the definitions, :mod:`gsym.kernels.native` the fast code, and
 :func:`gsym.kernels.backend` names another. All are deterministic and have derivatives of any order
 in reverse mode (``backward``, ``torch.autograd.grad``); there is no forward mode.
 
+Where a tensor may have leading axes ``[..., ]`` of its own, they are those of ``x``, or there are
+none: then all samples share it. Values are never looked at, which would stop a GPU to wait for it.
+
 Reductions of half precision accumulate in float32 and round once, at the end. Under autocast,
 products take their operands in its type, as ``nn.Linear`` does; reductions keep the type of ``x``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -99,16 +103,16 @@ def gather_segment_sum(
         x: Rows ``[..., n, c]``.
         source: Which row of ``x`` every entry reads, ``e`` entries into ``n`` segments.
         segments: To which segment every entry belongs, in the same order of entries.
-        weight: Factor of every entry, ``[e]``, or ``[..., e]`` where samples have their own; 1
-            where ``None``.
+        weight: Factor of every entry, ``[e]`` or ``[..., e]``; 1 where ``None``.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
         Sums ``[..., num_segments, c]``; an empty segment sums to zero.
 
     Raises:
-        ValueError: Sizes that do not fit each other.
-        TypeError: ``x`` that is not floating point, or a weight of another type.
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: ``x`` that is not floating point, or a weight of another type, outside of
+            autocast.
         BackendUnavailableError: A named back-end that cannot run.
 
     Cost:
@@ -122,24 +126,13 @@ def gather_segment_sum(
         [[1.0], [3.0]]
     """
     _check_segments("x", x, source)
-    entries = segments.index.size(0)
-    if source.index.size(0) != entries:
-        raise ValueError(
-            f"source and segments must index the same entries; got {source.index.size(0)} and "
-            f"{entries}"
-        )
+    _check_pair(source, segments, "entries")
     if weight is not None:
+        _check_device("x", x, "weight", weight)
         if torch.is_autocast_enabled(x.device.type):
             weight = weight.to(x.dtype)
-        if weight.dim() < 1 or weight.size(-1) != entries:
-            raise ValueError(
-                f"weight must hold one number for each of {entries} entries, [..., {entries}]; "
-                f"got {list(weight.shape)}"
-            )
-        if weight.dtype != x.dtype:
-            raise TypeError(
-                f"weight must have the type of x, {x.dtype}; got {weight.dtype}; convert one"
-            )
+        _check_type("x", x, "weight", weight)
+        _check_shape("weight", weight, (segments.index.size(0),), x.shape[:-2])
     return run("gather_segment_sum", backend, x, source, segments, weight)
 
 
@@ -157,17 +150,28 @@ def indexed_linear(
         x: Rows ``[..., r, in]``.
         weight: One matrix per segment, ``[s, in, out]``, or one for all, ``[1, in, out]``.
         tiles: Which rows belong to which segment.
-        shared: One row per segment, ``[..., s, out]``.
+        shared: One row per segment, ``[s, out]`` or ``[..., s, out]``.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
         Rows ``[..., r, out]``.
 
+    Raises:
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: Rows that are not floating point, mixed types, outside of autocast, or ``tiles``
+            that are none.
+        BackendUnavailableError: A named back-end that cannot run.
+
     Cost:
         Besides the result, temporaries of some thousand rows.
     """
+    _check_tiles(tiles)
     _check_rows("x", x, tiles.segments)
-    x, weight, shared = _autocast(x, weight, shared)
+    x, weight, shared = _operands("x", x, {"weight": weight, "shared": shared})
+    count = tiles.segments.pointers.size(0) - 1
+    _check_matrices("weight", weight, count, x.size(-1))
+    if shared is not None:
+        _check_shape("shared", shared, (count, weight.size(2)), x.shape[:-2])
     return run("indexed_linear", backend, x, weight, tiles, shared)
 
 
@@ -179,13 +183,25 @@ def grouped_linear(
     Args:
         x: Groups of rows ``[..., k, r, in]``.
         weight: One matrix per group, ``[k, in, out]``, or one for all, ``[1, in, out]``.
-        shared: One row per group, ``[..., k, out]``.
+        shared: One row per group, ``[k, out]`` or ``[..., k, out]``.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
         Groups of rows ``[..., k, r, out]``.
+
+    Raises:
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: Rows that are not floating point, or mixed types, outside of autocast.
+        BackendUnavailableError: A named back-end that cannot run.
     """
-    x, weight, shared = _autocast(x, weight, shared)
+    _check_floating("x", x)
+    if x.dim() < 3:
+        raise ValueError(f"x must be [..., k, r, in]; got {list(x.shape)}")
+    x, weight, shared = _operands("x", x, {"weight": weight, "shared": shared})
+    count = x.size(-3)
+    _check_matrices("weight", weight, count, x.size(-1))
+    if shared is not None:
+        _check_shape("shared", shared, (count, weight.size(2)), x.shape[:-3])
     return run("grouped_linear", backend, x, weight, shared)
 
 
@@ -215,10 +231,19 @@ def cluster_linear(
 
     Returns:
         Rows ``[..., r, out]``.
+
+    Raises:
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: Rows that are not floating point, mixed types, outside of autocast, sizes of
+            less than float32, or ``tiles`` that are none.
+        BackendUnavailableError: A named back-end that cannot run.
     """
-    if tiles is not None:
-        _check_rows("x", x, tiles.segments)
-    x, weight, matrix, bias = _autocast(x, weight, matrix, bias)
+    _check_sizes(x, sizes, tiles)
+    x, weight, matrix, bias = _operands("x", x, {"weight": weight, "matrix": matrix, "bias": bias})
+    count, width = sizes.size(0), x.size(-1)
+    _check_matrices("weight", weight, count, width)
+    _check_shape("matrix", matrix, (count * width, count * weight.size(2)))
+    _check_shape("bias", bias, (count, weight.size(2)))
     return run("cluster_linear", backend, x, weight, matrix, bias, sizes, tiles)
 
 
@@ -256,7 +281,8 @@ def edge_mlp_sum(
         segments: The receiver of every edge; the edges are sorted by it.
         weight: W ``[h, h]``, as ``nn.Linear`` stores it.
         bias: b ``[h]``.
-        pos: x, coordinates ``[..., n, d]``; without them there are neither distances nor moves.
+        pos: x, coordinates ``[n, d]`` or ``[..., n, d]``; without them there are neither distances
+            nor moves.
         distance: w, weight of the squared distance, ``[h]``; goes with ``pos``.
         edge_attr: Attributes a of every edge, ``[e, a]`` or ``[..., e, a]``, and A ``[h, a]``.
         gate: Weight ``[1, h]`` and bias ``[1]`` of an attention: m is multiplied by the sigmoid of
@@ -274,9 +300,9 @@ def edge_mlp_sum(
         A node without edges gets zeros.
 
     Raises:
-        ValueError: Sizes that do not fit each other, edges that are not sorted by receiver,
-            ``coord`` without ``pos``, or only one of ``pos`` and ``distance``.
-        TypeError: Mixed types, outside of autocast.
+        ValueError: Sizes or devices that do not fit each other, edges that are not sorted by
+            receiver, ``coord`` without ``pos``, or only one of ``pos`` and ``distance``.
+        TypeError: Nodes that are not floating point, or mixed types, outside of autocast.
         BackendUnavailableError: A named back-end that cannot run.
 
     Cost:
@@ -288,28 +314,29 @@ def edge_mlp_sum(
         Satorras, Hoogeboom, Welling, arXiv 2102.09844, equations 3 to 5, the first linear map
         split into its parts for either end.
     """
-    tensors: dict[str, Any] = {
-        "sender": sender,
-        "weight": weight,
-        "bias": bias,
-        "distance": distance,
-        "edge_attr": edge_attr,
-        "gate": gate,
-        "coord": coord,
-    }
-    dtype = receiver.dtype
-    if torch.is_autocast_enabled(receiver.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(receiver.device.type)
-        receiver = receiver.to(dtype)
-        tensors = {name: _to(value, dtype) for name, value in tensors.items()}
-    elif pos is not None and pos.dtype != dtype:
-        raise TypeError(f"pos must have the type of receiver, {dtype}; got {pos.dtype}")
-    _check_edges(receiver, source, segments, pos, **tensors)
-    sender, weight, bias = (tensors.pop(name) for name in ("sender", "weight", "bias"))
-    args = (receiver, sender, source, segments, weight, bias)
+    groups = {"edge_attr": edge_attr, "gate": gate, "coord": coord}
+    operands: dict[str, Tensor | None] = {"sender": sender, "weight": weight, "bias": bias}
+    if distance is not None:
+        operands["distance"] = distance
+    for group, parts in _PARTS.items():
+        if groups[group] is not None:
+            operands |= _named_parts(group, groups[group], parts)
+    _check_segments("receiver", receiver, segments)
+    if pos is not None:
+        _check_segments("pos", pos, segments)
+        if not _casts(receiver):  # autocast leaves coordinates as they are
+            _check_type("receiver", receiver, "pos", pos)
+    receiver, *values = _operands("receiver", receiver, operands)
+    given = dict(zip(operands, values, strict=True))
+    _check_edges(receiver, source, segments, pos, given)
     check_clamp(clamp)
-    options = {"normalize": normalize, "tanh": tanh, "clamp": clamp, "mean": mean}
-    return run("edge_mlp_sum", backend, *args, **{"pos": pos, **tensors, **options})
+    args = (receiver, given["sender"], source, segments, given["weight"], given["bias"])
+    options: dict[str, Any] = {"pos": pos, "distance": given.get("distance")}
+    for group, parts in _PARTS.items():
+        held = groups[group] is not None
+        options[group] = tuple(given[part] for part in parts) if held else None
+    options |= {"normalize": normalize, "tanh": tanh, "clamp": clamp, "mean": mean}
+    return run("edge_mlp_sum", backend, *args, **options)
 
 
 def row_mlp(
@@ -347,7 +374,11 @@ def row_mlp(
         >>> row_mlp(torch.zeros(5, 2), first, last).shape
         torch.Size([5, 1])
     """
-    _check_shared_rows(x)
+    _check_free_rows(x)
+    operands = {"beside": beside}
+    operands |= _named_parts("first", first, ("first", "the bias of first"))
+    operands |= _named_parts("last", last, ("last", "the bias of last"))
+    x, beside, *weights = _operands("x", x, operands)
     width = x.size(-1)
     if beside is not None:
         if beside.shape[:-1] != x.shape[:-1]:
@@ -355,12 +386,10 @@ def row_mlp(
                 f"beside must have the rows of x, {list(x.shape[:-1])}; got {list(beside.shape)}"
             )
         width += beside.size(-1)
-    _check_shared("first", *first, width)
-    _check_shared("last", *last, first[0].size(-1))
-    operands = {"beside": beside, "first": first[0], "the bias of first": first[1]}
-    operands |= {"last": last[0], "the bias of last": last[1]}
-    x, beside, *weights = _alike(x, operands)
-    return run("row_mlp", backend, x, tuple(weights[:2]), tuple(weights[2:]), beside)
+    first, last = (weights[0], weights[1]), (weights[2], weights[3])
+    _check_map("first", *first, width)
+    _check_map("last", *last, first[0].size(2))
+    return run("row_mlp", backend, x, first, last, beside)
 
 
 def linear_pair(
@@ -392,11 +421,11 @@ def linear_pair(
         >>> y[0].tolist(), z[0].tolist()
         ([3.0, 3.0, 3.0], [-2.0, -2.0, -2.0])
     """
-    _check_shared_rows(x)
-    _check_shared("weight", weight, bias, x.size(-1))
-    if other.shape != weight.shape:
-        raise ValueError(f"other must be {list(weight.shape)}; got {list(other.shape)}")
-    x, weight, bias, other = _alike(x, {"weight": weight, "bias": bias, "other": other})
+    _check_free_rows(x)
+    operands = {"weight": weight, "bias": bias, "other": other}
+    x, weight, bias, other = _operands("x", x, operands)
+    _check_map("weight", weight, bias, x.size(-1))
+    _check_shape("other", other, weight.shape)
     return run("linear_pair", backend, x, weight, bias, other)
 
 
@@ -405,58 +434,71 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: str = "a
 
     Args:
         x: Rows ``[..., r, c]``.
-        order: A permutation of the rows, int64 ``[r]``.
+        order: A permutation of the rows, int64 ``[r]``. That it is one is not checked; a row that
+            is not there is an error of torch, on CUDA one that ends the process.
         inverse: Its inverse, by which gradients are gathered instead of scattered.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
         Rows ``[..., r, c]``.
+
+    Raises:
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: Tables of another type.
+        BackendUnavailableError: A named back-end that cannot run.
     """
+    _check_tensor("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x must be [..., r, c]; got {list(x.shape)}")
+    for name, table in (("order", order), ("inverse", inverse)):
+        _check_device("x", x, name, table)
+        if table.dtype != torch.int64:
+            raise TypeError(f"{name} must be torch.int64; got {table.dtype}; convert with .long()")
+        _check_shape(name, table, (x.size(-2),))
     return run("permute_rows", backend, x, order, inverse)
 
 
-def _check_shared(name: str, weight: Tensor, bias: Tensor, width: int) -> None:
-    if weight.dim() != 3 or weight.shape[:2] != (1, width):
-        raise ValueError(f"{name} must be [1, {width}, out]; got {list(weight.shape)}")
-    if bias.shape != (1, weight.size(2)):
-        raise ValueError(
-            f"the bias of {name} must be [1, {weight.size(2)}]; got {list(bias.shape)}"
+# How messages name the tensors that come in one argument.
+_PARTS = {
+    "edge_attr": ("edge_attr", "the weight of edge_attr"),
+    "gate": ("gate", "the bias of gate"),
+    "coord": ("coord", "the bias of coord", "the last weight of coord"),
+}
+
+
+def _named_parts(name: str, value: Any, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
+    if not isinstance(value, tuple):
+        raise TypeError(
+            f"{name} must be a tuple of {len(parts)} tensors; got {type(value).__name__}"
         )
+    if len(value) != len(parts):
+        raise ValueError(f"{name} must be a tuple of {len(parts)} tensors; got {len(value)}")
+    for part, tensor in zip(parts, value, strict=True):
+        _check_tensor(part, tensor)
+    return dict(zip(parts, value, strict=True))
 
 
-def _check_shared_rows(x: Tensor) -> None:
-    if x.dim() < 2:
-        raise ValueError(f"x must be [..., r, in]; got {list(x.shape)}")
-    _check_floating("x", x)
+def _operands(of: str, x: Tensor, operands: Mapping[str, Tensor | None]) -> list[Any]:
+    """The operands of a product, ``x`` before the others, in the type of autocast where it is on.
 
-
-def _autocast(x: Tensor, *operands: Tensor | None) -> list[Any]:
-    """The operands of a product in the type of autocast, where that is on."""
-    operands = (x, *operands)
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
-        return list(operands)
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return [None if value is None else value.to(dtype) for value in operands]
-
-
-def _alike(x: Tensor, operands: dict[str, Tensor | None]) -> list[Any]:
-    """As :func:`_autocast`; compiled code is given addresses, and does not see what lies there."""
+    Compiled code is given addresses, and does not see what lies there.
+    """
     for name, value in operands.items():
-        if value is not None and value.device != x.device:
-            raise ValueError(f"{name} is on {value.device} but x on {x.device}; move one of them")
-    x, *values = _autocast(x, *operands.values())
-    for name, value in zip(operands, values, strict=True):
-        if value is not None and value.dtype != x.dtype:
-            raise TypeError(
-                f"{name} must have the type of x, {x.dtype}; got {value.dtype}; convert one"
-            )
-    return [x, *values]
+        if value is not None:
+            _check_device(of, x, name, value)
+    values = [x, *operands.values()]
+    if _casts(x):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return [None if value is None else value.to(dtype) for value in values]
+    for name, value in operands.items():
+        if value is not None:
+            _check_type(of, x, name, value)
+    return values
 
 
-def _to(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, tuple):
-        return tuple(part.to(dtype) for part in value)
-    return None if value is None else value.to(dtype)
+def _casts(x: Tensor) -> bool:
+    """Whether autocast takes products with ``x`` in its own type."""
+    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
 
 
 def _check_edges(
@@ -464,82 +506,160 @@ def _check_edges(
     source: Segments,
     segments: Segments,
     pos: Tensor | None,
-    **tensors: Any,
+    given: dict[str, Tensor],
 ) -> None:
-    """Sizes and types of what :func:`edge_mlp_sum` takes."""
-    _check_segments("receiver", receiver, segments)
-    _check_segments("sender", tensors["sender"], source)
-    h, entries = receiver.size(-1), segments.index.size(0)
+    """Sizes of what :func:`edge_mlp_sum` takes."""
+    _check_segments("sender", given["sender"], source)
+    _check_pair(source, segments, "edges")
     if not segments.is_sorted:
         raise ValueError(
             "edges must be sorted by receiver; sort them with segments.order, and edge_attr alike"
         )
-    if source.index.size(0) != entries:
-        raise ValueError(
-            f"source and segments must index the same edges; got {source.index.size(0)} and "
-            f"{entries}"
-        )
-    if pos is not None:
-        _check_segments("pos", pos, segments)
-        _check_segments("pos", pos, source)
-    if (pos is None) != (tensors["distance"] is None):
+    if (pos is None) != ("distance" not in given):
         raise ValueError("pos and distance go together; give both or neither")
-    if pos is None and tensors["coord"] is not None:
+    if pos is None and "coord" in given:
         raise ValueError("coord, which moves coordinates, needs pos")
+    batch, h, entries = receiver.shape[:-2], receiver.size(-1), segments.index.size(0)
+    if pos is not None:
+        _check_shape("pos", pos, (receiver.size(-2), pos.size(-1)), batch)
     attributes = 0
-    if tensors["edge_attr"] is not None:
-        attr = tensors["edge_attr"][0]
-        attributes = attr.size(-1)
-        if attr.dim() < 2 or attr.size(-2) != entries or attributes == 0:
+    if "edge_attr" in given:
+        attr = given["edge_attr"]
+        if attr.dim() < 2 or attr.size(-1) == 0:
             raise ValueError(
                 f"edge_attr must be [..., {entries}, a], a at least 1; got {list(attr.shape)}"
             )
-    shapes: dict[str, tuple[tuple[int, ...] | None, ...]] = {
-        "sender": (receiver.shape,),
-        "weight": ((h, h),),
-        "bias": ((h,),),
-        "distance": ((h,),),
-        "edge_attr": (None, (h, attributes)),
-        "gate": ((1, h), (1,)),
-        "coord": ((h, h), (h,), (1, h)),
+        attributes = attr.size(-1)
+        _check_shape("edge_attr", attr, (entries, attributes), batch)
+    shapes = {
+        "sender": receiver.shape,
+        "weight": (h, h),
+        "bias": (h,),
+        "distance": (h,),
+        "the weight of edge_attr": (h, attributes),
+        "gate": (1, h),
+        "the bias of gate": (1,),
+        "coord": (h, h),
+        "the bias of coord": (h,),
+        "the last weight of coord": (1, h),
     }
-    for name, value in tensors.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, tuple) else (value,)
-        for part, shape in zip(values, shapes[name], strict=True):
-            if shape is not None and part.shape != shape:
-                raise ValueError(f"{name} must be {list(shape)} here; got {list(part.shape)}")
-            if part.device != receiver.device:
-                raise ValueError(
-                    f"{name} is on {part.device} but receiver on {receiver.device}; "
-                    "move one of them"
-                )
-            if part.dtype != receiver.dtype:
-                raise TypeError(
-                    f"{name} must have the type of receiver, {receiver.dtype}; got {part.dtype}"
-                )
+    for name, shape in shapes.items():
+        if name in given:
+            _check_shape(name, given[name], shape)
+
+
+def _check_sizes(x: Tensor, sizes: Tensor, tiles: Tiles | None) -> None:
+    """What :func:`cluster_linear` takes for its clusters."""
+    _check_free_rows(x)
+    _check_device("x", x, "sizes", sizes)
+    if not sizes.is_floating_point() or sizes.dtype.itemsize < 4:
+        raise TypeError(f"sizes must be torch.float32 or torch.float64; got {sizes.dtype}")
+    if sizes.dim() != 1:
+        raise ValueError(f"sizes must be [k]; got {list(sizes.shape)}")
+    count = sizes.size(0)
+    if tiles is not None:
+        _check_tiles(tiles)
+        _check_rows("x", x, tiles.segments)
+        _check_shape("sizes", sizes, (tiles.segments.pointers.size(0) - 1,))
+    elif count == 0 or x.size(-2) % count:
+        raise ValueError(
+            f"without tiles the {x.size(-2)} rows of x must be equal runs, one for each of "
+            f"{count} sizes; give tiles"
+        )
+
+
+def _check_map(name: str, weight: Tensor, bias: Tensor, width: int) -> None:
+    _check_matrices(name, weight, 1, width)
+    _check_shape(f"the bias of {name}", bias, (1, weight.size(2)))
+
+
+def _check_matrices(name: str, weight: Tensor, count: int, width: int) -> None:
+    _check_tensor(name, weight)
+    if weight.dim() != 3 or weight.size(0) not in (1, count) or weight.size(1) != width:
+        one = "" if count == 1 else f", or [1, {width}, out] for all"
+        raise ValueError(f"{name} must be [{count}, {width}, out]{one}; got {list(weight.shape)}")
+
+
+def _check_free_rows(x: Tensor) -> None:
+    _check_floating("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x must be [..., r, in]; got {list(x.shape)}")
+
+
+def _check_pair(source: Segments, segments: Segments, what: str) -> None:
+    """Two indices of the same entries, which lie side by side."""
+    _check_index(segments)
+    _check_device("source", source.index, "segments", segments.index)
+    if source.index.size(0) != segments.index.size(0):
+        raise ValueError(
+            f"source and segments must index the same {what}; got {source.index.size(0)} and "
+            f"{segments.index.size(0)}"
+        )
 
 
 def _check_rows(name: str, x: Tensor, segments: Segments) -> None:
+    _check_index(segments)
     _check(name, x, segments.index.size(0), "the index has one entry per row", segments)
 
 
 def _check_segments(name: str, y: Tensor, segments: Segments) -> None:
+    _check_index(segments)
     _check(name, y, segments.pointers.size(0) - 1, "there is one row per segment", segments)
 
 
 def _check(name: str, x: Tensor, rows: int, why: str, segments: Segments) -> None:
     """Shapes and types only; values would cost a device synchronisation."""
+    _check_floating(name, x)
     if x.dim() < 2 or x.size(-2) != rows:
         raise ValueError(f"{name} must be [..., {rows}, c], as {why}; got {list(x.shape)}")
-    _check_floating(name, x)
-    if x.device != segments.index.device:
-        raise ValueError(
-            f"{name} is on {x.device} but its index on {segments.index.device}; move one of them"
+    _check_device("its index", segments.index, name, x)
+
+
+def _check_index(segments: Segments) -> None:
+    if not isinstance(segments, Segments):
+        raise TypeError(
+            f"an index must be Segments; got {type(segments).__name__}; make them with "
+            "Segments.from_index(index, num_segments)"
         )
 
 
+def _check_tiles(tiles: Tiles) -> None:
+    if not isinstance(tiles, Tiles):
+        raise TypeError(
+            f"tiles must be Tiles; got {type(tiles).__name__}; make them with "
+            "Tiles(segments, in_channels, out_channels)"
+        )
+
+
+def _check_shape(
+    name: str, value: Tensor, own: tuple[int, ...], batch: tuple[int, ...] = ()
+) -> None:
+    """``own``, or that behind the leading axes of what it goes with."""
+    _check_tensor(name, value)
+    if value.shape != own and value.shape != (*batch, *own):
+        more = f" or {[*batch, *own]}" if batch else ""
+        raise ValueError(f"{name} must be {list(own)}{more}; got {list(value.shape)}")
+
+
+def _check_type(of: str, x: Tensor, name: str, value: Tensor) -> None:
+    if value.dtype != x.dtype:
+        raise TypeError(
+            f"{name} must have the type of {of}, {x.dtype}; got {value.dtype}; convert one"
+        )
+
+
+def _check_device(of: str, x: Tensor, name: str, value: Tensor) -> None:
+    _check_tensor(name, value)
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device} but {of} on {x.device}; move one of them")
+
+
 def _check_floating(name: str, x: Tensor) -> None:
+    _check_tensor(name, x)
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point; got {x.dtype}; convert it with .float()")
+
+
+def _check_tensor(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsym._validate import check_segment_index
+
 # Rows that a product takes at a time: they and their products stay in the cache, and their memory
 # is used again, where a temporary of full size costs a page fault per page.
 BLOCK_ROWS = 2**14
@@ -37,7 +39,8 @@ class Segments(_Tables):
     """A static index of rows into segments, sorted once.
 
     A module only so that its tables move with the layer that holds it; it has no parameters or
-    buffers and adds nothing to a ``state_dict``.
+    buffers and adds nothing to a ``state_dict``. :meth:`from_index` checks every value; the
+    constructor, for an index known to be in range, does what takes no further pass over it.
 
     Attributes:
         num_segments: Number of segments; a segment may be empty.
@@ -55,7 +58,13 @@ class Segments(_Tables):
 
     def __init__(self, index: Tensor, num_segments: int) -> None:
         super().__init__()
+        num_segments = check_segment_index(index, num_segments)
         counts = torch.bincount(index, minlength=num_segments)
+        if counts.size(0) != num_segments:
+            raise ValueError(
+                f"a segment index must lie in 0..{num_segments - 1}; "
+                f"got values up to {counts.size(0) - 1}"
+            )
         self.num_segments = num_segments
         self._columns: tuple[Tensor, Tensor, Tensor] | None = None
         self.is_sorted = bool((index.diff() >= 0).all())
@@ -70,12 +79,11 @@ class Segments(_Tables):
         """Sort ``index``, int64 or int32 ``[e]`` with values in ``0..num_segments-1``.
 
         Raises:
-            ValueError: A value outside the range, or an index of another shape or type.
+            ValueError: A value outside the range, or an index of another shape or type, or on the
+                device "meta", which has no values.
+            TypeError: An index that is no tensor.
         """
-        if index.dtype not in (torch.int64, torch.int32) or index.dim() != 1:
-            raise ValueError(
-                f"a segment index must be int64 or int32 [e]; got {index.dtype} {list(index.shape)}"
-            )
+        num_segments = check_segment_index(index, num_segments)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_segments:
             raise ValueError(
                 f"a segment index must lie in 0..{num_segments - 1}; "
@@ -126,6 +134,8 @@ class Tiles(_Tables):
 
     def __init__(self, segments: Segments, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        if not isinstance(segments, Segments):
+            raise TypeError(f"segments must be Segments; got {type(segments).__name__}")
         self.segments = segments
         device, count, k = segments.index.device, segments.index.numel(), segments.num_segments
         # Some rows of every segment in a block, lest most of the places were filled up.

@@ -438,8 +438,8 @@ def test_no_tensor_of_all_edges():
     source, segments = (
         Segments.from_index(torch.randint(n, (e,)).sort().values, n) for _ in range(2)
     )
-    tensors = {"receiver": (n, h), "sender": (n, h), "weight": (h, h), "bias": (h,)}
-    tensors |= {"pos": (n, D), "distance": (h,)}
+    tensors = {"receiver": (1, n, h), "sender": (1, n, h), "weight": (h, h), "bias": (h,)}
+    tensors |= {"pos": (1, n, D), "distance": (h,)}
     tensors |= {"coord": (h, h), "coord_bias": (h,), "coord_last": (1, h)}
     leaves = {name: torch.randn(shape, requires_grad=True) for name, shape in tensors.items()}
 
@@ -585,3 +585,58 @@ class TestBadInput:
     def test_parts_that_go_together(self):
         self.rejects(ValueError, "pos and distance go together", distance=None)
         self.rejects(ValueError, "needs pos", distance=None, pos=None)
+
+    @pytest.mark.parametrize(
+        ("name", "shape"), [("pos", (9, D)), ("attr", (65, A))], ids=["pos", "attributes"]
+    )
+    def test_leading_axes(self, name, shape):
+        said = {"attr": "edge_attr"}.get(name, name)
+        own, whole = (", ".join(map(str, s)) for s in (shape, (3, *shape)))
+        message = rf"{said} must be \[{own}\] or \[{whole}\]; got \[2, {own}\]"
+        self.rejects(ValueError, message, **{name: torch.zeros(2, *shape).double()})
+
+    @pytest.mark.parametrize("name", ["pos", "attr"])
+    def test_samples_may_share_what_has_no_leading_axes(self, name, path):
+        tables, tensors, options = make_case("moves" if name == "pos" else "all", "65 edges")
+        tensors[name] = tensors[name].detach()[0].requires_grad_()
+        assert_parity(path, tables, tensors, options)
+
+    @pytest.mark.parametrize(
+        ("group", "count"), [("edge_attr", 2), ("gate", 2), ("coord", 3)], ids=str
+    )
+    def test_parts_of_one_argument(self, group, count):
+        (source, segments), tensors, _ = make_case("all", "65 edges")
+        p, q, weight, bias = (tensors[n] for n in ("receiver", "sender", "weight", "bias"))
+        given = {"pos": tensors["pos"], "distance": tensors["distance"]}
+        for error, value, message in (
+            (ValueError, (bias,) * (count - 1), f"{count} tensors; got {count - 1}"),
+            (ValueError, (bias,) * (count + 1), f"{count} tensors; got {count + 1}"),
+            (TypeError, bias, f"{group} must be a tuple of {count} tensors; got Tensor"),
+            (TypeError, [bias] * count, f"{group} must be a tuple of {count} tensors; got list"),
+            (TypeError, (bias, *[None] * (count - 1)), f"of {group} must be a tensor; got None"),
+        ):
+            more = given | {group: value}
+            with pytest.raises(error, match=message):
+                kernels.edge_mlp_sum(p, q, source, segments, weight, bias, **more)
+
+    @pytest.mark.parametrize("name", ["sender", "pos", "receiver"])
+    def test_nodes_elsewhere(self, name):
+        _, tensors, _ = make_case("all", "65 edges")
+        message = f"{name} is on meta but (its index|receiver) on cpu"
+        self.rejects(ValueError, message, **{name: tensors[name].to("meta")})
+
+    def test_an_index_elsewhere_or_of_another_kind(self):
+        source, segments = make_edges("65 edges")
+        tables = (source.index, segments), (source, segments.index)
+        for given in tables:
+            self.rejects(TypeError, "an index must be Segments; got Tensor", tables=given)
+        moved = make_edges("65 edges")[0].to("meta")
+        self.rejects(ValueError, "on meta", tables=(moved, segments))
+
+    def test_what_must_be_there(self):
+        (source, segments), tensors, _ = make_case("messages", "65 edges")
+        p, q, weight, bias = tensors.values()
+        with pytest.raises(TypeError, match="weight must be a tensor; got NoneType"):
+            kernels.edge_mlp_sum(p, q, source, segments, None, bias)
+        with pytest.raises(TypeError, match=r"receiver must be floating point; got torch\.int64"):
+            kernels.edge_mlp_sum(p.long(), q, source, segments, weight, bias)

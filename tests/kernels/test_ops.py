@@ -142,7 +142,8 @@ def case(op, index, layout="plain", dtype=torch.float64, channels=(3, 2)):
         if op == "cluster_linear":
             counts = torch.full((s,), 2) if runs else segments.pointers.diff().clamp(min=1)
             matrix, bias = parameter(s * c, s * out, dtype=dtype), parameter(s, out, dtype=dtype)
-            args = (x, weight, matrix, bias, counts.to(dtype), tiles)
+            sizes = counts.to(torch.promote_types(dtype, torch.float32))
+            args = (x, weight, matrix, bias, sizes, tiles)
             return op, args, {**leaves, "matrix": matrix, "bias": bias}
         shared = None
         if variant == "shared":
@@ -910,6 +911,40 @@ class TestCompiledRows:
         assert abs(float(y[0]) - exact) < 5e-5 * exact  # a running sum errs by a hundredth
 
 
+class TestSharedOperands:
+    """What all samples, or all segments, have in common."""
+
+    @pytest.mark.parametrize("backend", ["reference", "native", "cpp"], indirect=True)
+    @pytest.mark.parametrize(
+        "op",
+        [
+            *("indexed_linear shared", "grouped_linear shared"),
+            *("cluster_linear tiles", "cluster_linear runs"),
+        ],
+    )
+    def test_one_matrix_for_all(self, backend, op):
+        name, args, _ = case(op, "unsorted")
+        args = [args[0], parameter(1, 3, 2), *args[2:]]
+        assert_parity(on(backend, name), name, args, torch.float64)
+
+    @pytest.mark.parametrize("backend", ["reference", "native", "cpp"], indirect=True)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("op", ["indexed_linear shared", "grouped_linear shared"])
+    def test_one_row_for_all_samples(self, backend, op, layout):
+        name, args, _ = case(op, "unsorted", layout)
+        args = [*args[:-1], parameter(3, 2)]
+        assert_parity(on(backend, name), name, args, torch.float64)
+
+    @pytest.mark.parametrize("op", ["grouped_linear shared", "cluster_linear runs"])
+    def test_autocast_takes_weights_of_another_type(self, op):
+        name, args, _leaves = case(op, "unsorted", dtype=torch.float32)
+        args = [args[0], args[1].double(), *args[2:]]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = primitive(kernels, name)(*args)
+        assert y.dtype == torch.bfloat16
+        assert_near(y, primitive(reference, name)(*widened(args)), 4e-2, "value")
+
+
 # Of 16 channels, whole vectors in float32 and float64.
 LOOPS = {
     "segment_sum": True,
@@ -1022,6 +1057,140 @@ class TestBackends:
             getattr(kernels, name)(*args, backend=backend)
 
 
+def meta(value):
+    return value.to("meta")
+
+
+def wider(value):
+    return torch.cat([value, value[..., :1]], dim=-1)
+
+
+def less(value):
+    return value[..., :-1]
+
+
+def fewer(value):
+    return value[..., :-1, :]
+
+
+def more_rows(value):
+    return torch.cat([value, value[..., :1, :]], dim=-2)
+
+
+def two_samples(value):
+    return value[:2]
+
+
+def doubled(value):
+    return torch.cat([value, value])
+
+
+def like(argument):
+    """What holds for every operand of a product."""
+    return [
+        (argument, meta, ValueError, f"{argument} is on meta but x on cpu; move one of them"),
+        (argument, torch.Tensor.float, TypeError, f"{argument} must have the type of x, torch.fl"),
+        (argument, torch.Tensor.long, TypeError, f"{argument} must have the type of x, torch.fl"),
+        (argument, torch.Tensor.tolist, TypeError, f"{argument} must be a tensor; got list"),
+    ]
+
+
+# What every primitive refuses: argument, change, error, message. Three samples, seven rows, three
+# segments, 3 channels in and 2 out; runs are of two rows.
+MATRICES = [
+    *like("weight"),
+    ("weight", doubled, ValueError, r"weight must be \[3, 3, out\], or \[1, 3, out\] .*\[6, 3, 2"),
+    ("weight", more_rows, ValueError, r"weight must be \[3, 3, out\].*; got \[3, 4, 2\]"),
+    ("weight", fewer, ValueError, r"weight must be \[3, 3, out\].*; got \[3, 2, 2\]"),
+    ("weight", lambda w: w[:, :1], ValueError, r"weight must be \[3, 3, out\].*; got \[3, 1, 2\]"),
+    ("weight", lambda w: w[:2], ValueError, r"weight must be \[3, 3, out\].*; got \[2, 3, 2\]"),
+    ("weight", lambda w: w[0], ValueError, r"weight must be \[3, 3, out\].*; got \[3, 2\]"),
+    ("weight", lambda w: None, TypeError, "weight must be a tensor; got NoneType"),
+    ("x", torch.Tensor.long, TypeError, "x must be floating point; got torch.int64; convert"),
+    ("x", torch.Tensor.tolist, TypeError, "x must be a tensor; got list"),
+    ("x", meta, ValueError, "(x is on meta but its index on cpu|is on cpu but x on meta)"),
+    ("x", lambda x: x[0, 0], ValueError, r"x must be \[\.\.\., .*; got"),
+    ("x", wider, ValueError, r"weight must be \[3, 4, out\]"),
+]
+SHARED = [
+    *like("shared"),
+    ("shared", wider, ValueError, r"shared must be \[3, 2\] or \[3, 3, 2\]; got \[3, 3, 3\]"),
+    ("shared", less, ValueError, r"shared must be .*; got \[3, 3, 1\]"),
+    ("shared", fewer, ValueError, r"shared must be .*; got \[3, 2, 2\]"),
+    ("shared", more_rows, ValueError, r"shared must be .*; got \[3, 4, 2\]"),
+    ("shared", two_samples, ValueError, r"shared must be .*; got \[2, 3, 2\]"),
+    ("shared", lambda y: y[0, 0], ValueError, r"shared must be .*; got \[2\]"),
+]
+TILES = [
+    ("tiles", lambda t: t.segments, TypeError, "tiles must be Tiles; got Segments; make them with"),
+    ("tiles", lambda t: make_index("63 rows"), TypeError, "tiles must be Tiles; got Segments"),
+    ("tiles", lambda t: Tiles(make_index("63 rows"), 3, 2), ValueError, r"x must be .* 63, c\]"),
+    ("tiles", lambda t: t.to("meta"), ValueError, "x is on cpu but its index on meta"),
+]
+CLUSTERS = [
+    *MATRICES,
+    *like("matrix"),
+    *like("bias"),
+    ("matrix", wider, ValueError, r"matrix must be \[9, 6\]; got \[9, 7\]"),
+    ("matrix", fewer, ValueError, r"matrix must be \[9, 6\]; got \[8, 6\]"),
+    ("bias", wider, ValueError, r"bias must be \[3, 2\]; got \[3, 3\]"),
+    ("bias", lambda b: b[:1], ValueError, r"bias must be \[3, 2\]; got \[1, 2\]"),
+    ("sizes", meta, ValueError, "sizes is on meta but x on cpu; move one of them"),
+    ("sizes", torch.Tensor.long, TypeError, "must be torch.float32 or torch.float64; got torch.i"),
+    ("sizes", torch.Tensor.half, TypeError, "torch.float32 or torch.float64; got torch.float16"),
+    ("sizes", lambda s: s[None], ValueError, r"sizes must be \[k\]; got \[1, 3\]"),
+]
+PERMUTATIONS = [
+    (name, change, error, f"{name} {message}")
+    for name in ("order", "inverse")
+    for change, error, message in (
+        (meta, ValueError, "is on meta but x on cpu; move one of them"),
+        (torch.Tensor.int, TypeError, r"must be torch\.int64; got torch\.int32; convert with"),
+        (torch.Tensor.double, TypeError, r"must be torch\.int64; got torch\.float64"),
+        (less, ValueError, r"must be \[7\]; got \[6\]"),
+        (wider, ValueError, r"must be \[7\]; got \[8\]"),
+        (lambda order: order[None], ValueError, r"must be \[7\]; got \[1, 7\]"),
+        (torch.Tensor.tolist, TypeError, "must be a tensor; got list"),
+    )
+]
+ENTRIES = [
+    *like("weight"),
+    ("weight", two_samples, ValueError, r"weight must be \[7\] or \[3, 7\]; got \[2, 7\]"),
+    ("weight", less, ValueError, r"weight must be \[7\] or \[3, 7\]; got \[3, 6\]"),
+    (
+        "segments",
+        lambda s: make_index("unsorted").to("meta"),
+        ValueError,
+        "segments is on meta but source on cpu",
+    ),
+    ("segments", lambda s: s.index, TypeError, "an index must be Segments; got Tensor; make them"),
+    ("source", lambda s: s.index, TypeError, "an index must be Segments; got Tensor"),
+    ("source", lambda s: make_index((7, 5)).to("meta"), ValueError, "x is on cpu but its index on"),
+    ("x", meta, ValueError, "x is on meta but its index on cpu"),
+]
+BAD = {
+    "gather_segment_sum weights per sample": ENTRIES,
+    "indexed_linear shared": [*MATRICES, *SHARED, *TILES],
+    "grouped_linear shared": [*MATRICES, *SHARED],
+    "cluster_linear tiles": [
+        *CLUSTERS,
+        *TILES,
+        ("sizes", less, ValueError, r"sizes must be \[3\]; got \[2\]"),
+    ],
+    "cluster_linear runs": [
+        *CLUSTERS,
+        ("sizes", wider, ValueError, "the 6 rows of x must be equal runs, one for each of 4 sizes"),
+        ("sizes", lambda s: s[:0], ValueError, "the 6 rows of x .* one for each of 0 sizes"),
+    ],
+    "permute_rows": [
+        *PERMUTATIONS,
+        ("x", lambda x: x[0, 0], ValueError, r"x must be \[\.\.\., r, c\]; got \[3\]"),
+        ("x", torch.Tensor.tolist, TypeError, "x must be a tensor; got list"),
+        ("x", meta, ValueError, "order is on cpu but x on meta"),
+    ],
+}
+
+
 class TestBadInput:
     @pytest.mark.parametrize("op", ["segment_sum", "segment_mean", "segment_max"])
     def test_of_reductions(self, op):
@@ -1041,16 +1210,60 @@ class TestBadInput:
             kernels.segment_gather(torch.zeros(4, 2), source)
         with pytest.raises(ValueError, match="the same entries; got 7 and 6"):
             kernels.gather_segment_sum(torch.zeros(3, 2), source, target)
-        with pytest.raises(ValueError, match=r"each of 7 entries.*got \[7, 1\]"):
+        with pytest.raises(ValueError, match=r"weight must be \[7\]; got \[7, 1\]"):
             kernels.gather_segment_sum(torch.zeros(3, 2), source, source, torch.zeros(7, 1))
         with pytest.raises(TypeError, match=r"torch\.float32; got torch\.float64"):
             kernels.gather_segment_sum(torch.zeros(3, 2), source, source, torch.zeros(7).double())
 
-    def test_of_an_index(self):
-        with pytest.raises(ValueError, match=r"0\.\.1; got values from 0 to 2"):
-            Segments.from_index(torch.tensor([0, 2]), 2)
-        with pytest.raises(ValueError, match=r"int64 or int32 \[e\]; got torch\.float32"):
-            Segments.from_index(torch.tensor([0.0]), 2)
+    @pytest.mark.parametrize(
+        ("index", "count", "error", "message"),
+        [
+            (torch.tensor([0, 2]), 2, ValueError, r"0\.\.1; got values (from 0 )?(up )?to 2"),
+            (torch.tensor([0.0]), 2, ValueError, r"int64 or int32 \[e\]; got torch\.float32"),
+            (torch.zeros(2, 2).long(), 2, ValueError, r"\[e\]; got torch\.int64 \[2, 2\]"),
+            ([0, 1], 2, TypeError, r"must be a tensor \[e\]; got list"),
+            (torch.tensor([0, 1]), 2.0, ValueError, r"num_segments must be a whole number; got 2"),
+            (torch.tensor([0, 1]), -1, ValueError, "num_segments must not be negative; got -1"),
+            (torch.zeros(0).long(), -1, ValueError, "num_segments must not be negative; got -1"),
+            (torch.tensor([0, 1], device="meta"), 2, ValueError, "values to sort; got one on meta"),
+        ],
+        ids=["range", "type", "shape", "list", "float", "negative", "empty", "meta"],
+    )
+    @pytest.mark.parametrize("make", [Segments.from_index, Segments], ids=["from_index", "plain"])
+    def test_of_an_index(self, make, index, count, error, message):
+        with pytest.raises(error, match=message):
+            make(index, count)
+
+    def test_of_negative_entries(self):
+        with pytest.raises(ValueError, match=r"0\.\.1; got values from -1 to 1"):
+            Segments.from_index(torch.tensor([0, -1, 1]), 2)
+        with pytest.raises(RuntimeError, match="non-negative"):
+            Segments(torch.tensor([0, -1, 1]), 2)
+
+    def test_of_tiles_of_no_segments(self):
+        with pytest.raises(TypeError, match="segments must be Segments; got Tensor"):
+            Tiles(torch.tensor([0, 1]), 3, 2)
+
+    def rejects(self, op, error, message, backends, **changes):
+        name, args, _ = case(op, "unsorted")
+        function = primitive(kernels, name)
+        names = inspect.signature(primitive(reference, name)).parameters
+        given = dict(zip(names, args, strict=True))
+        assert changes.keys() <= given.keys()
+        for backend in backends:
+            with kernels.trace() as ran, pytest.raises(error, match=message):
+                function(**given | changes, backend=backend)
+            assert not ran
+
+    @pytest.mark.parametrize("op", BAD, ids=str)
+    def test_before_any_back_end_runs(self, op):
+        for argument, change, error, message in BAD[op]:
+            _, args, _ = case(op, "unsorted")
+            names = inspect.signature(primitive(reference, op.partition(" ")[0])).parameters
+            value = dict(zip(names, args, strict=True))[argument]
+            value = value.detach() if isinstance(value, torch.Tensor) else value
+            backends = ("auto", "cpp", "native", "reference")
+            self.rejects(op, error, message, backends, **{argument: change(value)})
 
 
 def test_long_segments_of_half_precision_round_once():
