@@ -575,7 +575,9 @@ def _check_map(name: str, weight: Tensor, bias: Tensor, width: int) -> None:
 
 def _check_matrices(name: str, weight: Tensor, count: int, width: int) -> None:
     _check_tensor(name, weight)
-    if weight.dim() != 3 or weight.size(0) not in (1, count) or weight.size(1) != width:
+    # No ``in``: the compiler takes a number and a symbol of the same value for different there.
+    fits = weight.dim() == 3 and (weight.size(0) == 1 or weight.size(0) == count)
+    if not fits or weight.size(1) != width:
         one = "" if count == 1 else f", or [1, {width}, out] for all"
         raise ValueError(f"{name} must be [{count}, {width}, out]{one}; got {list(weight.shape)}")
 

@@ -470,6 +470,29 @@ class TestCompile:
                 assert torch.allclose(a, b)
         assert counter.frame_count <= 3
 
+    @pytest.mark.parametrize(
+        "op", ["indexed_linear shared", "cluster_linear tiles", "grouped_linear shared"]
+    )
+    def test_of_weights_of_a_layer(self, op):
+        # Their sizes are numbers to the compiler, those of tables are symbols.
+        torch._dynamo.reset()
+        name, (x, *rest), _ = case(op, "unsorted")
+        if rest[-1] is not None and "shared" in op:
+            rest[-1] = parameter(3, 2)
+        layer = torch.nn.Module()
+        for i, value in enumerate(rest):
+            kept = isinstance(value, torch.Tensor) and value.requires_grad
+            setattr(layer, f"_{i}", torch.nn.Parameter(value.detach()) if kept else value)
+
+        def forward(x):
+            return primitive(kernels, name)(x, *(getattr(layer, f"_{i}") for i in range(len(rest))))
+
+        layer.forward = forward
+        compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
+        for copies in (2, 3, 5):
+            given = x.detach()[:1].expand(copies, *x.shape[1:]).contiguous()
+            assert torch.equal(compiled(given), forward(given))
+
     def test_the_choice_of_a_back_end_compiles(self):
         name, args, _ = case("gather_segment_sum weighted", "unsorted")
         compiled = torch.compile(getattr(kernels, name), fullgraph=True, backend="eager")
