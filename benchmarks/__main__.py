@@ -131,7 +131,7 @@ def kernels(
 
     Args:
         profile: quick (seconds, judges nothing), standard (all bars, minutes) or full (hours).
-        only: Names of bars with commas between; all bars and all else if empty.
+        only: Names of bars with commas between, and sweep for all else; everything if empty.
         device: cpu or cuda.
         out: Folder of results.
     """

@@ -173,6 +173,7 @@ GOALS = (
 )
 
 BARS = tuple(dict.fromkeys(goal.bar for goal in GOALS))
+SWEEP = "sweep"  # all that is measured beside the bars
 
 HELD_BACK = {
     "C1": "To read the rows takes all the time, as the sum of all entries beside it shows, which "

@@ -23,6 +23,7 @@ from benchmarks.kernels.bars import (
     HELD_BACK,
     HUGE,
     SETTINGS,
+    SWEEP,
 )
 from benchmarks.kernels.cases import CASES, OURS
 from benchmarks.kernels.measure import COPY, GROWTH, PROCESSES, PRODUCT, TURN
@@ -133,12 +134,13 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
 
 
 def _command(out: Path, rows: Sequence[Row]) -> str:
-    """What measured the rows of one run: some bars, or all bars and all else."""
+    """What measured the rows of one run: some bars, all else, or everything."""
     device = f" --device {rows[0].device}" if rows[0].device != "cpu" else ""
     profile = f" --profile {rows[0].profile}" if rows[0].profile != "standard" else ""
-    judged = {row.key for row in rows if row.bar}
-    only = ""
-    if all(row.key in judged for row in rows):
+    judged, only = {row.key for row in rows if row.bar}, ""
+    if not judged:
+        only = f" --only {SWEEP}"
+    elif all(row.key in judged for row in rows):
         bars = {row.bar for row in rows}
         only = f" --only {','.join(bar for bar in BARS if bar in bars)}"
     return f"{COMMAND}{profile}{device}{only} --out {out.as_posix()}"

@@ -27,6 +27,7 @@ from benchmarks.kernels.bars import (
     KEPT,
     PLAIN,
     SETTINGS,
+    SWEEP,
     Size,
 )
 from benchmarks.kernels.cases import CASES, OURS
@@ -75,7 +76,7 @@ def main(
         out: Folder to write to.
         profile: One of `PROFILES`.
         device: ``"cpu"`` or ``"cuda"``.
-        only: Names of bars to measure; all bars and all else if empty.
+        only: Names of bars to measure, and ``"sweep"`` for all else; everything if empty.
 
     Returns:
         Path of the page.
@@ -86,7 +87,7 @@ def main(
     """
     check_names("profile", [profile], PROFILES)
     check_names("device", [device], SETTINGS)
-    check_names("bar", only, BARS)
+    check_names("bar", only, (*BARS, SWEEP))
     for goal in GOALS:
         if goal.bar in only and goal.device != device:
             raise BenchmarkError(f"{goal.bar} is a bar of --device {goal.device}; got {device}")
@@ -123,6 +124,7 @@ def main(
 
 def plan(profile: str, device: str, only: Sequence[str] = ()) -> list[Job]:
     """One job per setting: bars, sweeps, then what the pages of the layers are about."""
+    sweeps = not only or SWEEP in only
     jobs = []
     for setting in SETTINGS[device]:
         first = setting == SETTINGS[device][0]
@@ -133,11 +135,12 @@ def plan(profile: str, device: str, only: Sequence[str] = ()) -> list[Job]:
                 if not only or goal.bar in only:
                     modes.setdefault((goal.case, goal.size), set()).add(goal.mode)
                 bars.add((goal.case, goal.size))
-        if not only and first:
+        if sweeps and first:
+            judged = {(g.case, g.size, g.mode) for g in GOALS if setting in g.settings}
             for key in _swept(profile, device):
-                modes.setdefault(key, set()).add(FORWARD)
-                if profile == "full":
-                    modes[key].add(BOTH)
+                for mode in (FORWARD, BOTH) if profile == "full" else (FORWARD,):
+                    if not only or (*key, mode) not in judged:  # which come with their bars
+                        modes.setdefault(key, set()).add(mode)
             if device == "cpu":
                 for k in PATCHES:
                     modes["GNet, dense", Size(784, k, 28, 64)] = {BOTH}
@@ -155,7 +158,7 @@ def plan(profile: str, device: str, only: Sequence[str] = ()) -> list[Job]:
             )
             for (case, size), wanted in modes.items()
         ]
-        if not only and setting in (PLAIN, KEPT) and profile != "quick":
+        if sweeps and setting in (PLAIN, KEPT) and profile != "quick":
             workloads.append(Workload(GROWTH, Size(10**6, 16, 16), (BOTH,), False))
         if workloads:
             limits = ROUNDS[profile], SECONDS[profile]

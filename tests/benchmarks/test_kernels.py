@@ -226,6 +226,11 @@ def test_the_plan_of_one_bar():
         assert [w.case for w in job.workloads] == cases
         assert [w.modes for w in job.workloads] == [(FORWARD, BOTH), (BOTH,)]
         assert Job.from_json(json.dumps(asdict(job))) == job
+    (sweep,) = (job for job in plan("standard", "cpu", ["sweep"]) if job.setting == PLAIN)
+    planned = {(w.case, w.size.n, mode) for w in sweep.workloads for mode in w.modes}
+    assert ("segment_sum", 10**5, FORWARD) in planned
+    assert ("segment_max", 10**6, FORWARD) in planned  # C3 is about both passes
+    assert ("segment_sum", 10**6, FORWARD) not in planned  # C1
     assert all(w.size.n <= 784 for job in plan("quick", "cpu") for w in job.workloads)
 
 
@@ -297,7 +302,8 @@ def test_the_page_names_the_command_of_every_run(tmp_path):
     gpu = [replace(row, commit="gpu", **cuda) for row in rows]
     write_rows(tmp_path, [*merge(rows, anew), *gpu])
     page = write_page(tmp_path).read_text()
-    commands = {"all": "", "some": " --only C1", "gpu": " --profile full --device cuda"}
+    commands = {"all": " --only sweep", "some": " --only C1"}
+    commands |= {"gpu": " --profile full --device cuda"}
     for commit, options in commands.items():
         found = re.search(rf"by `(?P<command>[^`]*)` on [^`]* at commit {commit}\b", page)
         assert found["command"] == f"python -m benchmarks kernels{options} --out {tmp_path}"
