@@ -370,8 +370,10 @@ def _check_equal(
 ) -> None:
     tolerance = 2e-2 if setting == TF32 else 1e-3
     for place, (a, b) in enumerate(zip(found, expected, strict=True)):
+        # Not the largest error: where rounding turns the sign of an entry before a ReLU, that entry
+        # has another gradient, and both are right.
         a, b = a.flatten(), b.flatten()
-        error = float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) if b.numel() else 0.0
+        error = float((a - b).norm() / b.norm().clamp(min=1e-30)) if b.numel() else 0.0
         if not error <= tolerance:
             raise BenchmarkError(
                 f"{name} differs from gsym by {error:.2g} in tensor {place}, more than "
