@@ -280,13 +280,15 @@ def _draw(out: Path, device: str, rows: Sequence[Row], picture: Picture) -> str 
         and row.variant not in (COPY, PRODUCT)
         and row.case in swept
     ]
-    places = {getattr(row, along) for row in chosen}
-    if len(places) < 2:
+    places = {name: {getattr(r, along) for r in chosen if r.case == name} for name in CASES}
+    cases = [name for name in CASES if len(places[name]) > 2]  # others make no curve
+    if not cases:
         return None
-    cases = [name for name in CASES if any(row.case == name for row in chosen)]
+    chosen = [row for row in chosen if row.case in cases]
+    ticks = sorted(set().union(*(places[name] for name in cases)))
     variants = sorted({row.variant for row in chosen}, key=lambda v: (v != OURS, v))
     colors = dict(zip(variants, itertools.cycle(_COLORS), strict=False))
-    margin = (max(places) / min(places)) ** 0.05
+    margin = (ticks[-1] / ticks[0]) ** 0.05
     height = max(math.ceil(len(cases) / _COLUMNS), 1)
     figure = Figure(figsize=(12, 2.6 * height + 1), layout="constrained")
     grid = figure.subplots(height, _COLUMNS, squeeze=False).flat
@@ -303,9 +305,9 @@ def _draw(out: Path, device: str, rows: Sequence[Row], picture: Picture) -> str 
                 style = {"color": colors[variant], "linewidth": width, "marker": "o"}
                 handles[variant] = axes.plot(*zip(*points, strict=True), markersize=3, **style)[0]
         axes.set_xscale("log")
-        axes.set_xlim(min(places) / margin, max(places) * margin)
+        axes.set_xlim(ticks[0] / margin, ticks[-1] * margin)
         if along == "channels":
-            axes.set_xticks(sorted(places), [str(place) for place in sorted(places)], minor=False)
+            axes.set_xticks(ticks, [str(place) for place in ticks], minor=False)
             axes.set_xticks([], minor=True)
         if column == "roofline":
             axes.set_ylim(0, 1.2)

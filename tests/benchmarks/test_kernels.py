@@ -260,7 +260,7 @@ def some_rows():
     bars[OURS] = replace(bars[OURS], roofline=0.5)
     swept = [
         row
-        for n in (100, 1000)
+        for n in (32, 100, 1000)
         for row in rows_of(
             {OURS: n / 100, "scatter_reduce": n / 50, COPY: 1},
             case="segment_max",
