@@ -125,3 +125,11 @@ def test_importing_builds_nothing():
         "assert not _cpp_library.library.cache_info().currsize"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tensor_without_memory_is_refused():
+    for x in (torch.empty(3, device="meta"), torch.empty(0, device="meta")):
+        with pytest.raises(TypeError, match="plain tensors on the CPU; got Tensor on meta"):
+            _cpp_library.pointer(x)
+    _cpp_library.pointer(torch.empty(0))
+    assert _cpp_library.pointer(None) is None
