@@ -177,7 +177,7 @@ SWEEP = "sweep"  # all that is measured beside the bars
 
 HELD_BACK = {
     "C1": "To read the rows takes all the time, as the sum of all entries beside it shows, which "
-    "reads as much and writes nothing; where two cores share one cache they read no faster.",
+    "reads as much and writes nothing.",
     "C4": "Every step on a block of edges is a call of torch that passes over the block once more.",
     "C5": "The products of the edges run as fast as the matrix product beside them, and the "
     "exponentials of SiLU come on top; with huge pages the peers lose fewer page faults.",

@@ -80,8 +80,7 @@ class Job:
         setting: One of `bars.SETTINGS`.
         profile: What it is part of.
         rounds: Times that every variant is timed.
-        seconds: After which a case without a bar is not repeated any more, but for
-            `LEAST_ROUNDS`.
+        seconds: After which a case is not repeated any more, but for `LEAST_ROUNDS`.
         workloads: What to measure.
         peaks: Measure memory alone.
     """

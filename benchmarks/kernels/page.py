@@ -157,6 +157,7 @@ def _bars(device: str, rows: Sequence[Row]) -> list[str]:
         heading += [f"ratio (quartiles), {setting}", "limit", "memory ratio", "met"]
     body: list[list[str]] = []
     measured: dict[str, list[str]] = {goal.bar: [] for goal in goals}
+    short = {row.bar for row in rows if row.ratio < row.stretch}
     for goal in goals:
         least = _number(goal.least)
         if goal.huge is not None:
@@ -183,7 +184,7 @@ def _bars(device: str, rows: Sequence[Row]) -> list[str]:
         f"A bar is met when each of its lines that was measured is: {', '.join(words)}. The "
         "*limit* is the ratio that gsym would have at the roofline."
     )
-    notes = [f"- {bar}: {why}" for bar, why in HELD_BACK.items() if measured.get(bar)]
+    notes = [f"- {bar}: {why}" for bar, why in HELD_BACK.items() if bar in short]
     if notes:
         notes = ["", "What holds back a bar whose stretch is not reached:", "", *notes]
     return [text, "", *_markdown(heading, body), *notes]
