@@ -18,6 +18,11 @@ from torch import Tensor
 # Edges of a block: its buffers stay in the cache, and fewer would make the calls dear.
 BLOCK_EDGES = 3 * 2**11
 
+# Products that sum over the edges of a block, or have one column, are made in so many parts: as a
+# whole they would be shared among threads by columns, or left to one of them, and the rows that
+# every thread has in its cache would travel to the others and back.
+PARTS = 8
+
 _silu = torch.ops.aten.silu.out
 _silu_backward = torch.ops.aten.silu_backward.grad_input
 
@@ -68,7 +73,7 @@ class Pipeline:
             self.collect(v, total, block)
             if self.moves:
                 torch.addmm(given["coord_bias"], v, given["coord"].t(), out=u)
-                size = _silu(u, out=u) @ given["coord_last"].t()
+                size = _product(_silu(u, out=u), given["coord_last"])
                 self.collect(self.move(r, size), moved, block)
         return total, self.averaged(moved)
 
@@ -78,15 +83,19 @@ class Pipeline:
             name: torch.zeros_like(x, memory_format=torch.contiguous_format)
             for name, x in given.items()
         }
-        grad_first = torch.zeros_like(self.first)
+        reduced = ("weight", "bias", "gate", "coord", "coord_bias", "coord_last")
+        parts = {name: _Parts(given[name]) for name in reduced if name in given}
+        grad_first = _Parts(self.first)
         # Of coordinates as sender: adding numbers by index is far quicker than short rows.
         grad_sent = grad_total.new_zeros(
             given["pos"].size(-1) if "pos" in given else 0, self.batch, self.m
         )
         grad_moved = self.averaged(grad_moved)
-        rooms = self.rooms(7)
+        rooms = self.rooms(8)
+        ones = grad_total.new_ones(rooms[0].size(0), 1)
         for block in self.blocks():
-            u, p, v, a, m, c, g = (room[: block.i.numel()] for room in rooms)
+            u, p, v, a, m, b, c, g = (room[: block.i.numel()] for room in rooms)
+            one = ones[: u.size(0)]
             inputs, r = self.hidden(block, u, p)
             _silu(u, out=p)
             torch.addmm(given["bias"], p, given["weight"].t(), out=v)
@@ -99,31 +108,31 @@ class Pipeline:
             torch.index_select(_rows(grad_total, block), 0, block.i, out=g)
             grad_r = None
             if self.moves:
-                hidden = torch.addmm(given["coord_bias"], m, given["coord"].t())
-                _silu(hidden, out=c)
+                torch.addmm(given["coord_bias"], m, given["coord"].t(), out=b)
+                _silu(b, out=c)
                 grad_move = _rows(grad_moved, block).index_select(0, block.i)
-                size = c @ given["coord_last"].t()
+                size = _product(c, given["coord_last"])
                 grad_r, grad_size = self.move_backward(r, size, grad_move)
-                grads["coord_last"].addmm_(grad_size.t(), c)
+                parts["coord_last"].add(grad_size, c)
                 torch.mul(grad_size, given["coord_last"], out=c)
-                _silu_backward(c, hidden, grad_input=c)
-                grads["coord"].addmm_(c.t(), m)
-                grads["coord_bias"] += c.sum(0)
+                _silu_backward(c, b, grad_input=c)
+                parts["coord"].add(c, m)
+                parts["coord_bias"].add(one, c)
                 g.addmm_(c, given["coord"])
             if "gate" in given:
                 grad_gate = (g * a).sum(1, keepdim=True) * openness * (1 - openness)
-                grads["gate"].addmm_(grad_gate.t(), a)
+                parts["gate"].add(grad_gate, a)
                 grads["gate_bias"] += grad_gate.sum(0)
                 g.mul_(openness).addmm_(grad_gate, given["gate"])
             _silu_backward(g, v, grad_input=g)
-            grads["weight"].addmm_(g.t(), p)
-            grads["bias"] += g.sum(0)
+            parts["weight"].add(g, p)
+            parts["bias"].add(one, g)
             torch.mm(g, given["weight"], out=a)
             _silu_backward(a, u, grad_input=a)
             self.collect(a, grads["receiver"], block)
             _rows(grads["sender"], block).index_add_(0, block.j, a)
-            grad_first.addmm_(inputs.t(), a)
-            grad_inputs = a @ self.first.t()
+            grad_first.add(inputs, a)
+            grad_inputs = _product(a, self.first)
             if "pos" in given:
                 along = r * (2 * grad_inputs[:, :1])
                 grad_r = along if grad_r is None else grad_r.add_(along)
@@ -137,11 +146,13 @@ class Pipeline:
                     part += grad_attr.sum(0)
                 else:
                     part[block.samples] = grad_attr
+        grads |= {name: part.total().view_as(given[name]) for name, part in parts.items()}
+        first = grad_first.total()
         if "pos" in given:
             grads["pos"] += grad_sent.permute(1, 2, 0)
-            grads["distance"] += grad_first[0]
+            grads["distance"] += first[0]
         if "attr" in given:
-            grads["attr_weight"] += grad_first[-given["attr"].size(-1) :].t()
+            grads["attr_weight"] += first[-given["attr"].size(-1) :].t()
         return grads
 
     @cached_property
@@ -201,11 +212,11 @@ class Pipeline:
         if "pos" in given:
             pos = _rows(given["pos"], block)
             r = pos.index_select(0, block.i).sub_(pos.index_select(0, block.j))
-            parts.append(r.square().sum(-1, keepdim=True))
+            parts.append(_squares(r))
         if "attr" in given:
             attr = given["attr"].expand(self.batch, -1, -1)[block.samples, block.edges]
             parts.append(attr.reshape(u.size(0), -1))
-        inputs = torch.cat(parts, dim=1) if parts else u[:, :0]
+        inputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) if parts else u[:, :0]
         u.addmm_(inputs, self.first)
         return inputs, r
 
@@ -217,7 +228,7 @@ class Pipeline:
 
     def openness(self, message: Tensor) -> Tensor:
         """The gate of every edge, ``[e, 1]``."""
-        return torch.addmm(self.given["gate_bias"], message, self.given["gate"].t()).sigmoid_()
+        return _product(message, self.given["gate"]).add_(self.given["gate_bias"]).sigmoid_()
 
     def averaged(self, moved: Tensor) -> Tensor:
         if not self.mean or not self.moves:
@@ -234,7 +245,7 @@ class Pipeline:
         unit, factor = r / length, size.tanh() if self.tanh else size
         if self.clamp is not None:
             move = unit * factor
-            square = move.square().sum(-1, keepdim=True)
+            square = _squares(move)
             along = (grad * move).sum(-1, keepdim=True) / square
             shortened = (grad - along * move) * self.shortening(move)
             # Rounding leaves the factor of short moves below 1 as well.
@@ -248,15 +259,54 @@ class Pipeline:
         """What a difference is divided by; coincident points have no direction, their r stays 0."""
         if not self.normalize:
             return 1
-        length = r.square().sum(-1, keepdim=True).sqrt_()
+        length = _squares(r).sqrt_()
         return (length + 1e-8).masked_fill_(length == 0, 1)
 
     def shortening(self, move: Tensor) -> Tensor:
         """The factor that keeps a move within the clamp."""
         assert self.clamp is not None
-        return self.clamp / move.square().sum(-1, keepdim=True).clamp(min=self.clamp**2).sqrt()
+        return self.clamp / _squares(move).clamp(min=self.clamp**2).sqrt()
 
 
 def _rows(x: Tensor, block: _Block) -> Tensor:
     """The rows of the samples of a block, one sample after another."""
     return x[block.samples].flatten(0, 1)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Squared length of every row, ``[e, 1]``: a sum over so few columns is slower than this."""
+    return x.square() @ x.new_ones(x.size(1), 1)
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ``[e, c]`` in parts of one length, ``[PARTS, e // PARTS, c]``, and the few left over."""
+    length = x.size(0) // PARTS
+    whole = x[: PARTS * length]
+    return whole.view(PARTS, length, x.size(1)), x[PARTS * length :]
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.t()`` for few rows of ``weight``."""
+    out, weight = x.new_empty(x.size(0), weight.size(0)), weight.t()
+    (x, rest), (parts, last) = _split(x), _split(out)
+    torch.bmm(x, weight.expand(PARTS, *weight.shape), out=parts)
+    if rest.size(0):
+        torch.mm(rest, weight, out=last)
+    return out
+
+
+class _Parts:
+    """The gradient of a weight, a sum over edges that is kept in parts."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.sums = weight.new_zeros(PARTS, *torch.atleast_2d(weight).shape)
+
+    def add(self, grad: Tensor, x: Tensor) -> None:
+        """Add ``grad.t() @ x``."""
+        (grad, grad_rest), (x, rest) = _split(grad), _split(x)
+        self.sums.baddbmm_(grad.transpose(1, 2), x)
+        if rest.size(0):
+            self.sums[0].addmm_(grad_rest.t(), rest)
+
+    def total(self) -> Tensor:
+        return self.sums.sum(0)
