@@ -44,9 +44,7 @@ LEAST_ROUNDS = 3
 # runs on, may double the time of one variant in all of its rounds.
 PROCESSES = 3
 
-# A step that is shorter is repeated within its turn for so long, in ms, after one call that does
-# not count: what comes first after other code finds caches and threads cold, as no loop does, and
-# waits until what that code has written has left the caches.
+# A step that is shorter is repeated within its turn for so long, in ms.
 TURN = 20.0
 
 Step = Callable[[], object]
@@ -263,7 +261,10 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Run every step in every round, in an order that each round draws anew.
 
-    In a fixed order one step would always come behind the copy, whose writing it waits for.
+    In a fixed order one step would always come behind the copy, whose writing it waits for. And the
+    first call of a turn never counts: after other code it finds caches and threads cold, as no loop
+    does, and a virtual machine may have given memory that was free for two seconds back to its
+    host, so that to take a large result from there again is dearer than to compute it.
 
     Args:
         steps: What to run, each of which has run before.
@@ -294,8 +295,7 @@ def interleave(
         if turn >= LEAST_ROUNDS and time.perf_counter() - begin > seconds:
             break
         for name in map(str, rng.permutation(names)):
-            if repeats[name] > 1:
-                steps[name]()
+            steps[name]()
             times[name].append(take(name, repeats[name]) / repeats[name])
     return times
 

@@ -110,9 +110,9 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
         f"Made {'; '.join(made)}. All rows stand in "
         f"[{FILE}]({FILE}), this page shows those of the bars and the largest of every other case.",
         "",
-        "Every round times the variants in an order drawn anew, float32, and a step that is "
-        f"shorter than {TURN:g} ms as often as fits into that time, after one call that does not "
-        "count; a *ratio* is the median over rounds of the time over that of gsym, with its "
+        "Every round times the variants in an order drawn anew, float32, each after one call that "
+        f"does not count, and a step that is shorter than {TURN:g} ms as often as fits into that "
+        "time; a *ratio* is the median over rounds of the time over that of gsym, with its "
         "quartiles, so above 1 gsym is faster. In the row of "
         "the *copy* it is the bandwidth of gsym over that of the copy, in the row of the *matrix "
         "product* its arithmetic over that of the product, both of the same rounds. Before it is "

@@ -78,7 +78,8 @@ def test_every_round_draws_the_order_of_its_turns(monkeypatch):
     steps = {name: (lambda name=name: order.append(name)) for name in "abc"}
     monkeypatch.setattr(measure, "TURN", 0)
     times = interleave(steps, 12, CPU)
-    rounds = ["".join(order[i : i + 3]) for i in range(3, len(order), 3)]
+    assert order[3::2] == order[4::2]  # the first of each pair does not count
+    rounds = ["".join(order[i : i + 6 : 2]) for i in range(3, len(order), 6)]
     assert len(rounds) == 12
     assert {"".join(sorted(names)) for names in rounds} == {"abc"}
     before = {names[i - 1] for names in rounds for i in (1, 2) if names[i] == "a"}
@@ -96,6 +97,20 @@ def test_a_short_step_is_repeated_in_its_turn(monkeypatch):
     # Every look at the clock takes 5 ms, so four steps fill a turn; another one goes before.
     assert len(steps) == 1 + 3 * (1 + 4)
     assert times["a"] == pytest.approx([5 / 4] * 3)
+
+
+def test_the_first_call_of_a_turn_does_not_count(monkeypatch):
+    now, last = 0.0, ""
+
+    def run(name, first, again):
+        nonlocal now, last
+        now, last = now + (again if last == name else first), name
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    steps = {"a": lambda: run("a", 1.0, 0.1), "b": lambda: run("b", 0.5, 0.5)}
+    times = interleave(steps, 3, CPU)
+    assert times["a"] == pytest.approx([100.0] * 3)
+    assert times["b"] == pytest.approx([500.0] * 3)
 
 
 def rows_of(times, memory=None, *, setting=PLAIN, case="segment_sum", size=MILLION, mode=FORWARD):
