@@ -27,6 +27,7 @@ from gsym.kernels import Segments
 from gsym.nn import EGNNConv, GNet, GNetConv, OrbitLinear, PenguinConv
 
 OURS, COMPILED = "gsym", "torch.compile"
+READING = "sum of all"
 DIM = 3  # coordinates of a node
 
 Call = Callable[[], Tensor | tuple[Tensor, ...]]
@@ -169,7 +170,7 @@ def _reduction(
                 x,
             )
         if reduce == "sum":  # what reads as much and writes nothing
-            peers["sum of all"] = Peer(lambda: x.detach().sum(), same=False)
+            peers[READING] = Peer(lambda: x.detach().sum(), same=False)
         if find_spec("torch_scatter"):
             import torch_scatter
 
