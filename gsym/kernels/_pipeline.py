@@ -20,8 +20,10 @@ BLOCK_EDGES = 3 * 2**11
 
 # Products that sum over the edges of a block, or have one column, are made in so many parts: as a
 # whole they would be shared among threads by columns, or left to one of them, and the rows that
-# every thread has in its cache would travel to the others and back.
+# every thread has in its cache would travel to the others and back. Where a part has fewer rows
+# than this, or than there are channels, to add up the parts costs more than it saves.
 PARTS = 8
+PART_ROWS = 64
 
 _silu = torch.ops.aten.silu.out
 _silu_backward = torch.ops.aten.silu_backward.grad_input
@@ -73,7 +75,7 @@ class Pipeline:
             self.collect(v, total, block)
             if self.moves:
                 torch.addmm(given["coord_bias"], v, given["coord"].t(), out=u)
-                size = _product(_silu(u, out=u), given["coord_last"])
+                size = self.product(_silu(u, out=u), given["coord_last"])
                 self.collect(self.move(r, size), moved, block)
         return total, self.averaged(moved)
 
@@ -83,16 +85,16 @@ class Pipeline:
             name: torch.zeros_like(x, memory_format=torch.contiguous_format)
             for name, x in given.items()
         }
-        reduced = ("weight", "bias", "gate", "coord", "coord_bias", "coord_last")
-        parts = {name: _Parts(given[name]) for name in reduced if name in given}
-        grad_first = _Parts(self.first)
+        summed = ("weight", "bias", "gate", "gate_bias", "coord", "coord_bias", "coord_last")
+        sums = {name: _Parts(given[name], self.parts) for name in summed if name in given}
+        sums["first"] = _Parts(self.first, self.parts)
         # Of coordinates as sender: adding numbers by index is far quicker than short rows.
         grad_sent = grad_total.new_zeros(
             given["pos"].size(-1) if "pos" in given else 0, self.batch, self.m
         )
         grad_moved = self.averaged(grad_moved)
         rooms = self.rooms(8)
-        ones = grad_total.new_ones(rooms[0].size(0), 1)
+        ones = grad_total.new_ones(self.block_rows, 1)  # by which columns are summed
         for block in self.blocks():
             u, p, v, a, m, b, c, g = (room[: block.i.numel()] for room in rooms)
             one = ones[: u.size(0)]
@@ -111,28 +113,28 @@ class Pipeline:
                 torch.addmm(given["coord_bias"], m, given["coord"].t(), out=b)
                 _silu(b, out=c)
                 grad_move = _rows(grad_moved, block).index_select(0, block.i)
-                size = _product(c, given["coord_last"])
+                size = self.product(c, given["coord_last"])
                 grad_r, grad_size = self.move_backward(r, size, grad_move)
-                parts["coord_last"].add(grad_size, c)
+                sums["coord_last"].add(grad_size, c)
                 torch.mul(grad_size, given["coord_last"], out=c)
                 _silu_backward(c, b, grad_input=c)
-                parts["coord"].add(c, m)
-                parts["coord_bias"].add(one, c)
+                sums["coord"].add(c, m)
+                sums["coord_bias"].add(one, c)
                 g.addmm_(c, given["coord"])
             if "gate" in given:
                 grad_gate = (g * a).sum(1, keepdim=True) * openness * (1 - openness)
-                parts["gate"].add(grad_gate, a)
-                grads["gate_bias"] += grad_gate.sum(0)
+                sums["gate"].add(grad_gate, a)
+                sums["gate_bias"].add(one, grad_gate)
                 g.mul_(openness).addmm_(grad_gate, given["gate"])
             _silu_backward(g, v, grad_input=g)
-            parts["weight"].add(g, p)
-            parts["bias"].add(one, g)
+            sums["weight"].add(g, p)
+            sums["bias"].add(one, g)
             torch.mm(g, given["weight"], out=a)
             _silu_backward(a, u, grad_input=a)
             self.collect(a, grads["receiver"], block)
             _rows(grads["sender"], block).index_add_(0, block.j, a)
-            grad_first.add(inputs, a)
-            grad_inputs = _product(a, self.first)
+            sums["first"].add(inputs, a)
+            grad_inputs = self.product(a, self.first)
             if "pos" in given:
                 along = r * (2 * grad_inputs[:, :1])
                 grad_r = along if grad_r is None else grad_r.add_(along)
@@ -146,8 +148,8 @@ class Pipeline:
                     part += grad_attr.sum(0)
                 else:
                     part[block.samples] = grad_attr
-        grads |= {name: part.total().view_as(given[name]) for name, part in parts.items()}
-        first = grad_first.total()
+        first = sums.pop("first").total()
+        grads |= {name: total.total().view_as(given[name]) for name, total in sums.items()}
         if "pos" in given:
             grads["pos"] += grad_sent.permute(1, 2, 0)
             grads["distance"] += first[0]
@@ -162,6 +164,16 @@ class Pipeline:
         parts = [given["distance"][None]] if "distance" in given else []
         parts += [given["attr_weight"].t()] if "attr" in given else []
         return torch.cat(parts) if parts else given["receiver"].new_empty(0, self.h)
+
+    @property
+    def block_rows(self) -> int:
+        """Edges of the largest block at most."""
+        return min(self.batch * self.e, BLOCK_EDGES)
+
+    @cached_property
+    def parts(self) -> int:
+        """Of the rows of a block, by sizes alone: any number of threads gives the same bits."""
+        return PARTS if self.block_rows >= PARTS * max(PART_ROWS, self.h) else 1
 
     @property
     def moves(self) -> bool:
@@ -195,30 +207,44 @@ class Pipeline:
 
     def rooms(self, count: int) -> list[Tensor]:
         """Buffers for a block of edges, used again and again."""
-        rows = min(self.batch * self.e, BLOCK_EDGES)
-        return [self.given["receiver"].new_empty(rows, self.h) for _ in range(count)]
+        return [self.given["receiver"].new_empty(self.block_rows, self.h) for _ in range(count)]
 
     def hidden(self, block: _Block, u: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
         """Write the argument of the first activation to ``u``.
 
         Returns:
-            What enters it by edge, ``[e, q]``, and the differences of coordinates ``[e, d]``.
+            What enters it by edge, ``[e, q]``, never to be written to, as it may be the user's, and
+            the differences of coordinates ``[e, d]``.
         """
         given = self.given
         torch.index_select(_rows(given["receiver"], block), 0, block.i, out=u)
         torch.index_select(_rows(given["sender"], block), 0, block.j, out=spare)
         u.add_(spare)
-        parts, r = [], u[:, :0]
+        entering, r = [], u[:, :0]
         if "pos" in given:
             pos = _rows(given["pos"], block)
             r = pos.index_select(0, block.i).sub_(pos.index_select(0, block.j))
-            parts.append(_squares(r))
+            entering.append(r.square().sum(-1, keepdim=True))
         if "attr" in given:
             attr = given["attr"].expand(self.batch, -1, -1)[block.samples, block.edges]
-            parts.append(attr.reshape(u.size(0), -1))
-        inputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) if parts else u[:, :0]
+            entering.append(attr.reshape(u.size(0), -1))
+        if len(entering) == 1:
+            inputs = entering[0]
+        else:
+            inputs = torch.cat(entering, dim=1) if entering else u[:, :0]
         u.addmm_(inputs, self.first)
         return inputs, r
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """``x @ weight.t()`` for a weight of few rows."""
+        if self.parts == 1:
+            return x @ weight.t()
+        out, weight = x.new_empty(x.size(0), weight.size(0)), weight.t()
+        (many, rest), (parts, last) = _split(x, self.parts), _split(out, self.parts)
+        torch.bmm(many, weight.expand(self.parts, *weight.shape), out=parts)
+        if rest.size(0):
+            torch.mm(rest, weight, out=last)
+        return out
 
     def collect(self, x: Tensor, out: Tensor, block: _Block) -> None:
         """Add up the rows of every receiver."""
@@ -228,7 +254,7 @@ class Pipeline:
 
     def openness(self, message: Tensor) -> Tensor:
         """The gate of every edge, ``[e, 1]``."""
-        return _product(message, self.given["gate"]).add_(self.given["gate_bias"]).sigmoid_()
+        return self.product(message, self.given["gate"]).add_(self.given["gate_bias"]).sigmoid_()
 
     def averaged(self, moved: Tensor) -> Tensor:
         if not self.mean or not self.moves:
@@ -245,7 +271,7 @@ class Pipeline:
         unit, factor = r / length, size.tanh() if self.tanh else size
         if self.clamp is not None:
             move = unit * factor
-            square = _squares(move)
+            square = move.square().sum(-1, keepdim=True)
             along = (grad * move).sum(-1, keepdim=True) / square
             shortened = (grad - along * move) * self.shortening(move)
             # Rounding leaves the factor of short moves below 1 as well.
@@ -259,13 +285,13 @@ class Pipeline:
         """What a difference is divided by; coincident points have no direction, their r stays 0."""
         if not self.normalize:
             return 1
-        length = _squares(r).sqrt_()
+        length = r.square().sum(-1, keepdim=True).sqrt_()
         return (length + 1e-8).masked_fill_(length == 0, 1)
 
     def shortening(self, move: Tensor) -> Tensor:
         """The factor that keeps a move within the clamp."""
         assert self.clamp is not None
-        return self.clamp / _squares(move).clamp(min=self.clamp**2).sqrt()
+        return self.clamp / move.square().sum(-1, keepdim=True).clamp(min=self.clamp**2).sqrt()
 
 
 def _rows(x: Tensor, block: _Block) -> Tensor:
@@ -273,40 +299,26 @@ def _rows(x: Tensor, block: _Block) -> Tensor:
     return x[block.samples].flatten(0, 1)
 
 
-def _squares(x: Tensor) -> Tensor:
-    """Squared length of every row, ``[e, 1]``: a sum over so few columns is slower than this."""
-    return x.square() @ x.new_ones(x.size(1), 1)
-
-
-def _split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows ``[e, c]`` in parts of one length, ``[PARTS, e // PARTS, c]``, and the few left over."""
-    length = x.size(0) // PARTS
-    whole = x[: PARTS * length]
-    return whole.view(PARTS, length, x.size(1)), x[PARTS * length :]
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.t()`` for few rows of ``weight``."""
-    out, weight = x.new_empty(x.size(0), weight.size(0)), weight.t()
-    (x, rest), (parts, last) = _split(x), _split(out)
-    torch.bmm(x, weight.expand(PARTS, *weight.shape), out=parts)
-    if rest.size(0):
-        torch.mm(rest, weight, out=last)
-    return out
+def _split(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rows ``[e, c]`` in parts of one length, ``[count, e // count, c]``, and those left over."""
+    length = x.size(0) // count
+    return x[: count * length].view(count, length, x.size(1)), x[count * length :]
 
 
 class _Parts:
     """The gradient of a weight, a sum over edges that is kept in parts."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.sums = weight.new_zeros(PARTS, *torch.atleast_2d(weight).shape)
+    def __init__(self, weight: Tensor, count: int) -> None:
+        self.sums = weight.new_zeros(count, *torch.atleast_2d(weight).shape)
 
     def add(self, grad: Tensor, x: Tensor) -> None:
         """Add ``grad.t() @ x``."""
-        (grad, grad_rest), (x, rest) = _split(grad), _split(x)
-        self.sums.baddbmm_(grad.transpose(1, 2), x)
-        if rest.size(0):
-            self.sums[0].addmm_(grad_rest.t(), rest)
+        count = self.sums.size(0)
+        if count > 1:
+            (many, grad), (rows, x) = _split(grad, count), _split(x, count)
+            self.sums.baddbmm_(many.transpose(1, 2), rows)
+        if x.size(0):
+            self.sums[0].addmm_(grad.t(), x)
 
     def total(self) -> Tensor:
         return self.sums.sum(0)

@@ -168,12 +168,14 @@ def row_mlp(
 
 def _compose_mlp(tensors: Sequence[Tensor]) -> list[Tensor]:
     x, first, first_bias, last, last_bias, *beside = tensors
-    # Part by part, and in place where nothing is derived: the fresh pages of a joined tensor, and
-    # of every other one, cost as much as a product.
     parts = [x, *beside]
+    if x.dtype.itemsize < 4:
+        parts = [torch.cat(parts, dim=-1)]  # their sum is rounded once
+    # Else part by part, and in place where nothing is derived: the fresh pages of a joined tensor,
+    # and of every other one, cost as much as a product.
     weights = first.squeeze(0).split([part.size(-1) for part in parts])
-    hidden = torch.addmm(first_bias, x.flatten(0, -2), weights[0])
-    for part, weight in zip(beside, weights[1:], strict=True):
+    hidden = first_bias
+    for part, weight in zip(parts, weights, strict=True):
         hidden = torch.addmm(hidden, part.flatten(0, -2), weight)
     hidden = F.silu(hidden, inplace=not hidden.requires_grad)
     y = _shared_linear(hidden, last, last_bias)

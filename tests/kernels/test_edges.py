@@ -193,6 +193,27 @@ def test_parity_of_blocks(variant, size, monkeypatch):
     assert_parity(on("native"), *make_case(variant, "65 edges"))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("count", [2, 5, 65, 80])
+def test_parity_of_parts(variant, count, monkeypatch):
+    # Parts of many edges, with and without some left over, of one, and of none.
+    monkeypatch.setattr(_pipeline, "BLOCK_EDGES", 65)
+    monkeypatch.setattr(_pipeline.Pipeline, "parts", count)
+    assert_parity(on("native"), *make_case(variant, "65 edges"))
+
+
+def test_parts_depend_on_sizes_alone():
+    def parts(edges, h):
+        x = torch.zeros(1, 1, h)
+        index = torch.zeros(edges, dtype=torch.int64)
+        given = {"receiver": x, "sender": x}
+        pointers = torch.tensor([0, edges])
+        return _pipeline.Pipeline(given, index, index, pointers, False, False, None, True).parts
+
+    assert (parts(511, 16), parts(512, 16), parts(10**5, 64)) == (1, 8, 8)
+    assert (parts(1023, 128), parts(1024, 128), parts(10**5, 1024)) == (1, 8, 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("h", [1, 16, 33, 100])
 def test_cpp_of_many_chunks_and_waves(h, dtype):

@@ -115,6 +115,16 @@ class TestParity:
         assert_parity(on("cpp", name), name, tensors, torch.bfloat16)
         assert not compiled
 
+    def test_half_precision_of_two_parts_is_rounded_once(self, op):
+        if op != "row_mlp beside":
+            pytest.skip("has one part")
+        # Each part alone is beyond float16, which ends at 65504.
+        x, (first, last) = torch.full((1, 64), 100.0), torch.full((2, 1, 64, 16), 20.0)
+        zero, one = torch.zeros(1, 16).half(), torch.eye(16)[None].half()
+        first = torch.cat([first, -last], dim=1).half()
+        y = kernels.row_mlp(x.half(), (first, zero), (one, zero), x.half(), backend="native")
+        assert torch.equal(y, torch.zeros(1, 16).half())
+
     @pytest.mark.parametrize("layout", ["turned", "expanded", "part of a row", "not aligned"])
     def test_of_layouts(self, compiled, op, layout):
         name, plain = case(op, (3, 50), NARROW)
