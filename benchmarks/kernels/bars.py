@@ -177,8 +177,8 @@ SWEEP = "sweep"  # all that is measured beside the bars
 
 HELD_BACK = {
     "C1": "To read the rows takes most of the time, as the sum of all entries beside it shows, "
-    "which reads as much and writes nothing. PyG's scatter takes only 2 to 2.5 times as long as "
-    "that where the C library has kept its memory and both cores share one way to memory.",
+    "which reads as much and writes nothing. Where the C library has kept its memory and both "
+    "cores share one way to memory, PyG's scatter takes less than three times as long as that.",
     "C4": "Products take half of the time of a forward pass; every other step on a block of edges "
     "is a call of torch that passes over the block once more.",
     "C5": "The products of the edges run as fast as the matrix product beside them, and the "

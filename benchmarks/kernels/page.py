@@ -173,15 +173,13 @@ def _bars(device: str, rows: Sequence[Row]) -> list[str]:
             elif row is None:
                 cells += [MISSING] * 4
             else:
-                read, beyond, limit = None, False, math.nan
-                if goal.mode == FORWARD:  # else more is read than this reads
+                read = None
+                if goal.mode == FORWARD:  # a backward pass moves more than it reads
                     read = found.get((setting, goal.case, goal.size, goal.mode, READING))
-                if goal.peer != COPY and read is not None:
-                    limit = row.ratio / read.ratio
-                    enough = goal.is_met(setting, math.inf, row.memory_ratio)
-                    beyond = enough and row.ratio <= limit < goal.least_in(setting)
-                elif goal.peer != COPY and ours is not None:
-                    limit = row.ratio / ours.roofline
+                limit = _limit(row, ours, read)
+                # The roofline excuses nothing: what lies in the cache may beat it.
+                enough = read is not None and goal.is_met(setting, math.inf, row.memory_ratio)
+                beyond = enough and row.ratio <= limit < goal.least_in(setting)
                 cells += [_ratio(row), _number(limit), _number(row.memory_ratio), row.met]
                 measured[goal.bar].append("beyond" if beyond else row.met)
         body.append(cells)
@@ -196,6 +194,15 @@ def _bars(device: str, rows: Sequence[Row]) -> list[str]:
         told = "What holds back a bar that is missed or falls short of its stretch:"
         notes = ["", told, "", *notes]
     return [text, "", *_markdown(heading, body), *notes]
+
+
+def _limit(row: Row, ours: Row | None, read: Row | None) -> float:
+    """The ratio that gsym would have in the time of the reading, or else at the roofline."""
+    if row.variant == COPY:
+        return math.nan
+    if read is not None:
+        return row.ratio / read.ratio
+    return math.nan if ours is None else row.ratio / ours.roofline
 
 
 def _verdict(results: Sequence[str]) -> str:

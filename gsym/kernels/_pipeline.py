@@ -81,12 +81,13 @@ class Pipeline:
 
     def backward(self, grad_total: Tensor, grad_moved: Tensor) -> dict[str, Tensor]:
         given = self.given
+        summed = ("weight", "bias", "gate", "gate_bias", "coord", "coord_bias", "coord_last")
+        sums = {name: _Parts(given[name], self.parts) for name in summed if name in given}
         grads = {
             name: torch.zeros_like(x, memory_format=torch.contiguous_format)
             for name, x in given.items()
+            if name not in sums
         }
-        summed = ("weight", "bias", "gate", "gate_bias", "coord", "coord_bias", "coord_last")
-        sums = {name: _Parts(given[name], self.parts) for name in summed if name in given}
         sums["first"] = _Parts(self.first, self.parts)
         # Of coordinates as sender: adding numbers by index is far quicker than short rows.
         grad_sent = grad_total.new_zeros(

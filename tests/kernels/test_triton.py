@@ -10,6 +10,7 @@ from kernels.test_ops import (
     OPS,
     assert_near,
     assert_parity,
+    assert_same_bits,
     case,
     computes,
     on,
@@ -95,13 +96,7 @@ class TestRows:
     @pytest.mark.parametrize("op", KERNELS)
     def test_the_same_bits_twice(self, op):
         name, args, _ = case(op, "65 rows", dtype=torch.float32)
-        args = placed(args)
-        leaves = [a for a in args if getattr(a, "requires_grad", False)]
-        runs = []
-        for _ in range(2):
-            y = on("triton", name)(*args)
-            runs.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
-        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+        assert_same_bits(on("triton", name), placed(args))
 
     @pytest.mark.parametrize("op", OPS)
     def test_what_is_written_in_triton(self, op):
@@ -698,14 +693,7 @@ class TestDevice:
     @pytest.mark.parametrize("op", KERNELS)
     def test_the_same_bits_a_hundred_times(self, op):
         name, args, _ = case(op, (5000, 7), dtype=torch.float32)
-        args = placed(args)
-        leaves = [a for a in args if getattr(a, "requires_grad", False)]
-        runs = []
-        for _ in range(100):
-            y = on("triton", name)(*args)
-            runs.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
-        for other in runs[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+        assert_same_bits(on("triton", name), placed(args), times=100)
 
     def test_edges_give_the_same_bits_a_hundred_times(self):
         given, options = PARTS["everything"]
