@@ -151,6 +151,197 @@ class TestJudgement:
         assert not any(y.requires_grad for y in outputs)
 
 
+class Force(nn.Module):
+    """Minus the gradient of an energy that the group leaves alone, in one of several ways."""
+
+    in_channels = out_channels = 2
+
+    def __init__(self, group: PermutationGroup, way: str = "autograd") -> None:
+        super().__init__()
+        self.linear = OrbitLinear(2, 3, group, bias=False)
+        self.way = way
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.linear(x).square().square().sum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "func":
+            return -torch.func.grad(self.energy)(x)
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        if self.way == "backward":
+            self.energy(x).backward()
+            return -x.grad
+        if self.way == "asks":  # a layer that gives no forces where nobody differentiates
+            energy = self.energy(x)
+            if not energy.requires_grad:
+                return torch.zeros_like(x)
+            return -torch.autograd.grad(energy, x)[0]
+        (force,) = torch.autograd.grad(self.energy(x), x, create_graph=True)
+        if self.way == "twice":
+            (force,) = torch.autograd.grad(force.square().sum(), x, create_graph=True)
+        return -force
+
+
+class UntiedForce(Force):
+    def energy(self, x: Tensor) -> Tensor:
+        return super().energy(x) + x[..., 0, :].square().sum()
+
+
+class Adapted(nn.Module):
+    """One step of gradient descent on its own weight before it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        loss = (x * self.weight).square().mean()
+        return x * (self.weight - 0.1 * torch.autograd.grad(loss, self.weight)[0])
+
+
+class TestLayersThatDifferentiate:
+    @pytest.mark.parametrize("way", ["autograd", "func", "backward", "asks", "twice"])
+    @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+    def test_are_measured(self, way, context):
+        sound, broken = Force(CYCLE, way).double(), UntiedForce(CYCLE, way).double()
+        with context():
+            x = X / 8
+            assert equivariance_error(sound, CYCLE, x) < 1e-12
+            assert_equivariant(sound, CYCLE, x)
+            assert equivariance_error(broken, CYCLE, x) > 1e-3
+            with pytest.raises(AssertionError, match="not equivariant"):
+                assert_equivariant(broken, CYCLE, x)
+
+    def test_still_are_after_training(self):
+        force = Force(CYCLE).double()
+        optimiser = torch.optim.Adam(force.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            force(X / 8).square().mean().backward()
+            optimiser.step()
+        assert equivariance_error(force, CYCLE, X / 8) < 1e-12
+
+    def test_by_their_parameters_are_measured(self):
+        assert_equivariant(Adapted(), CYCLE, X)
+
+    @pytest.mark.parametrize("way", ["autograd", "backward"])
+    def test_are_left_as_they_were(self, way):
+        force = Force(CYCLE, way).double()
+        force.linear.bias = nn.Parameter(torch.zeros(2, 3).double(), requires_grad=False)
+        first, *others = force.parameters()
+        first.grad = torch.full_like(first, 3.0)
+        before, x, state = first.grad, X.clone(), torch.get_rng_state()
+        wanted = [p.requires_grad for p in force.parameters()]
+        equivariance_error(force, CYCLE, x)
+        assert first.grad is before
+        assert bool((before == 3).all())
+        assert all(p.grad is None for p in others)
+        assert x.grad is None
+        assert not x.requires_grad
+        assert [p.requires_grad for p in force.parameters()] == wanted
+        assert torch.equal(torch.get_rng_state(), state)
+        assert force.training
+
+    def test_are_left_as_they_were_when_they_raise(self):
+        force = Force(CYCLE).double()
+        force.linear.bias = nn.Parameter(torch.zeros(2, 3).double(), requires_grad=False)
+        wanted = [p.requires_grad for p in force.parameters()]
+        with pytest.raises(ValueError, match="takes 2 channels but x has 1"):
+            equivariance_error(force, CYCLE, X[:, :1])
+        assert [p.requires_grad for p in force.parameters()] == wanted
+
+    @pytest.mark.parametrize("way", ["autograd", "func"])
+    def test_pass_the_kit(self, way):
+        report = check_layer(lambda g: Force(g, way), CYCLE, dimension=None, backend="eager")
+        assert len(report.passed) == (11 if way == "func" else 10)
+        if way == "autograd":
+            assert "does not trace torch.autograd.grad" in report.skipped["compile"]
+
+    def test_fail_the_kit_where_they_break_the_group(self):
+        with pytest.raises(AssertionError, match="FAILED   equivariant: not equivariant"):
+            check_layer(UntiedForce, CYCLE, dimension=None, backend="eager")
+
+
+def test_a_layer_made_in_inference_mode_is_measured():
+    with torch.inference_mode():
+        layer, x = OrbitLinear(2, 2, CYCLE).double(), X.clone()
+    assert equivariance_error(layer, CYCLE, X) < 1e-12
+    assert_equivariant(layer, CYCLE, x)
+    assert equivariance_error(layer, PermutationGroup.symmetric(4), x) > 1e-3
+
+
+def test_a_random_layer_leaves_the_random_state():
+    state = torch.get_rng_state()
+    assert equivariance_error(lambda x: x + torch.randn_like(x), CYCLE, X) > 1e-3
+    check_layer(lambda g: OrbitLinear(1, 1, g), CYCLE, backend="eager")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class TestStructures:
+    def test_nests_of_signals_are_compared_part_by_part(self):
+        def layer(x: Tensor) -> dict[str, object]:
+            return {"x": x, "pair": (x.square(), [None, 2 * x])}
+
+        def broken(x: Tensor) -> dict[str, object]:
+            return {**layer(x), "pair": (x.square(), [None, first_only(x)])}
+
+        assert_equivariant(layer, CYCLE, X)
+        assert equivariance_error(broken, CYCLE, X) == equivariance_error(first_only, CYCLE, X)
+
+    @pytest.mark.parametrize(
+        ("value", "error", "message"),
+        [
+            (lambda x: None, TypeError, "the output of the layer must be a tensor"),
+            (lambda x: 1.0, TypeError, "got float"),
+            (lambda x: {"a": (x, "b")}, TypeError, r"the output\['a'\]\[1\] .* got str"),
+            (lambda x: x.sum(), ValueError, r"must be a signal \[..., 4, c\] .* shape \[\]"),
+            (lambda x: (x, x.mean(-2)), ValueError, r"the output\[1\] .*got shape \[2\]"),
+            (lambda x: x[..., :3, :], ValueError, r"got shape \[3, 2\]"),
+        ],
+    )
+    def test_others_are_refused(self, value, error, message):
+        for check in (equivariance_error, assert_equivariant):
+            with pytest.raises(error, match=message):
+                check(value, CYCLE, X)
+
+    def test_outputs_that_change_their_structure_are_refused(self):
+        moody = lambda x: (x, x if x[0, 0] == X[0, 0] else None)  # noqa: E731
+        with pytest.raises(ValueError, match=r"returns .* for one signal and .* for another"):
+            equivariance_error(moody, CYCLE, X)
+
+
+class TestVacuous:
+    @pytest.mark.parametrize("shape", [(0, 4, 2), (4, 0), (2, 0, 4, 1)])
+    def test_an_empty_signal_fails(self, shape):
+        x = torch.zeros(shape)
+        with pytest.raises(AssertionError, match=r"vacuous: x is empty, \[.*; pass samples"):
+            assert_equivariant(first_only, CYCLE, x)
+        with pytest.raises(ValueError, match="nothing to measure on an empty x"):
+            equivariance_error(first_only, CYCLE, x)
+
+    @pytest.mark.parametrize(
+        ("layer", "message"),
+        [
+            (torch.zeros_like, "the output is zero throughout"),
+            (lambda x: (x, 0 * x), r"the output\[1\] is zero throughout"),
+            (lambda x: x[..., :0], r"the output is empty, \[4, 0\]"),
+            (lambda x: (), "returns no tensor"),
+            (lambda x: torch.ones_like(x), "the same at every node whatever the signal is"),
+        ],
+    )
+    def test_outputs_that_cannot_be_compared_fail(self, layer, message):
+        with pytest.raises(AssertionError, match="vacuous: .*" + message):
+            assert_equivariant(layer, CYCLE, X)
+
+    def test_a_mean_over_the_nodes_is_compared(self):
+        assert_equivariant(lambda x: x.mean(-2, keepdim=True).expand_as(x), CYCLE, X)
+
+    def test_a_type_without_tolerance_wants_one(self):
+        x = X.to(torch.float8_e4m3fn)
+        with pytest.raises(TypeError, match=r"no default tolerance for torch\.float8_e4m3fn"):
+            assert_equivariant(lambda x: x.double(), CYCLE, x)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_wants_a_floating_point_signal(dtype):
     with pytest.raises(TypeError, match="must be floating point"):
