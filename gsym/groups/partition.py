@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from gsym._validate import (
     check_labels,
     integer_tensor,
 )
+from gsym.groups._record import read_record, record
 from gsym.groups.orbits import Orbits
 
 
@@ -216,6 +218,26 @@ class Partition:
         """SHA-256 of the labels: equal for equal partitions with equal numbering."""
         return hashlib.sha256(b"partition" + self._labels.numpy().tobytes()).digest()
 
+    def to_dict(self) -> dict[str, Any]:
+        """The partition in numbers and strings, which JSON can hold.
+
+        Example:
+            >>> Partition.from_labels([0, 0, 1]).to_dict()
+            {'type': 'Partition', 'format': 1, 'labels': [0, 0, 1]}
+        """
+        return record("Partition", labels=self._labels.tolist())
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Partition:
+        """The partition that :meth:`to_dict` wrote.
+
+        Raises:
+            PartitionError: The dictionary holds something else, or another format.
+            TypeError: ``given`` is no dictionary.
+        """
+        _, (labels,) = read_record(given, {"Partition": ("labels",)}, PartitionError)
+        return cls(labels)
+
     @cached_property
     def _order(self) -> Tensor:
         return torch.argsort(self._labels, stable=True)
@@ -237,6 +259,10 @@ class Partition:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the labels alone; the rest follows from them."""
+        return Partition, (self._labels,)
 
     def __repr__(self) -> str:
         counts = Counter(self.sizes)

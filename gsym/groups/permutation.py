@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from gsym._validate import (
     check_edge_weight,
     check_permutation,
 )
+from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
@@ -62,6 +63,8 @@ class PermutationGroup:
 
     exact = True
     """Whether this is the very group that was asked for; False for one that contains it."""
+
+    _kinds: tuple[str, ...] = ("PermutationGroup", "ClusterGroup")
 
     def __init__(
         self,
@@ -129,8 +132,8 @@ class PermutationGroup:
 
     @property
     def generators(self) -> Tensor:
-        """Permutations that generate the group, int64 ``[m, n]``."""
-        return self._generators
+        """Permutations that generate the group, int64 ``[m, n]``, a copy."""
+        return self._generators.clone()
 
     @property
     def num_generators(self) -> int:
@@ -264,6 +267,63 @@ class PermutationGroup:
         """SHA-256 of what ties a layer's weights: equal for groups with equal pair orbits."""
         return hashlib.sha256(b"pairs" + self.pair_orbits().index.numpy().tobytes()).digest()
 
+    def to_dict(self) -> dict[str, Any]:
+        """The group in numbers and strings, which JSON can hold.
+
+        Example:
+            >>> PermutationGroup.from_cycles(3, [(0, 1)]).to_dict()["generators"]
+            [[1, 0, 2]]
+        """
+        # Hexadecimal, because Python converts no more than 4300 decimal digits.
+        order = None if self._order is None else hex(self._order)
+        generators = self._generators.tolist()
+        return record(
+            "PermutationGroup", num_nodes=self._num_nodes, generators=generators, order=order
+        )
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> PermutationGroup:
+        """The group that :meth:`to_dict` wrote, of whichever class.
+
+        Raises:
+            GroupError: The dictionary holds something else, or another format.
+            TypeError: ``given`` is no dictionary.
+        """
+        kind, values = read_record(given, {k: _FIELDS[k] for k in cls._kinds}, GroupError)
+        if kind == "PermutationGroup":
+            num_nodes, generators, order = values
+            return PermutationGroup(
+                num_nodes, generators, order=None if order is None else int(order, 16)
+            )
+        partition, swaps, exact = values
+        return ClusterGroup(
+            Partition.from_dict(partition),
+            swaps=None if swaps is None else PermutationGroup.from_dict(swaps),
+            exact=exact,
+        )
+
+    def _written(self) -> tuple[object, ...]:
+        """What the group is written as; groups are equal where this is."""
+        table = self._generators
+        return type(self), self._num_nodes, table.size(0), table.numpy().tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        """Written alike: the same generators in the same order, so layers have equal weights.
+
+        Other generators of the same permutations, or clusters numbered otherwise, make another
+        value; compare ``order()`` and ``contains`` to tell whether two groups are one set.
+        """
+        if not isinstance(other, PermutationGroup):
+            return NotImplemented
+        return self is other or self._written() == other._written()
+
+    def __hash__(self) -> int:
+        return hash(self._written())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it is written as; the rest follows from that."""
+        return _rebuild, (self._num_nodes, self._generators, self._order)
+
     def __str__(self) -> str:
         m = self.num_generators
         order = "" if self._order is None else f", order {_short(self._order)}"
@@ -309,6 +369,8 @@ class ClusterGroup(PermutationGroup):
     Reference:
         The group of a coarsening in Huang, Levie, Villar, arXiv 2308.10436.
     """
+
+    _kinds = ("ClusterGroup",)
 
     def __init__(
         self,
@@ -384,8 +446,8 @@ class ClusterGroup(PermutationGroup):
 
     @property
     def generators(self) -> Tensor:
-        """Permutations that generate the group, int64 ``[m, n]``, ``m`` up to two per cluster."""
-        return self._generator_table
+        """Permutations that generate the group, int64 ``[m, n]``, up to two per cluster, a copy."""
+        return self._generator_table.clone()
 
     def lift(self, cluster_perm: Tensor) -> Tensor:
         """The node permutation that moves whole clusters by ``cluster_perm``, order kept."""
@@ -536,6 +598,28 @@ class ClusterGroup(PermutationGroup):
         own = b"clusters" + self.partition.fingerprint()
         return hashlib.sha256(own + (self.swaps.fingerprint() if self.swaps else b"")).digest()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As :meth:`PermutationGroup.to_dict`.
+
+        Example:
+            >>> group = ClusterGroup(Partition.from_labels([0, 0, 1]))
+            >>> ClusterGroup.from_dict(group.to_dict()) == group
+            True
+        """
+        return record(
+            "ClusterGroup",
+            partition=self.partition.to_dict(),
+            swaps=None if self.swaps is None else self.swaps.to_dict(),
+            exact=self.exact,
+        )
+
+    def _written(self) -> tuple[object, ...]:
+        swaps = None if self.swaps is None else self.swaps._written()
+        return type(self), self.partition, swaps, self.exact
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_clusters, (self.partition, self.swaps, self.exact)
+
     def __str__(self) -> str:
         sizes, n = self.partition.sizes, self.num_nodes
         if max(sizes) == 1:
@@ -549,6 +633,22 @@ class ClusterGroup(PermutationGroup):
         if self.swaps is not None:
             name = f"{name} x| {self.swaps}"
         return name if self.exact else f"at most {name}"
+
+
+_FIELDS = {
+    "PermutationGroup": ("num_nodes", "generators", "order"),
+    "ClusterGroup": ("partition", "swaps", "exact"),
+}
+
+
+def _rebuild(num_nodes: int, generators: Tensor, order: int | None) -> PermutationGroup:
+    return PermutationGroup(num_nodes, generators, order=order)
+
+
+def _rebuild_clusters(
+    partition: Partition, swaps: PermutationGroup | None, exact: bool
+) -> ClusterGroup:
+    return ClusterGroup(partition, swaps=swaps, exact=exact)
 
 
 def _short(order: int) -> str:
