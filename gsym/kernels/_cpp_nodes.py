@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gsym.kernels._cpp_library import NUMBER_TYPES, call, library, pointer
-from gsym.kernels._edges import derive, is_eager, on_their_own
+from gsym.kernels._edges import derive, on_their_own
 from gsym.kernels._memory import new_empty
+from gsym.kernels._transforms import is_eager
 
 
 class _Mlp(Structure):

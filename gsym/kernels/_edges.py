@@ -15,9 +15,7 @@ from torch import Tensor
 
 from gsym.kernels._cpp_edges import CppPipeline
 from gsym.kernels._pipeline import Pipeline
-
-# What holds numbers; others, fake tensors say, are for whoever traces operators.
-_EAGER_TYPES = (Tensor, torch.nn.Parameter)
+from gsym.kernels._transforms import is_eager
 
 _CONTIGUOUS = torch.contiguous_format
 
@@ -128,16 +126,6 @@ def _wide(given: dict[str, Tensor]) -> dict[str, Tensor]:
 def on_their_own(results: Iterable[Tensor]) -> tuple[Tensor, ...]:
     """Parts of one tensor, of which each may be changed in place without a word to the others."""
     return tuple(x.data for x in results)
-
-
-def is_eager(*tensors: Tensor) -> bool:
-    """Whether nobody looks for operators: a compiler, a counter, fake tensors or ``torch.func``."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or any(type(x) not in _EAGER_TYPES for x in tensors)
-    )
 
 
 def derive(

@@ -21,7 +21,7 @@ def segment_sum(x: Tensor, segments: Segments) -> Tensor:
 
 def segment_mean(x: Tensor, segments: Segments) -> Tensor:
     wide = native.accumulation_type(x.dtype)
-    counts = segments.pointers.diff().clamp(min=1).to(wide)
+    counts = segments._pointers.diff().clamp(min=1).to(wide)
     return (_Sum.apply(x.to(wide), segments) / counts[:, None]).to(x.dtype)
 
 
@@ -30,8 +30,8 @@ def segment_max(x: Tensor, segments: Segments) -> Tensor:
 
 
 def _reduce(x: Tensor, segments: Segments, how: str) -> Tensor:
-    pointers = segments.pointers.long().view(*(1 for _ in x.shape[:-2]), -1)
-    rows = x.index_select(-2, segments.order)
+    pointers = segments._pointers.long().view(*(1 for _ in x.shape[:-2]), -1)
+    rows = x.index_select(-2, segments._order)
     return torch_scatter.segment_csr(rows, pointers, reduce=how)
 
 

@@ -73,15 +73,15 @@ def edge_mlp_sum(
         *(flat(receiver), flat(sender), weight, bias, flat(pos), distance, attr, attr_weight),
         *(gate or (None, None)),
         *(coord or (None, None, None)),
-        *(segments.index, segments.order, segments.pointers),
-        *(source.index, source.order, source.pointers),
+        *(segments._index, segments._order, segments._pointers),
+        *(source._index, source._order, source._pointers),
         *(normalize, tanh, None if clamp is None else float(clamp)),
     )
     total = total.view(*batch, *total.shape[1:])
     if coord is None:
         return total, None
     if mean:
-        counts = segments.pointers.diff().clamp(min=1).to(moved.dtype)
+        counts = segments._pointers.diff().clamp(min=1).to(moved.dtype)
         moved = moved / counts[:, None]
     return total, moved.to(_moved_type(receiver, pos)).view(*batch, *moved.shape[1:])
 

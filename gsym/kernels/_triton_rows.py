@@ -31,23 +31,23 @@ _OUTER_ROWS = 1024
 
 
 def segment_sum(x: Tensor, segments: Segments) -> Tensor:
-    return _segment_sum(x, segments.index, segments.order, segments.pointers, False)
+    return _segment_sum(x, segments._index, segments._order, segments._pointers, False)
 
 
 def segment_mean(x: Tensor, segments: Segments) -> Tensor:
     # In the wide type: a sum may overflow where the mean does not.
-    sums = _segment_sum(x, segments.index, segments.order, segments.pointers, True)
-    counts = segments.pointers.diff().clamp(min=1).to(sums.dtype)
+    sums = _segment_sum(x, segments._index, segments._order, segments._pointers, True)
+    counts = segments._pointers.diff().clamp(min=1).to(sums.dtype)
     return (sums / counts[:, None]).to(x.dtype)
 
 
 def segment_max(x: Tensor, segments: Segments) -> Tensor:
-    return _segment_max(x, segments.index, segments.order, segments.pointers)
+    return _segment_max(x, segments._index, segments._order, segments._pointers)
 
 
 def segment_gather(y: Tensor, segments: Segments) -> Tensor:
     _trace.in_plain_torch()  # its gradient is in Triton
-    return _segment_gather(y, segments.index, segments.order, segments.pointers)
+    return _segment_gather(y, segments._index, segments._order, segments._pointers)
 
 
 def gather_segment_sum(
@@ -69,7 +69,7 @@ def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | Non
         shared = shared.expand(*batch, *shared.shape[-2:]).reshape(
             batch.numel(), *shared.shape[-2:]
         )
-    weight = weight.expand(tiles.segments.pointers.size(0) - 1, -1, -1)
+    weight = weight.expand(tiles.segments._pointers.size(0) - 1, -1, -1)
     y = _indexed_linear(flat, weight, shared, *_tables(tiles))
     return y.view(*batch, rows, weight.size(-1))
 
@@ -124,8 +124,8 @@ def width(channels: int, least: int = 1, most: int = 128) -> int:
 def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
     segments = tiles.segments
     return (
-        *(tiles.segment, tiles.rows, tiles.blocks),
-        *(segments.index, segments.order, segments.pointers),
+        *(tiles._segment, tiles._rows, tiles._blocks),
+        *(segments._index, segments._order, segments._pointers),
     )
 
 
@@ -139,8 +139,8 @@ def _starts(rows: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, int]:
 def _links(source: Segments, segments: Segments) -> tuple[Tensor, ...]:
     """A sparse matrix by rows, then its transpose: columns, order, row pointers, row of entries."""
     return (
-        *(segments.columns(source), segments.order, segments.pointers, segments.index),
-        *(source.columns(segments), source.order, source.pointers, source.index),
+        *(segments._columns(source), segments._order, segments._pointers, segments._index),
+        *(source._columns(segments), source._order, source._pointers, source._index),
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gsym.kernels import _cpp_nodes, _cpp_rows, _edges, _trace
 from gsym.kernels._memory import new_empty, take_rows
+from gsym.kernels._transforms import is_eager
 from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles
 
 # Samples with more entries than this are reduced one after another, which saves an index of the
@@ -41,29 +42,29 @@ def _tell(cpp: bool, *tensors: Tensor | None) -> None:
 
 
 def segment_sum(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
-    if segments.pointers.size(0) == 2:  # one segment: inductor's own pooling gave zeros on CUDA
+    if segments._pointers.size(0) == 2:  # one segment: inductor's own pooling gave zeros on CUDA
         if cpp:
             _trace.in_plain_torch()
         return x.sum(dim=-2, keepdim=True)
     _tell(cpp, x)
-    return _segment_sum(x, segments.index, segments.order, segments.pointers, cpp)
+    return _segment_sum(x, segments._index, segments._order, segments._pointers, cpp)
 
 
 def segment_mean(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
     wide = accumulation_type(x.dtype)  # a sum may overflow where the mean does not
-    counts = segments.pointers.diff().clamp(min=1).to(wide)
+    counts = segments._pointers.diff().clamp(min=1).to(wide)
     return (segment_sum(x.to(wide), segments, cpp=cpp) / counts[:, None]).to(x.dtype)
 
 
 def segment_max(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
     _tell(cpp, x)
-    return _segment_max(x, segments.index, segments.order, segments.pointers, cpp)
+    return _segment_max(x, segments._index, segments._order, segments._pointers, cpp)
 
 
 def segment_gather(y: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
     if cpp:  # which has its gradient
         _trace.in_plain_torch()
-    return _segment_gather(y, segments.index, segments.order, segments.pointers, cpp)
+    return _segment_gather(y, segments._index, segments._order, segments._pointers, cpp)
 
 
 def gather_segment_sum(
@@ -98,7 +99,7 @@ def indexed_linear(
         shared = shared.expand(*batch, *shared.shape[-2:]).reshape(
             batch.numel(), *shared.shape[-2:]
         )
-    weight = weight.expand(tiles.segments.pointers.size(0) - 1, -1, -1)
+    weight = weight.expand(tiles.segments._pointers.size(0) - 1, -1, -1)
     _tell(cpp, x, weight, shared)
     y = _indexed_linear(flat, weight, shared, *_tables(tiles), cpp)
     return y.view(*batch, rows, weight.size(-1))
@@ -246,7 +247,7 @@ def edge_mlp_sum(
             continue
         if len(batch) != 1 or x.shape[:-2] != batch:  # no view in vain: each has a gradient
             given[name] = x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:])
-    tables = (segments.index, source.index, segments.pointers)
+    tables = (segments._index, source._index, segments._pointers)
     total, moved = _edge_mlp_sum(list(given.values()), " ".join(given), *tables, *options, cpp)
     if len(batch) != 1:
         total, moved = total.view(receiver.shape), moved.view(*batch, *moved.shape[-2:])
@@ -301,25 +302,26 @@ def _compose_flat(  # type: ignore[no-untyped-def]
 _edge_mlp_sum = _edges.differentiable(_compose_flat)
 
 
-def _tables(tiles: Tiles) -> tuple[Tensor | None, ...]:
+def _tables(tiles: Tiles) -> tuple[Any, ...]:
     """What the operators on tiles take."""
     segments = tiles.segments
     return (
-        *(tiles.segment, tiles.rows, tiles.places, tiles.blocks, tiles.runs, tiles.local),
-        *(segments.index, segments.order, segments.pointers),
+        segments.is_sorted,
+        *(tiles._segment, tiles._rows, tiles._places, tiles._blocks, tiles._local),
+        *(segments._index, segments._order, segments._pointers),
     )
 
 
 def share_among_ties(g: Tensor, x: Tensor, y: Tensor, segments: Segments) -> Tensor:
     """The gradient of ``segment_max``: every segment's row of ``g`` to the rows that tie."""
-    return _tie_spread(g, x, y, segments.index, segments.order, segments.pointers, False)
+    return _tie_spread(g, x, y, segments._index, segments._order, segments._pointers, False)
 
 
 def _links(source: Segments, segments: Segments) -> tuple[Tensor, ...]:
     """A sparse matrix by rows, then its transpose by rows: columns, entries, row pointers."""
     return (
-        *(segments.columns(source), segments.order, segments.pointers),
-        *(source.columns(segments), source.order, source.pointers),
+        *(segments._columns(source), segments._order, segments._pointers),
+        *(source._columns(segments), source._order, source._pointers),
     )
 
 
@@ -712,11 +714,11 @@ def _indexed_linear(
     x: Tensor,
     weight: Tensor,
     shared: Tensor | None,
+    is_sorted: bool,
     segment: Tensor,
     rows: Tensor,
     places: Tensor,
     blocks: Tensor,
-    runs: Tensor | None,
     local: Tensor,
     index: Tensor,
     order: Tensor,
@@ -730,8 +732,8 @@ def _indexed_linear(
     y = new_empty(x, batch, count, out_channels)
     if y.numel() == 0:
         return y
-    if runs is not None and batch * count >= _LONG_RUN * weight.size(0):
-        for owner, piece in _pieces(runs, batch):
+    if is_sorted and batch * count >= _LONG_RUN * weight.size(0):
+        for owner, piece in _pieces(pointers, batch):
             matrices = weight[owner].expand(batch, -1, -1)
             added = None if shared is None else shared[:, owner, None]
             _product(added, x[:, piece], matrices, out=y[:, piece])
@@ -764,13 +766,14 @@ def _(x, weight, shared, *tables):  # type: ignore[no-untyped-def]
 
 
 def _save_indexed(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, shared, *tables, ctx.cpp = inputs
+    x, weight, shared, ctx.is_sorted, *tables, ctx.cpp = inputs
     ctx.shared = shared is not None
     ctx.save_for_backward(x, weight, *tables)
 
 
 def _indexed_linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     x, weight, *tables = ctx.saved_tensors
+    tables = ctx.is_sorted, *tables
     needs_x, needs_weight, needs_shared, *_ = ctx.needs_input_grad
     turned = weight.transpose(1, 2)
     return (
@@ -788,11 +791,11 @@ _indexed_linear.register_autograd(_indexed_linear_backward, setup_context=_save_
 def _indexed_outer(
     x: Tensor,
     y: Tensor,
+    is_sorted: bool,
     segment: Tensor,
     rows: Tensor,
     places: Tensor,
     blocks: Tensor,
-    runs: Tensor | None,
     local: Tensor,
     index: Tensor,
     order: Tensor,
@@ -810,8 +813,8 @@ def _indexed_outer(
     every = torch.arange(pointers.numel(), device=x.device)
     if x.numel() == 0 or total.numel() == 0:
         return total.view(shape).to(x.dtype)
-    if runs is not None and batch * count >= _LONG_RUN * total.size(0):
-        for owner, piece in _pieces(runs, batch):
+    if is_sorted and batch * count >= _LONG_RUN * total.size(0):
+        for owner, piece in _pieces(pointers, batch):
             left, right = x[:, piece].to(wide), y[:, piece].to(wide)
             total[owner] += torch.bmm(left.transpose(1, 2), right).sum(0).view(-1)
         return total.view(shape).to(x.dtype)
@@ -835,8 +838,14 @@ def _(x, y, *tables):  # type: ignore[no-untyped-def]
     return x.new_empty(tables[-2].size(0) - 1, x.size(-1), y.size(-1))
 
 
+def _save_outer(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, y, ctx.is_sorted, *tables, ctx.cpp = inputs
+    ctx.save_for_backward(x, y, *tables)
+
+
 def _indexed_outer_backward(ctx, grad):  # type: ignore[no-untyped-def]
     x, y, *tables = ctx.saved_tensors
+    tables = ctx.is_sorted, *tables
     needs_x, needs_y, *_ = ctx.needs_input_grad
     turned = grad.transpose(1, 2)
     return (
@@ -846,7 +855,7 @@ def _indexed_outer_backward(ctx, grad):  # type: ignore[no-untyped-def]
     )
 
 
-_indexed_outer.register_autograd(_indexed_outer_backward, setup_context=_save_all)
+_indexed_outer.register_autograd(_indexed_outer_backward, setup_context=_save_outer)
 
 
 class _ClusterLinear(torch.autograd.Function):
@@ -854,9 +863,9 @@ class _ClusterLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, matrix, bias, sizes, cpp, *tables):  # type: ignore[no-untyped-def]
-        ctx.cpp = cpp
+        ctx.cpp, ctx.is_sorted = cpp, tables[:1]
         means = (_pool(x, sizes.numel(), tables, cpp) / sizes[:, None]).to(x.dtype)
-        ctx.save_for_backward(x, weight, matrix, sizes, means, *tables)
+        ctx.save_for_backward(x, weight, matrix, sizes, means, *tables[1:])
         shared = (means.flatten(1) @ matrix).view(x.size(0), sizes.numel(), weight.size(-1))
         return _spread(x, weight, shared + bias, tables, cpp)
 
@@ -864,6 +873,7 @@ class _ClusterLinear(torch.autograd.Function):
     @without_autocast
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight, matrix, sizes, means, *tables = ctx.saved_tensors
+        tables = *ctx.is_sorted, *tables
         k, cpp = sizes.numel(), ctx.cpp
         if torch.is_grad_enabled():
             means = (_pool(x, k, tables, cpp) / sizes[:, None]).to(x.dtype)
@@ -902,7 +912,7 @@ def _is_direct(cpp: bool, *tensors: Tensor) -> bool:
     """
     if not cpp or torch.is_grad_enabled():
         return False
-    return _edges.is_eager(*tensors) and _cpp_rows.takes(*tensors)
+    return is_eager(*tensors) and _cpp_rows.takes(*tensors)
 
 
 def _spread(x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Any], cpp: bool) -> Tensor:

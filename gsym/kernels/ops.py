@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gsym._validate import check_clamp
 from gsym.kernels._dispatch import run
+from gsym.kernels._transforms import is_eager
 from gsym.kernels.segments import Segments, Tiles
 
 
@@ -132,7 +133,7 @@ def gather_segment_sum(
         if torch.is_autocast_enabled(x.device.type):
             weight = weight.to(x.dtype)
         _check_type("x", x, "weight", weight)
-        _check_shape("weight", weight, (segments.index.size(0),), x.shape[:-2])
+        _check_shape("weight", weight, (segments._index.size(0),), x.shape[:-2])
     return run("gather_segment_sum", backend, x, source, segments, weight)
 
 
@@ -168,7 +169,7 @@ def indexed_linear(
     _check_tiles(tiles)
     _check_rows("x", x, tiles.segments)
     x, weight, shared = _operands("x", x, {"weight": weight, "shared": shared})
-    count = tiles.segments.pointers.size(0) - 1
+    count = tiles.segments._pointers.size(0) - 1
     _check_matrices("weight", weight, count, x.size(-1))
     if shared is not None:
         _check_shape("shared", shared, (count, weight.size(2)), x.shape[:-2])
@@ -225,7 +226,8 @@ def cluster_linear(
         weight: D, one matrix per cluster, ``[k, in, out]``, or one for all, ``[1, in, out]``.
         matrix: M, ``[k * in, k * out]``.
         bias: b, ``[k, out]``.
-        sizes: Rows of every cluster, ``[k]``, floating point, float32 at least.
+        sizes: Rows of every cluster, ``[k]``, floating point, float32 at least; none is empty.
+            Compared with the tables on the CPU alone.
         tiles: Which rows belong to which cluster; ``None`` where the clusters are equal runs.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
@@ -233,7 +235,7 @@ def cluster_linear(
         Rows ``[..., r, out]``.
 
     Raises:
-        ValueError: Sizes or devices that do not fit each other.
+        ValueError: Sizes or devices that do not fit each other, or empty clusters.
         TypeError: Rows that are not floating point, mixed types, outside of autocast, sizes of
             less than float32, or ``tiles`` that are none.
         BackendUnavailableError: A named back-end that cannot run.
@@ -519,7 +521,7 @@ def _check_edges(
         raise ValueError("pos and distance go together; give both or neither")
     if pos is None and "coord" in given:
         raise ValueError("coord, which moves coordinates, needs pos")
-    batch, h, entries = receiver.shape[:-2], receiver.size(-1), segments.index.size(0)
+    batch, h, entries = receiver.shape[:-2], receiver.size(-1), segments._index.size(0)
     if pos is not None:
         _check_shape("pos", pos, (receiver.size(-2), pos.size(-1)), batch)
     attributes = 0
@@ -560,11 +562,22 @@ def _check_sizes(x: Tensor, sizes: Tensor, tiles: Tiles | None) -> None:
     if tiles is not None:
         _check_tiles(tiles)
         _check_rows("x", x, tiles.segments)
-        _check_shape("sizes", sizes, (tiles.segments.pointers.size(0) - 1,))
+        _check_shape("sizes", sizes, (tiles.segments._pointers.size(0) - 1,))
+        right, empty = tiles._sizes, tiles._has_empty
     elif count == 0 or x.size(-2) % count:
         raise ValueError(
             f"without tiles the {x.size(-2)} rows of x must be equal runs, one for each of "
             f"{count} sizes; give tiles"
+        )
+    else:
+        size = x.size(-2) // count
+        right, empty = torch.full_like(sizes, size, dtype=torch.float64), size == 0
+    if sizes.device.type != "cpu" or not is_eager(x, sizes):
+        return  # to look at values would wait for a device, or is not possible at all
+    if empty or not torch.equal(sizes.double(), right):
+        raise ValueError(
+            "sizes must count the rows of every cluster, and no cluster may be empty; got "
+            f"{sizes.tolist()[:8]} for {right.long().tolist()[:8]} rows"
         )
 
 
@@ -591,22 +604,22 @@ def _check_free_rows(x: Tensor) -> None:
 def _check_pair(source: Segments, segments: Segments, what: str) -> None:
     """Two indices of the same entries, which lie side by side."""
     _check_index(segments)
-    _check_device("source", source.index, "segments", segments.index)
-    if source.index.size(0) != segments.index.size(0):
+    _check_device("source", source._index, "segments", segments._index)
+    if source._index.size(0) != segments._index.size(0):
         raise ValueError(
-            f"source and segments must index the same {what}; got {source.index.size(0)} and "
-            f"{segments.index.size(0)}"
+            f"source and segments must index the same {what}; got {source._index.size(0)} and "
+            f"{segments._index.size(0)}"
         )
 
 
 def _check_rows(name: str, x: Tensor, segments: Segments) -> None:
     _check_index(segments)
-    _check(name, x, segments.index.size(0), "the index has one entry per row", segments)
+    _check(name, x, segments._index.size(0), "the index has one entry per row", segments)
 
 
 def _check_segments(name: str, y: Tensor, segments: Segments) -> None:
     _check_index(segments)
-    _check(name, y, segments.pointers.size(0) - 1, "there is one row per segment", segments)
+    _check(name, y, segments._pointers.size(0) - 1, "there is one row per segment", segments)
 
 
 def _check(name: str, x: Tensor, rows: int, why: str, segments: Segments) -> None:
@@ -614,7 +627,7 @@ def _check(name: str, x: Tensor, rows: int, why: str, segments: Segments) -> Non
     _check_floating(name, x)
     if x.dim() < 2 or x.size(-2) != rows:
         raise ValueError(f"{name} must be [..., {rows}, c], as {why}; got {list(x.shape)}")
-    _check_device("its index", segments.index, name, x)
+    _check_device("its index", segments._index, name, x)
 
 
 def _check_index(segments: Segments) -> None:

@@ -15,39 +15,39 @@ from gsym.kernels.segments import Segments, Tiles
 def segment_sum(x: Tensor, segments: Segments) -> Tensor:
     """Row ``s`` of the result is the sum of the rows of ``x`` whose ``index`` is ``s``."""
     every = torch.arange(segments.num_segments, device=x.device)
-    member = (segments.index[:, None] == every).to(x.dtype)
+    member = (segments._index[:, None] == every).to(x.dtype)
     return torch.einsum("es,...ec->...sc", member, x)
 
 
 def segment_mean(x: Tensor, segments: Segments) -> Tensor:
     """Row ``s`` is the mean of those rows, 0 if there are none."""
-    counts = torch.bincount(segments.index, minlength=segments.num_segments).clamp(min=1)
-    return segment_sum(x / counts[segments.index, None], segments).to(x.dtype)
+    counts = torch.bincount(segments._index, minlength=segments.num_segments).clamp(min=1)
+    return segment_sum(x / counts[segments._index, None], segments).to(x.dtype)
 
 
 def segment_max(x: Tensor, segments: Segments) -> Tensor:
     """Row ``s`` is the entrywise maximum of those rows, 0 if there are none."""
-    parts = [x[..., segments.index == s, :] for s in range(segments.num_segments)]
+    parts = [x[..., segments._index == s, :] for s in range(segments.num_segments)]
     maxima = [part.amax(-2) if part.size(-2) else part.sum(-2) for part in parts]
     return torch.stack(maxima, dim=-2) if maxima else x[..., :0, :]
 
 
 def segment_gather(y: Tensor, segments: Segments) -> Tensor:
     """Row ``e`` of the result is row ``index[e]`` of ``y``."""
-    return y[..., segments.index, :]
+    return y[..., segments._index, :]
 
 
 def gather_segment_sum(
     x: Tensor, source: Segments, segments: Segments, weight: Tensor | None = None
 ) -> Tensor:
     """Row ``s`` sums ``weight[e] * x[source[e]]`` over the entries ``e`` whose ``index`` is s."""
-    sent = x[..., source.index, :]
+    sent = x[..., source._index, :]
     return segment_sum(sent if weight is None else sent * weight[..., None], segments)
 
 
 def indexed_linear(x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | None = None) -> Tensor:
     """Row ``r`` of the result is row ``r`` of ``x`` times its matrix, plus its row of shared."""
-    index = tiles.segments.index
+    index = tiles.segments._index
     weight = weight.expand(tiles.segments.num_segments, -1, -1)
     y = torch.einsum("...ri,rio->...ro", x, weight[index])
     return y if shared is None else y + shared[..., index, :]
@@ -72,7 +72,7 @@ def cluster_linear(
     if tiles is None:
         index = torch.arange(k, device=x.device).repeat_interleave(x.size(-2) // k)
     else:
-        index = tiles.segments.index
+        index = tiles.segments._index
     means = segment_sum(x, Segments(index, k)) / sizes[:, None]
     shared = (means.flatten(-2) @ matrix).unflatten(-1, (k, bias.size(-1))) + bias
     own = torch.einsum("...ri,rio->...ro", x, weight.expand(k, -1, -1)[index])
@@ -124,7 +124,7 @@ def edge_mlp_sum(
     |r|^2 distance + A edge_attr) + b), times sigmoid(gate m) if there is a gate; the move is
     r * coord(m), coord having one hidden layer. Weights are stored as ``nn.Linear`` does.
     """
-    i, j = segments.index, source.index
+    i, j = segments._index, source._index
     hidden = receiver[..., i, :] + sender[..., j, :]
     if edge_attr is not None:
         hidden = hidden + F.linear(*edge_attr)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsym._validate import check_segment_index
+from gsym.kernels._transforms import undisturbed, without_wrappers
 
 # Rows that a product takes at a time: they and their products stay in the cache, and their memory
 # is used again, where a temporary of full size costs a page fault per page.
@@ -20,27 +20,68 @@ _ROWS_PER_SEGMENT = 64
 LOCAL_ROWS = 2**10
 
 
-class _Tables(nn.Module):
-    """Tensors of indices that move with the layer which holds them.
+class _Value:
+    """Tables that never change: attributes are not set, and what is handed out are copies.
 
-    Not buffers: the compiler takes the shape of a buffer for a constant, and would compile anew
-    for every graph.
+    A kernel reads where an index points without looking, so a table that somebody wrote to would
+    lead it out of its memory. No module either: what walks the buffers of a layer, to average
+    or to empty them say, must not find these.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Tensor):
-                setattr(self, name, fn(value))
+    _tables: ClassVar[tuple[str, ...]]
+
+    def _fill(self, **values: object) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} never change; make new ones to alter {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} never change; {name} stays")
+
+    def __copy__(self) -> Self:
         return self
 
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
-class Segments(_Tables):
+    @property
+    def device(self) -> torch.device:
+        """Where the tables lie."""
+        table: Tensor = getattr(self, self._tables[0])
+        return table.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same value on another device; itself where it is there already."""
+        device = torch.device(device)
+        if self.device == device:
+            return self
+        moved = object.__new__(type(self))
+        with undisturbed():
+            moved._fill(**vars(self) | self._moved(device))
+        return moved
+
+    def _moved(self, device: torch.device) -> dict[str, object]:
+        return {name: getattr(self, name).to(device) for name in self._tables}
+
+
+def _copy_of(name: str, what: str) -> property:
+    """A property that hands out a copy of a table."""
+
+    def read(self: _Value) -> Tensor:
+        table: Tensor = getattr(self, name)
+        return table.clone()
+
+    return property(read, doc=what)
+
+
+class Segments(_Value):
     """A static index of rows into segments, sorted once.
 
-    A module only so that its tables move with the layer that holds it; it has no parameters or
-    buffers and adds nothing to a ``state_dict``. :meth:`from_index` checks every value; the
-    constructor, for an index known to be in range, does what takes no further pass over it.
+    A value: it never changes, :meth:`to` makes another one on another device, and the tables that
+    it hands out are copies. :meth:`from_index` checks every value; the constructor, for an index
+    known to be in range, does what takes no further pass over it.
 
     Attributes:
         num_segments: Number of segments; a segment may be empty.
@@ -56,23 +97,34 @@ class Segments(_Tables):
         [[2.0], [4.0]]
     """
 
+    _tables = ("_index", "_order", "_pointers")
+    _index: Tensor
+    _order: Tensor
+    _pointers: Tensor
+    _last_columns: tuple[Tensor, Tensor] | None
+    num_segments: int
+    is_sorted: bool
+
     def __init__(self, index: Tensor, num_segments: int) -> None:
-        super().__init__()
         num_segments = check_segment_index(index, num_segments)
-        counts = torch.bincount(index, minlength=num_segments)
-        if counts.size(0) != num_segments:
-            raise ValueError(
-                f"a segment index must lie in 0..{num_segments - 1}; "
-                f"got values up to {counts.size(0) - 1}"
+        with undisturbed():
+            index = without_wrappers(index)
+            counts = torch.bincount(index, minlength=num_segments)
+            if counts.size(0) != num_segments:
+                raise ValueError(
+                    f"a segment index must lie in 0..{num_segments - 1}; "
+                    f"got values up to {counts.size(0) - 1}"
+                )
+            fits = max(index.numel(), num_segments) < 2**31
+            dtype = torch.int32 if fits else torch.int64  # half of what an index takes to read
+            self._fill(
+                num_segments=num_segments,
+                is_sorted=bool((index.diff() >= 0).all()),
+                _index=index.to(dtype, copy=True),
+                _order=torch.argsort(index, stable=True).to(dtype),
+                _pointers=F.pad(counts.cumsum(0), (1, 0)).to(dtype),
+                _last_columns=None,
             )
-        self.num_segments = num_segments
-        self._columns: tuple[Tensor, Tensor, Tensor] | None = None
-        self.is_sorted = bool((index.diff() >= 0).all())
-        fits = max(index.numel(), num_segments) < 2**31
-        dtype = torch.int32 if fits else torch.int64  # half of what an index takes to read
-        self.index = index.to(dtype, copy=True)
-        self.order = torch.argsort(index, stable=True).to(dtype)
-        self.pointers = F.pad(counts.cumsum(0), (1, 0)).to(dtype)
 
     @classmethod
     def from_index(cls, index: Tensor, num_segments: int) -> Segments:
@@ -84,41 +136,57 @@ class Segments(_Tables):
             TypeError: An index that is no tensor.
         """
         num_segments = check_segment_index(index, num_segments)
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_segments:
-            raise ValueError(
-                f"a segment index must lie in 0..{num_segments - 1}; "
-                f"got values from {int(index.min())} to {int(index.max())}"
-            )
+        with undisturbed():
+            index = without_wrappers(index)
+            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_segments:
+                raise ValueError(
+                    f"a segment index must lie in 0..{num_segments - 1}; "
+                    f"got values from {int(index.min())} to {int(index.max())}"
+                )
         return cls(index, num_segments)
+
+    index = _copy_of("_index", "Segment of every row, ``[e]``.")
+    order = _copy_of("_order", "Rows sorted by segment, ``[e]``.")
+    pointers = _copy_of("_pointers", "Where each segment begins, ``[num_segments + 1]``.")
 
     def columns(self, source: Segments) -> Tensor:
         """What another index of the same entries holds, entries sorted by segment, ``[e]``.
 
         With the entries of a sparse matrix, ``segments`` its rows and ``source`` its columns, this
-        is the column index of its compressed rows. It is kept for the last ``source`` asked for.
+        is the column index of its compressed rows.
         """
-        if self._columns is not None:
-            index, order, columns = self._columns
-            if index is source.index and order is self.order:
-                return columns
+        return self._columns(source).clone()
+
+    def _columns(self, source: Segments) -> Tensor:
+        """The table itself, which is kept for the last ``source`` asked for."""
+        last = self._last_columns
+        if last is not None and last[0] is source._index:
+            return last[1]
         if torch.compiler.is_compiling():
-            return source.index.index_select(0, self.order)
-        with torch.inference_mode(False):
-            columns = source.index.index_select(0, self.order)
-        self._columns = source.index, self.order, columns
+            return source._index.index_select(0, self._order)
+        with undisturbed():
+            columns = source._index.index_select(0, self._order)
+        if type(columns) is Tensor:  # no fake one
+            self._fill(_last_columns=(source._index, columns))
         return columns
 
-    def extra_repr(self) -> str:
-        """Sizes, for ``repr``."""
-        return f"{self.index.numel()} rows, {self.num_segments} segments"
+    def _moved(self, device: torch.device) -> dict[str, object]:
+        return super()._moved(device) | {"_last_columns": None}
+
+    def __getstate__(self) -> dict[str, object]:
+        return vars(self) | {"_last_columns": None}
+
+    def __repr__(self) -> str:
+        return f"Segments({self._index.numel()} rows, {self.num_segments} segments)"
 
 
-class Tiles(_Tables):
+class Tiles(_Value):
     """Rows of equal weight gathered into tiles of one height, for batched matrix products.
 
     The rows are cut into blocks that fit a cache, each gathered and put back within it. In a block
     the rows of every segment are cut into tiles; the last one is filled up with zeros. The height
-    is the one that costs the fewest operations; equal segments need no filling at all.
+    is the one that costs the fewest operations; equal segments need no filling at all. A value,
+    as :class:`Segments` are.
 
     Attributes:
         segments: Which rows belong together.
@@ -128,47 +196,73 @@ class Tiles(_Tables):
             row of a full block where there is none.
         places: Place of every row among the places of its block, int64 ``[r]``.
         blocks: Where the tiles of each block begin, int64 ``[num_blocks + 1]``.
-        runs: Where each segment begins among the rows, ``[num_segments + 1]``, if they are sorted.
         local: Rows sorted by segment within blocks of ``LOCAL_ROWS``, ``[r]``.
     """
 
+    _tables = ("_segment", "_rows", "_places", "_blocks", "_local", "_sizes")
+    _segment: Tensor
+    _rows: Tensor
+    _places: Tensor
+    _blocks: Tensor
+    _local: Tensor
+    _sizes: Tensor  # rows of every segment, float64
+    _has_empty: bool
+    segments: Segments
+    height: int
+
     def __init__(self, segments: Segments, in_channels: int, out_channels: int) -> None:
-        super().__init__()
         if not isinstance(segments, Segments):
             raise TypeError(f"segments must be Segments; got {type(segments).__name__}")
-        self.segments = segments
-        device, count, k = segments.index.device, segments.index.numel(), segments.num_segments
-        # Some rows of every segment in a block, lest most of the places were filled up.
-        blocks = max(-(-count // max(BLOCK_ROWS, _ROWS_PER_SEGMENT * k)), 1)
-        step = -(-count // blocks)
-        part = torch.arange(count, device=device) // max(step, 1) * k + segments.index
-        order = torch.argsort(part, stable=True)
-        parts, sizes = torch.unique_consecutive(part[order], return_counts=True)
-        largest = int(sizes.max()) if count else 1
-        heights = {min(2**p, largest) for p in range(13)}
-        row, matrix = in_channels + out_channels, in_channels * out_channels
-        self.height = h = min(
-            heights, key=lambda h: (int((-(-sizes // h)).sum()) * (h * row + matrix), -h)
-        )
-        tiles = -(-sizes // h)
-        owner = torch.repeat_interleave(torch.arange(parts.numel(), device=device), tiles)
-        first = (tiles.cumsum(0) - tiles)[owner]
-        start = (torch.arange(owner.numel(), device=device) - first) * h
-        place = start[:, None] + torch.arange(h, device=device)
-        real = place < sizes[owner, None]
-        place = (place + (sizes.cumsum(0) - sizes)[owner, None]).clamp(max=count - 1)
-        block = parts[owner] // k
-        self.segment = parts[owner] % k
-        self.blocks = F.pad(torch.bincount(block, minlength=blocks).cumsum(0), (1, 0))
-        here = (block * step)[:, None]
-        self.rows = torch.where(real, order[place] - here, step)
-        self.places = torch.empty_like(order)
-        self.places[order] = real.view(-1).nonzero().view(-1)
-        self.places -= self.blocks[torch.arange(count, device=device) // max(step, 1)] * h
-        self.runs = segments.pointers if segments.is_sorted else None
-        part = torch.arange(count, device=device) // LOCAL_ROWS * k + segments.index
-        self.local = torch.argsort(part, stable=True).to(segments.order.dtype)
+        with undisturbed():
+            self._fill(segments=segments, **_tiles(segments, in_channels, out_channels))
 
-    def extra_repr(self) -> str:
-        """Sizes, for ``repr``."""
-        return f"{self.segment.numel()} tiles of {self.height} rows"
+    segment = _copy_of("_segment", "Segment of every tile, ``[t]``.")
+    rows = _copy_of("_rows", "Row of the block in every place of a tile, ``[t, height]``.")
+    places = _copy_of("_places", "Place of every row among those of its block, ``[r]``.")
+    blocks = _copy_of("_blocks", "Where the tiles of each block begin, ``[num_blocks + 1]``.")
+    local = _copy_of("_local", "Rows sorted by segment within compiled blocks, ``[r]``.")
+
+    def _moved(self, device: torch.device) -> dict[str, object]:
+        return super()._moved(device) | {"segments": self.segments.to(device)}
+
+    def __repr__(self) -> str:
+        return f"Tiles({self._segment.numel()} tiles of {self.height} rows)"
+
+
+def _tiles(segments: Segments, in_channels: int, out_channels: int) -> dict[str, object]:
+    index, k = segments._index, segments.num_segments
+    device, count = index.device, index.numel()
+    # Some rows of every segment in a block, lest most of the places were filled up.
+    num_blocks = max(-(-count // max(BLOCK_ROWS, _ROWS_PER_SEGMENT * k)), 1)
+    step = -(-count // num_blocks)
+    part = torch.arange(count, device=device) // max(step, 1) * k + index
+    order = torch.argsort(part, stable=True)
+    parts, sizes = torch.unique_consecutive(part[order], return_counts=True)
+    largest = int(sizes.max()) if count else 1
+    heights = {min(2**p, largest) for p in range(13)}
+    row, matrix = in_channels + out_channels, in_channels * out_channels
+    h = min(heights, key=lambda h: (int((-(-sizes // h)).sum()) * (h * row + matrix), -h))
+    tiles = -(-sizes // h)
+    owner = torch.repeat_interleave(torch.arange(parts.numel(), device=device), tiles)
+    first = (tiles.cumsum(0) - tiles)[owner]
+    start = (torch.arange(owner.numel(), device=device) - first) * h
+    place = start[:, None] + torch.arange(h, device=device)
+    real = place < sizes[owner, None]
+    place = (place + (sizes.cumsum(0) - sizes)[owner, None]).clamp(max=count - 1)
+    block = parts[owner] // k
+    blocks = F.pad(torch.bincount(block, minlength=num_blocks).cumsum(0), (1, 0))
+    places = torch.empty_like(order)
+    places[order] = real.view(-1).nonzero().view(-1)
+    places -= blocks[torch.arange(count, device=device) // max(step, 1)] * h
+    local = torch.arange(count, device=device) // LOCAL_ROWS * k + index
+    counts = segments._pointers.diff()
+    return {
+        "height": h,
+        "_has_empty": bool((counts == 0).any()),
+        "_segment": parts[owner] % k,
+        "_rows": torch.where(real, order[place] - (block * step)[:, None], step),
+        "_places": places,
+        "_blocks": blocks,
+        "_local": torch.argsort(local, stable=True).to(index.dtype),
+        "_sizes": counts.double(),
+    }

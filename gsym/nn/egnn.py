@@ -124,7 +124,7 @@ class NodeLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
         if self.tiles is not None:
-            return kernels.indexed_linear(x, self.weight, self.tiles, self.bias)
+            return kernels.indexed_linear(x, self.weight, self.tiles.to(x.device), self.bias)
         # One product of all rows; F.linear would turn the weight there and back and reshape more.
         rows, weight = x.flatten(0, -2), self.weight.squeeze(0)
         y = rows.mm(weight) if self.bias is None else torch.addmm(self.bias, rows, weight)

@@ -249,7 +249,9 @@ class OrbitLinear(TiedLayer):
 
     def _tiles_of(self, x: Tensor) -> kernels.Tiles | None:
         """The tables of the map if it takes the rows of ``x`` in the order of the nodes."""
-        return None if self._has_runs and chosen(x) != "cpp" else self.tiles
+        if self.tiles is None or (self._has_runs and chosen(x) != "cpp"):
+            return None
+        return self.tiles.to(x.device)
 
     def _runs(self, x: Tensor) -> Tensor:
         """Split the rows of equal clusters, ``[..., k, c, in]``."""
@@ -313,7 +315,7 @@ class _FullMixing(nn.Module):
         if self.pairs is None:
             return self.weight.flatten(2).flatten(0, 1)
         k = self.num_clusters
-        table = kernels.segment_gather(self.weight.flatten(1), self.pairs)
+        table = kernels.segment_gather(self.weight.flatten(1), self.pairs.to(self.weight.device))
         blocks = table.view(k, k, *self.weight.shape[1:])
         return blocks.transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -331,9 +333,10 @@ class _FullMixing(nn.Module):
             return
         # Tied entries add up coherently. Multiplying by the inverse root of the mean Gram matrix,
         # which lies in the commutant too, makes the random map an isometry on average.
-        root = _inverse_root(_gram(self.pairs.index.view(k, k).t(), share)).to(share)
+        pairs = self.pairs.index.to(share.device)
+        root = _inverse_root(_gram(pairs.view(k, k).t(), share)).to(share)
         draw = torch.randn_like(self.weight).flatten(1) * math.sqrt(variance)
-        full = torch.einsum("utf,us->stf", draw[self.pairs.index].view(k, k, -1), root)
+        full = torch.einsum("utf,us->stf", draw[pairs].view(k, k, -1), root)
         full = full * share.sqrt().view(k, 1, 1)
         self.weight.copy_(full.flatten(0, 1)[self._first].view_as(self.weight))
 
@@ -343,7 +346,7 @@ class _FullMixing(nn.Module):
         if self.pairs is None:
             self.weight[every, :, every, :] -= own
         else:
-            orbit = self.pairs.index.view(self.num_clusters, -1).diagonal()
+            orbit = self.pairs.index.to(own.device).view(self.num_clusters, -1).diagonal()
             first = own.new_zeros(self.weight.shape)
             first[orbit] = own
             self.weight.sub_(first)
@@ -352,7 +355,7 @@ class _FullMixing(nn.Module):
     def _first(self) -> Tensor:
         """One position of each pair orbit."""
         assert self.pairs is not None
-        return self.pairs.order[self.pairs.pointers[:-1]]
+        return self.pairs.order[self.pairs.pointers[:-1]].to(self.weight.device)
 
 
 class _LowRankMixing(nn.Module):
@@ -423,21 +426,25 @@ class _QuotientMixing(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_orbits, in_channels, out_channels))
 
     def forward(self, means: Tensor) -> Tensor:
-        sent = kernels.segment_gather(means, self.source)
-        weight = kernels.segment_gather(self.weight.flatten(1), self.pairs)
+        source, target, pairs = (s.to(means.device) for s in (self.source, self.target, self.pairs))
+        sent = kernels.segment_gather(means, source)
+        weight = kernels.segment_gather(self.weight.flatten(1), pairs)
         weight = weight.unflatten(-1, self.weight.shape[1:])
-        return kernels.segment_sum(torch.einsum("...qi,qio->...qo", sent, weight), self.target)
+        return kernels.segment_sum(torch.einsum("...qi,qio->...qo", sent, weight), target)
 
     def reset_parameters(self, variance: float) -> None:
         scale = self.weight.new_empty(self.weight.size(0))
-        scale[self.pairs.index] = torch.sqrt(variance * self.spread.to(scale))
+        scale[self.pairs.index.to(scale.device)] = torch.sqrt(variance * self.spread.to(scale))
         self.weight.normal_().mul_(scale[:, None, None])
 
     def subtract(self, own: Tensor) -> None:
         """Take matrices ``[k, in, out]``, constant on orbits, off each cluster's own pair."""
-        loop = self.source.index == self.target.index
+        source, target, pairs = (
+            s.index.to(own.device) for s in (self.source, self.target, self.pairs)
+        )
+        loop = source == target
         first = own.new_zeros(self.weight.shape)
-        first[self.pairs.index[loop]] = own[self.source.index[loop]]
+        first[pairs[loop]] = own[source[loop]]
         self.weight.sub_(first)
 
 
