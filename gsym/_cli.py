@@ -43,6 +43,7 @@ from gsym.coarsening.cluster import METHODS, coarsen
 from gsym.coarsening.coarsen import Hierarchy
 from gsym.groups.automorphism import SOLVERS, SolverUnavailableError, automorphisms
 from gsym.groups.partition import Partition
+from gsym.kernels import _cpp_library
 
 # What the user can mend, and the message says how.
 ERRORS = (
@@ -60,6 +61,7 @@ ERRORS = (
 Inputs = Literal["graph", "signals", "both"]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
 Output = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Directory = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
@@ -355,6 +357,28 @@ def symmetries(
         )
     if out is not None:
         console.print(f"The orbits are in {out}", soft_wrap=True)
+
+
+@app.command(name="build-kernels")
+def build_kernels(*, march: str = "native", out: Directory = None) -> None:
+    """Compile the kernels ahead of time, for machines and images without a compiler.
+
+    For example, and then set GSYM_CACHE_DIR=/opt/gsym where it runs:
+
+      python -m gsym build-kernels --march x86-64-v3 --out /opt/gsym
+
+    Args:
+        march: Processor to build for, as the compiler names it: native is this one, x86-64-v3 any
+            with AVX2, x86-64-v4 any with AVX-512. What another cannot run is refused there.
+        out: Folder to write to, readable by all; by default the user's cache.
+    """
+    try:
+        path, record = _cpp_library.prebuild(march, out)
+    except RuntimeError as error:
+        raise UsageError(str(error)) from error
+    console = Console(highlight=False)
+    console.print(f"The kernels are in {path}", soft_wrap=True)
+    console.print(f"They need {', '.join(record.needs or ['nothing more'])}", soft_wrap=True)
 
 
 def main(args: list[str] | None = None) -> None:

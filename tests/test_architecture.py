@@ -23,7 +23,7 @@ ROOMS = {
     "check": {"groups"},
     "transforms": {"groups", "coarsening", "nn", "check"},
     "__init__": {"groups", "coarsening", "kernels", "nn", "check", "transforms"},
-    "_cli": {"_validate", "_files", "groups", "coarsening"},
+    "_cli": {"_validate", "_files", "groups", "coarsening", "kernels"},
     "__main__": {"_validate"},
 }
 DEPENDENCIES = {

@@ -1,21 +1,19 @@
-"""The compiled C++ of the kernels: built for this processor at first use, and called by pointers.
+"""The compiled C++ of the kernels: found or built at first use, and called by pointers.
 
 The sources in ``csrc`` need nothing but a C++ compiler with OpenMP: no headers of PyTorch, so that
-building takes seconds and the result serves every release of it. It is kept in the user's cache.
+the result serves every release of it. :mod:`gsym.kernels._cpp_build` compiles them, and
+:mod:`gsym.kernels._cpp_cache` is where the result is kept with a checksum.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hashlib
 import os
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SOURCES = Path(__file__).parent / "csrc"
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+from gsym.kernels._cpp_build import NATIVE, Compiler, Record, find_compiler, sources
+from gsym.kernels._cpp_cache import CacheError, Folder, check_parents, location, opened
+
+if sys.platform == "linux":
+    import fcntl
 
 INDEX_TYPES = {torch.int32: "int32", torch.int64: "int64"}
 NUMBER_TYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+_MOST_RECORD = 2**16
+# One function of every source file.
+_SYMBOLS = (
+    *("gsym_vector_bytes", "gsym_edges_forward_float32_int32"),
+    *("gsym_segment_sum_float32_int32", "gsym_mlp_forward_float32"),
+)
 
 
 def why_not() -> str | None:
@@ -62,47 +70,206 @@ def library() -> ctypes.CDLL:
     """The library, from the cache or built.
 
     Raises:
-        NotImplementedError: No compiler, or another system than Linux.
+        NotImplementedError: No compiler and nothing built ahead, or another system than Linux.
         RuntimeError: A compiler that fails; the message is its own.
     """
-    # As make reads it, CXX may hold a launcher before the compiler, or flags behind it.
-    compiler = shlex.split(os.environ.get("CXX", "")) or _installed()
-    if sys.platform != "linux" or not compiler:
-        raise NotImplementedError("it needs Linux and a C++ compiler: CXX, c++ or g++")
-    # What the compiler makes of this processor: one home directory may serve several machines.
-    probe = _run(*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
-    key = hashlib.sha256("\0".join((*compiler, *_FLAGS, probe)).encode())
-    for path in sorted(_SOURCES.iterdir()):
-        key.update(path.read_bytes())
-    # Path.expanduser would raise where the system knows no home of this user.
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-    folder = Path(home) / "gsym"
-    target = folder / f"kernels-{key.hexdigest()[:32]}.so"
-    keeps = folder.is_absolute()
-    if keeps and target.is_file():
-        with contextlib.suppress(OSError):  # one that is damaged is built anew
-            return ctypes.CDLL(str(target))
-    if sys.stderr is not None:  # a service may have none
-        sys.stderr.write("gsym: compiling its kernels for this processor, once\n")
-    if keeps:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-        keeps = folder.is_dir() and os.access(folder, os.W_OK)
-    with tempfile.TemporaryDirectory(dir=folder if keeps else None) as fresh:
-        made = Path(fresh) / target.name
-        sources = [str(path) for path in sorted(_SOURCES.glob("*.cpp"))]
-        _run(*compiler, *_FLAGS, *sources, "-o", str(made))
-        loaded = ctypes.CDLL(str(made))
-        if keeps:  # of two processes that build at once either may come last
-            with made.open("rb") as file:
-                os.fsync(file.fileno())  # to load the half that a power cut leaves is to crash
-            made.replace(target)
+    notes: list[str] = []
+    try:
+        loaded = _find_or_build(notes)
+    except NotImplementedError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError("; ".join(dict.fromkeys([*notes, str(error)]))) from error
+    if notes:
+        text = "; ".join(dict.fromkeys(notes))
+        warnings.warn(f"gsym runs its compiled kernels, but: {text}", RuntimeWarning, stacklevel=3)
     return loaded
 
 
-def _installed() -> list[str]:
-    found = shutil.which("c++") or shutil.which("g++")
-    return [found] if found else []
+def prebuild(march: str = NATIVE, out: Path | None = None) -> tuple[Path, Record]:
+    """Build the library ahead of time, for machines that have no compiler.
+
+    Args:
+        march: Processor to build for, as the compiler names it.
+        out: Folder, which ``GSYM_CACHE_DIR`` names at run time; by default that, or the user's
+            cache.
+
+    Returns:
+        The library, and what is filed about it.
+
+    Raises:
+        NotImplementedError: No compiler, or another system than Linux.
+        RuntimeError: A compiler that fails, or a folder that would not be trusted.
+    """
+    compiler = find_compiler(march)
+    compiler.needs()
+    folder_path = location() if out is None else Path(os.path.abspath(out))  # noqa: PTH100
+    with opened(folder_path, create=True, shared=out is not None) as folder, folder.locked():
+        with folder.workplace() as workplace:
+            data = compiler.build(workplace)
+        record = Record.of(data, compiler)
+        lacking = record.lacking()
+        if lacking is None:
+            _load(data)
+        elif march == NATIVE:
+            raise RuntimeError(f"built for this processor, but {lacking}; name one with --march")
+        _keep(folder, compiler, data)
+    return folder_path / f"{compiler.name}.so", record
+
+
+def _find_or_build(notes: list[str]) -> ctypes.CDLL:
+    """The library; what goes wrong on the way is noted."""
+    compiler, missing = None, None
+    try:
+        compiler = find_compiler()
+        _ = compiler.macros
+    except (NotImplementedError, RuntimeError) as error:
+        compiler, missing = None, error
+    place = None
+    try:
+        place = location()
+        with opened(place) as folder:
+            found = _find(folder, compiler, notes)
+        if found is not None:
+            return found
+    except FileNotFoundError:
+        pass
+    except (CacheError, OSError) as error:
+        if compiler is not None or (place is not None and os.path.lexists(place)):
+            notes.append(str(error))
+        place = None
+    if compiler is None:
+        assert missing is not None
+        raise RuntimeError(str(missing)) if notes else missing
+    if place is not None:
+        try:
+            with opened(place, create=True) as folder, folder.locked():
+                # Another process may have built meanwhile.
+                return _find(folder, compiler, notes) or _build(folder, compiler, notes)
+        except (CacheError, OSError) as error:
+            notes.append(f"they cannot be kept in {place}: {error}")
+    return _build(None, compiler, notes)
+
+
+def _build(folder: Folder | None, compiler: Compiler, notes: list[str]) -> ctypes.CDLL:
+    with _temporary() if folder is None else folder.workplace() as workplace:
+        data = compiler.build(workplace)
+    loaded = _load(data)
+    if folder is not None:
+        try:
+            _keep(folder, compiler, data)
+        except OSError as error:
+            notes.append(f"they cannot be kept in {folder.path}: {error}")
+    return loaded
+
+
+def _keep(folder: Folder, compiler: Compiler, data: bytes) -> None:
+    # A library without its record counts as none.
+    folder.write(f"{compiler.name}.so", data)
+    folder.write(f"{compiler.name}.json", Record.of(data, compiler).write())
+
+
+def _find(folder: Folder, compiler: Compiler | None, notes: list[str]) -> ctypes.CDLL | None:
+    """What was built for this very processor, or else the best built ahead that it can run."""
+    if compiler is not None:
+        record = _record(folder, compiler.name, notes)
+        found = None if record is None else _kept(folder, compiler.name, record, notes)
+        if found is not None:
+            return found
+    usable, refused = [], []
+    for file in folder.names():
+        name = file.removesuffix(".json")
+        if name == file or (compiler is not None and name == compiler.name):
+            continue
+        record = _record(folder, name, notes)
+        # With a compiler, what is native to another machine has no use here.
+        if record is None or (compiler is not None and record.march == NATIVE):
+            continue
+        lacking = record.lacking()
+        if record.sources != sources():
+            lacking = "it was built for another version of gsym"
+        if lacking is None:
+            usable.append((-len(record.needs or ()), name, record))
+        else:
+            refused.append(f"{folder.path / name}.so is refused: {lacking}")
+    for _, name, record in sorted(usable, key=lambda x: x[:2]):
+        found = _kept(folder, name, record, notes)
+        if found is not None:
+            return found
+    if compiler is None:
+        notes += refused
+    return None
+
+
+def _record(folder: Folder, name: str, notes: list[str]) -> Record | None:
+    try:
+        return Record.read(folder.read(f"{name}.json", _MOST_RECORD))
+    except FileNotFoundError:
+        return None
+    except CacheError as error:
+        notes.append(str(error))
+    except ValueError:
+        notes.append(f"{folder.path / name}.json is damaged")
+    return None
+
+
+def _kept(folder: Folder, name: str, record: Record, notes: list[str]) -> ctypes.CDLL | None:
+    where = f"{folder.path / name}.so"
+    try:
+        data = folder.read(f"{name}.so", record.size)
+        if record.matches(data):
+            return _load(data)
+        notes.append(f"{where} is damaged: it does not match its checksum")
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError) as error:
+        notes.append(f"{where}: {error}")
+    return None
+
+
+def _load(data: bytes) -> ctypes.CDLL:
+    """Load the very bytes that were checked, whatever happens to their file, now or later.
+
+    Raises:
+        RuntimeError: No library, or none of ours.
+    """
+    try:
+        loaded = _load_from_memory(data)
+    except OSError:  # a system that forbids it
+        try:
+            with _temporary() as folder:
+                copy = folder / "kernels.so"
+                copy.write_bytes(data)
+                loaded = ctypes.CDLL(str(copy))
+        except OSError as error:
+            raise RuntimeError(f"the compiled kernels cannot be loaded: {error}") from error
+    missing = [name for name in _SYMBOLS if not hasattr(loaded, name)]
+    if missing:
+        raise RuntimeError(f"the compiled kernels lack {', '.join(missing)}")
+    return loaded
+
+
+def _load_from_memory(data: bytes) -> ctypes.CDLL:
+    # Also where the folder lies on a mount that executes nothing.
+    fd = os.memfd_create("gsym-kernels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        # It stays open: the loader takes another library of the same name for the same one.
+        return ctypes.CDLL(f"/proc/self/fd/{fd}")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A private folder among the system's temporary ones, removed at the end."""
+    check_parents(Path(os.path.realpath(tempfile.gettempdir())))
+    with tempfile.TemporaryDirectory(prefix="gsym-") as name:
+        yield Path(name)
 
 
 def call(name: str, *args: ctypes.Structure | ctypes.Array[Any]) -> None:
@@ -133,13 +300,3 @@ def pointer(x: Tensor | None) -> int | None:
             'convert it, or use backend="native"'
         )
     return address
-
-
-def _run(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
-    except OSError as error:
-        raise RuntimeError(f"{command[0]} cannot be run: {error}") from error
-    except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{error.stderr}") from error
-    return done.stdout

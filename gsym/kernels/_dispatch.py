@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from gsym.kernels import _cpp, _cpp_library, _trace, native, reference
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 BACKENDS = ("auto", "reference", "native", "cpp", "torch_scatter", "triton")
+# What "auto" is on this machine: where nothing may be compiled, "native".
+_AUTO = os.environ.get("GSYM_BACKEND") or "auto"
+if _AUTO not in BACKENDS:
+    raise ValueError(f"GSYM_BACKEND must be one of {', '.join(BACKENDS)}; got {_AUTO!r}")
 
 
 class _State(threading.local):
@@ -41,7 +46,8 @@ def backend(name: str) -> Iterator[None]:
         name: ``"reference"``, ``"native"``, ``"cpp"``, ``"torch_scatter"`` or ``"triton"``, which
             run or raise, or ``"auto"``. That takes ``"triton"`` on CUDA where it is installed and
             ``"cpp"`` on the CPU where a C++ compiler is found, which builds the kernels once, in
-            seconds; and ``"native"``, plain torch, elsewhere.
+            seconds; and ``"native"``, plain torch, elsewhere. The environment variable
+            ``GSYM_BACKEND`` names what ``"auto"`` takes instead.
 
     ``"cpp"`` and ``"triton"`` have code of their own where it is faster than a call of a library,
     and take plain torch for the rest, as ``"native"`` does; :func:`trace` says which it was.
@@ -137,6 +143,8 @@ def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
 
 
 def _fastest(x: Tensor) -> str:
+    if _AUTO != "auto":
+        return _AUTO
     if x.is_cuda and _HAS_TRITON:
         return "triton"
     return "cpp" if x.device.type == "cpu" and _cpp_library.is_usable() else "native"
