@@ -1,47 +1,74 @@
-"""What a layer derives from its graph: prepared at first use, recognised ever after."""
+"""What a layer derives from its graph: prepared at first use and kept for the last graph seen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from gsym._validate import GraphError, SignalError, check_edge_index_type, is_wrapper
+from gsym._validate import GraphError, check_edge_index_type, is_wrapper
 
 T = TypeVar("T")
 
+_CHANGED = (
+    "edge_index was changed in place after its graph had been prepared; make another tensor, or "
+    "call the layer on it again outside of compiled code"
+)
 
-@dataclass
-class _Seen:
-    given: Tensor  # the caller's edge_index, recognised as long as its version stands
-    version: int | None
-    edge_index: Tensor  # its values, by which an equal one is recognised
+
+@dataclass(frozen=True)
+class _Seen(Generic[T]):
+    """A graph and what was built for it, which are replaced together or not at all."""
+
+    values: Tensor  # a copy that nobody else can write to
     num_nodes: int
     copies: int  # how many copies of the graph edge_index holds
+    built: T
+    given: Tensor  # the caller's tensor; where values cannot be read for free, it selects this
+    version: int | None
+    address: int
 
     def is_same(self, edge_index: Tensor, plain: Tensor) -> bool:
-        """Whether the graph is this one; ``plain`` is the tensor within a wrapper."""
+        """Whether the graph is this one; ``plain`` is the tensor within a wrapper.
+
+        Values decide. No counter sees what is written to memory shared with NumPy or with
+        another process, through ``.data``, or before a copy was made.
+        """
         if torch.compiler.is_compiling():
-            return edge_index is self.given
-        if edge_index is self.given and self.version == _version(edge_index) is not None:
-            return True
-        seen = self.edge_index
-        return plain.device == seen.device and torch.equal(plain, seen)
+            return edge_index is self.given and _same_values(plain, self.values)
+        if plain.device != self.values.device:
+            return False
+        if plain.device.type == "cpu" or not self._is_given(edge_index, plain):
+            return torch.equal(plain, self.values)
+        return _same_values(plain, self.values)
+
+    def _is_given(self, edge_index: Tensor, plain: Tensor) -> bool:
+        return (
+            edge_index is self.given
+            and self.version == _version(edge_index) is not None
+            and self.address == plain.data_ptr()
+        )
 
 
 class LastGraph(Generic[T]):
-    """Keeps what was built for the last graph seen.
+    """Keeps what was built for the last graph seen, which is recognised by its values.
 
-    The very tensor is recognised for free, a copy of it by comparing values. Under
-    ``torch.compile(fullgraph=True)`` the graph must have been seen before.
+    Where reading them would stop the host, on CUDA and in compiled code, the very tensor is
+    recognised, and an assertion on the device compares its values. Several threads may call one
+    layer: they see a graph with what belongs to it or miss it. Copies and pickles start empty.
     """
 
     def __init__(self) -> None:
-        self._seen: _Seen | None = None
-        self._built: T | None = None
+        self._seen: _Seen[T] | None = None
+
+    def __deepcopy__(self, memo: object) -> LastGraph[T]:
+        return LastGraph()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LastGraph, ()
 
     def get(
         self,
@@ -63,17 +90,17 @@ class LastGraph(Generic[T]):
             raise GraphError(
                 f"edge_index is on {edge_index.device} but x on {x.device}; move one of them"
             )
-        n, seen, built = x.size(-2), self._seen, self._built
+        n, seen = x.size(-2), self._seen
         if (
             seen is not None
-            and built is not None
             and seen.num_nodes == n
             and seen.copies in (1, batch_size)
             and seen.is_same(edge_index, plain)
         ):
             if edge_index is not seen.given and not torch.compiler.is_compiling():
-                self._seen = replace(seen, given=edge_index, version=_version(edge_index))
-            return built
+                # A whole new record, of what this call saw: another thread may have put its own.
+                self._seen = replace(seen, **_identity(edge_index, plain))
+            return seen.built
         if torch.compiler.is_compiling():
             raise GraphError("call the layer once on this graph before it is compiled")
         if plain.is_meta:
@@ -82,32 +109,29 @@ class LastGraph(Generic[T]):
                 "of the layer"
             )
         with torch.inference_mode(False):
-            one = _first_copy(plain, n, batch_size)
-            copies = 1 if one is plain or batch_size is None else batch_size
+            # What is built belongs to the copy, whatever is written to the original meanwhile.
+            values = plain.clone()
+            one = _first_copy(values, n, batch_size)
+            copies = 1 if one is values or batch_size is None else batch_size
             built = build(one, n)
-            self._seen = _Seen(edge_index, _version(edge_index), plain.clone(), n, copies)
-            self._built = built
+        self._seen = _Seen(values, n, copies, built, **_identity(edge_index, plain))
         return built
 
 
-def unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:
-    """PyG's stacked batch ``[b*n, c]`` of one graph as ``[b, n, c]``."""
-    if x.dim() != 2:
-        raise SignalError(f"with batch_size, x must be [b*n, c]; got {list(x.shape)}")
-    if batch_size == 0 and x.size(0) == 0:
-        return x.view(0, num_nodes or 0, x.size(1))
-    if batch_size < 1 or x.size(0) % batch_size:
-        raise SignalError(f"x has {x.size(0)} rows, not a multiple of batch_size={batch_size}")
-    return x.reshape(batch_size, -1, x.size(1))
+def _identity(edge_index: Tensor, plain: Tensor) -> dict[str, Any]:
+    return {
+        "given": edge_index,
+        "version": _version(edge_index),
+        "address": plain.data_ptr(),
+    }
 
 
-def unstack_rows(rows: Tensor | None, batch_size: int | None, count: int) -> Tensor | None:
-    """Stacked rows ``[b*r, c]`` as ``[b, r, c]``, ``count`` being r; others as they came."""
-    if batch_size is None or not isinstance(rows, Tensor):
-        return rows
-    if rows.dim() != 2 or rows.size(0) != batch_size * count:
-        return rows
-    return rows.view(batch_size, count, rows.size(1))
+def _same_values(plain: Tensor, values: Tensor) -> bool:
+    """Whether the shapes agree; that the values do is asserted where they lie."""
+    if plain.shape != values.shape:
+        return False
+    torch._assert_async((plain == values).all(), _CHANGED)
+    return True
 
 
 def _version(tensor: Tensor) -> int | None:

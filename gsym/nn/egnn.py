@@ -23,7 +23,8 @@ from gsym._validate import (
     check_signal,
 )
 from gsym.groups import PermutationGroup
-from gsym.nn._graph import LastGraph, unstack, unstack_rows
+from gsym.nn._batch import unstack, unstack_rows
+from gsym.nn._graph import LastGraph
 from gsym.nn.linear import TiedLayer
 
 AGGREGATIONS = ("mean", "sum")

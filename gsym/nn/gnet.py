@@ -19,7 +19,8 @@ from gsym._validate import (
     check_signal,
 )
 from gsym.groups import PermutationGroup
-from gsym.nn._graph import LastGraph, unstack
+from gsym.nn._batch import unstack
+from gsym.nn._graph import LastGraph
 from gsym.nn.linear import OrbitLinear, TiedLayer, as_clusters, check_mixing_memory
 
 PROPAGATIONS = ("none", "adjacency", "weighted", "pointwise")

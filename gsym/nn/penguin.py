@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym._validate import SignalError, check_like_weights, check_positions, check_signal
 from gsym.groups import PermutationGroup
-from gsym.nn._graph import unstack_rows
+from gsym.nn._batch import unstack_rows
 from gsym.nn.egnn import (
     SMALL_GAIN,
     Context,
