@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.data import DataError
+from benchmarks.interrupt import interruptible
 from benchmarks.results import BenchmarkError
 
 OUT = Path("results")
@@ -135,10 +138,12 @@ def kernels(
         device: cpu or cuda.
         out: Folder of results.
     """
+    from benchmarks.folder import locked
     from benchmarks.kernels.suite import main as measure
 
     bars = [name.strip() for name in only.split(",") if name.strip()]
-    measure(out, profile=profile, device=device, only=bars)
+    with locked(out):
+        measure(out, profile=profile, device=device, only=bars)
 
 
 @app.command
@@ -151,10 +156,10 @@ def coarsening(*, out: Path = OUT) -> None:
         out: Folder of results.
     """
     from benchmarks.coarsening import main as measure
-    from benchmarks.run import check_writable
+    from benchmarks.folder import locked
 
-    check_writable(out)
-    measure(out)
+    with locked(out):
+        measure(out)
 
 
 @app.command
@@ -167,10 +172,10 @@ def choosing(*, trials: int = 60, data: Path | None = None, out: Path = OUT) -> 
         out: Folder of results.
     """
     from benchmarks.choosing import main as measure
-    from benchmarks.run import check_writable
+    from benchmarks.folder import locked
 
-    check_writable(out)
-    print(f"The page is {measure(out, trials, _folder(data))}")
+    with locked(out):
+        print(f"The page is {measure(out, trials, _folder(data))}")
 
 
 @app.command
@@ -231,12 +236,25 @@ def _folder(data: Path | None) -> Path | None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one command; wrong input ends with one line and exit code 2."""
+    """Run one command; wrong input and a full disk end with one line and exit code 2."""
+    words = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if args is None else args)])
     try:
-        app.cli(prog="python -m benchmarks", args=args, description=__doc__)
+        with interruptible():
+            app.cli(prog="python -m benchmarks", args=args, description=__doc__)
     except (BenchmarkError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(
+            f"error: {error}; finished cells are kept: make room, then go on with {words}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"interrupted; finished cells are kept: go on with {words}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

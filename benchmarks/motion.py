@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from benchmarks.folder import locked
 from benchmarks.memory import peak_memory
 from benchmarks.report import Line, compare
-from benchmarks.results import BenchmarkError, Row, append_row, read_table
-from benchmarks.run import check_writable, provenance
+from benchmarks.results import BenchmarkError, Row, append_row, read_table, recover
+from benchmarks.run import provenance
 from benchmarks.task import Schedule
 from gsym.nn import Penguin, PenguinConv
 
@@ -201,7 +202,21 @@ def run(
     """
     if seeds < 1:
         raise BenchmarkError(f"expected at least one seed; got --seeds {seeds}")
-    check_writable(out)
+    with locked(out):
+        torn = recover(out / name)
+        if torn is not None:
+            console.print(
+                f"The last line of {out / name} was cut off; it was moved to {name}.torn and its "
+                f"cell is run again: {torn[:60]}...",
+                markup=False,
+                soft_wrap=True,
+            )
+        _run_cells(settings, out, name, profile, seeds, console)
+
+
+def _run_cells(
+    settings: Sequence[Setting], out: Path, name: str, profile: str, seeds: int, console: Console
+) -> None:
     finished = {row.key for row in read_table(out / name, ProbedRow)}
     with Progress(console=console, transient=True) as progress:
         cells = progress.add_task("cells", total=seeds * sum(len(s.models) for s in settings))

@@ -1,10 +1,14 @@
-"""The results file: one row per finished cell, read whole and rewritten whole."""
+"""The results file: one row per finished cell, appended when the cell is over."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,36 +130,111 @@ def read_table(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
     """The rows of a file whose columns are the fields of ``kind``; none if there is no such file.
 
     Raises:
-        BenchmarkError: The file has other columns, or is damaged.
+        BenchmarkError: The file has other columns, holds a key twice, is damaged, or its last line
+            is cut off.
     """
     if not path.exists():
         return []
-    columns = [field.name for field in fields(kind)]
+    hint = "mend it or choose another --out"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames != columns:
-                raise BenchmarkError(
-                    f"{path} has the columns {reader.fieldnames}, expected {columns}; "
-                    "it was written by other code: choose another --out"
-                )
-            return [_parse(record, kind) for record in reader]
+        raw = path.read_bytes()
+        if not raw.endswith(b"\n"):
+            hint = "its last line is cut off: `run` moves that aside and goes on"
+        reader = csv.DictReader(io.StringIO(raw.decode(), newline=""))
+        _check_columns(path, reader.fieldnames or [], kind)
+        rows = [_parse(record, kind) for record in reader]
+        if not raw.endswith(b"\n"):
+            raise ValueError(f"the line of key {rows[-1].key if rows else '?'} has no end")
+        _check_unique(rows)
     except BenchmarkError:
         raise
     except (OSError, ValueError, csv.Error) as cause:
-        raise BenchmarkError(
-            f"cannot read {path}: {cause}; mend it or choose another --out"
-        ) from cause
+        raise BenchmarkError(f"cannot read {path}: {cause}; {hint}") from cause
+    return rows
 
 
 def append_row(out: Path, row: Row, name: str = RESULTS) -> None:
-    """Add one row to a results file, which is there whole before and after."""
+    """Add one row to a results file; when this returns it is on the disk, else nothing has changed.
+
+    Raises:
+        BenchmarkError: The file has other columns, or its last line is cut off.
+        OSError: The row cannot be written.
+    """
+    path = out / name
+    if not path.exists():
+        with replacing(path) as file:
+            file.write(_csv_line(field.name for field in fields(row)))
+    with path.open("rb") as old:
+        header = old.readline().decode(errors="replace")
+        _check_columns(path, next(csv.reader([header]), []), type(row))
+        old.seek(-1, os.SEEK_END)
+        if old.read() != b"\n":
+            raise BenchmarkError(f"{path}: its last line is cut off: `run` moves that aside")
+    line = _csv_line(asdict(row).values())
+    # Without a buffer no part of the line stays behind to be written later.
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+def recover(path: Path) -> str | None:
+    """Move the end of a results file that was cut off, by a kill or a full disk, to another file.
+
+    Args:
+        path: The results file. Its last line, if it has no end, is appended to ``path`` + ``.torn``
+            and taken away; its cell is not finished then.
+
+    Returns:
+        The line, or ``None`` if the file is whole.
+    """
+    raw = path.read_bytes() if path.exists() else b""
+    start = raw.rfind(b"\n") + 1
+    torn = raw[start:]
+    if not torn or not start:  # a file without any line is refused by its columns
+        return None
+    with path.with_name(f"{path.name}.torn").open("ab") as aside:
+        aside.write(torn + b"\n")
+        aside.flush()
+        os.fsync(aside.fileno())
+    with path.open("r+b") as file:
+        file.truncate(start)
+        os.fsync(file.fileno())
+    return torn.decode(errors="replace")
+
+
+def _csv_line(values: Iterable[Any]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(each) for each in [*read_table(out / name, type(row)), row])
-    with replacing(out / name) as file:
-        file.write(text.getvalue().encode())
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode()
+
+
+def _check_columns(path: Path, found: Sequence[str], kind: type[Row]) -> None:
+    expected = [field.name for field in fields(kind)]
+    if list(found) == expected:
+        return
+    lacks = [name for name in expected if name not in found]
+    more = [name for name in found if name not in expected]
+    said = [f"lacks the columns {lacks}"] * bool(lacks) + [f"has the columns {more}"] * bool(more)
+    raise BenchmarkError(
+        f"{path} was written by other code: it {' and '.join(said) or 'has another order'}; "
+        "choose another --out"
+    )
+
+
+def _check_unique(rows: Sequence[Row]) -> None:
+    counts = Counter(row.key for row in rows)
+    twice = [row for row in rows if counts[row.key] > 1]
+    if twice:
+        names = {f"{r.key} ({r.task}, {r.name}, seed {r.seed})": None for r in twice}
+        raise ValueError(
+            f"{len(names)} keys stand in it more than once: {', '.join(names)}; keep one line each"
+        )
 
 
 def _parse(record: dict[str, str], kind: type[AnyRow]) -> AnyRow:

@@ -7,13 +7,14 @@ import hashlib
 import json
 import math
 import platform
+import random
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from benchmarks.data import replacing, write_npz
+from benchmarks.folder import locked
 from benchmarks.memory import peak_memory
-from benchmarks.results import BenchmarkError, Row, append_row, file_stem, graph_path, read_rows
+from benchmarks.results import (
+    RESULTS,
+    BenchmarkError,
+    Row,
+    append_row,
+    file_stem,
+    graph_path,
+    read_rows,
+    recover,
+)
 from benchmarks.task import Predictor, Problem, Schedule, Split, Task
 from benchmarks.tasks import check_names
 from gsym.groups import ClusterGroup, PermutationGroup
@@ -88,7 +99,8 @@ def run(
 
     Raises:
         BenchmarkError: An unknown profile, group or device, a task that needs ``data``, a number
-            of seeds below one, an ``out`` that cannot be written or holds results of other code.
+            of seeds below one, an ``out`` that cannot be written, that another process writes to,
+            or that holds results of other code.
     """
     console = console or Console()
     check_names("profile", [profile], PROFILES)
@@ -100,32 +112,9 @@ def run(
             raise BenchmarkError(
                 f"task {task.name!r} needs files; name their folder with --data DIR"
             )
-    fabric = _fabric(device)
-    check_writable(out)
-    finished = {row.key: row for row in read_rows(out)}
-
-    problems = [task.load(data, profile, 0) for task in tasks]
-    check_names("group", groups, dict.fromkeys(name for p in problems for name in p.groups))
-    for task, problem in zip(tasks, problems, strict=True):
-        _save_graph(out, task, problem, profile)
-
-    for folder in ("checkpoints", "diverged"):
-        (out / folder).mkdir(exist_ok=True)
-    runner = _Runner(fabric, out, profile, data, checkpoint_seconds, finished)
-    total = seeds * sum(
-        len(task.baselines()) + len(_chosen(problem, groups))
-        for task, problem in zip(tasks, problems, strict=True)
-    )
-    rows = []
-    with _Display(console, total) as display:
-        for task, first in zip(tasks, problems, strict=True):
-            for seed in range(seeds):
-                problem = first if seed == 0 else task.load(data, profile, seed)
-                for name in task.baselines():
-                    rows.append(runner.cell(task, problem, seed, display, baseline=name))
-                for name in _chosen(problem, groups):
-                    rows.append(runner.cell(task, problem, seed, display, group=name))
-    return rows
+    runner = _Runner(_fabric(device), out, profile, data, checkpoint_seconds)
+    with locked(out):
+        return runner.run(tasks, groups, seeds, console)
 
 
 @dataclass
@@ -137,10 +126,41 @@ class _Runner:
     profile: str
     data: Path | None
     checkpoint_seconds: float
-    finished: dict[str, Row]
 
-    def __post_init__(self) -> None:
+    def run(
+        self, tasks: Sequence[Task], groups: Sequence[str], seeds: int, console: Console
+    ) -> list[Row]:
+        """All cells, in a folder that no one else writes to."""
+        _clear(self.out)
+        torn = recover(self.out / RESULTS)
+        if torn is not None:
+            console.print(
+                f"The last line of {self.out / RESULTS} was cut off; it was moved to "
+                f"{RESULTS}.torn and its cell is run again: {torn[:60]}...",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        self.finished = {row.key: row for row in read_rows(self.out)}
         self.provenance = provenance()
+        problems = [task.load(self.data, self.profile, 0) for task in tasks]
+        check_names("group", groups, dict.fromkeys(name for p in problems for name in p.groups))
+        for task, problem in zip(tasks, problems, strict=True):
+            _save_graph(self.out, task, problem, self.profile)
+        total = seeds * sum(
+            len(task.baselines()) + len(_chosen(problem, groups))
+            for task, problem in zip(tasks, problems, strict=True)
+        )
+        rows = []
+        with _Display(console, total) as display:
+            for task, first in zip(tasks, problems, strict=True):
+                for seed in range(seeds):
+                    problem = first if seed == 0 else task.load(self.data, self.profile, seed)
+                    for name in task.baselines():
+                        rows.append(self.cell(task, problem, seed, display, baseline=name))
+                    for name in _chosen(problem, groups):
+                        rows.append(self.cell(task, problem, seed, display, group=name))
+        return rows
 
     def cell(
         self,
@@ -333,12 +353,20 @@ def _predictor(model: nn.Module, device: torch.device, schedule: Schedule) -> Pr
     return predict
 
 
+_UNREADABLE = OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, PickleError
+
+
 def _save_checkpoint(
     path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Everything the rest of the training depends on, in types that need no unpickling of code."""
     content = {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     content["rng"] = torch.get_rng_state()
+    # Tasks may draw from any global generator.
+    state_of_numpy: Any = np.random.get_state()  # noqa: NPY002
+    kind, words, *place = state_of_numpy
+    content["numpy_rng"] = [kind, torch.from_numpy(words.astype(np.int64)), *place]
+    content["python_rng"] = random.getstate()
     content["cuda_rng"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     with replacing(path) as file:
         torch.save(content, file)
@@ -347,14 +375,36 @@ def _save_checkpoint(
 def _resume(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> dict[str, Any]:
-    """Undo `_save_checkpoint`; returns the state of the loop."""
-    content = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(content.pop("model"))
-    optimizer.load_state_dict(content.pop("optimizer"))
-    torch.set_rng_state(content.pop("rng").cpu())
-    cuda = content.pop("cuda_rng")
-    if cuda:
-        torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
+    """Undo `_save_checkpoint`; returns the state of the loop.
+
+    Raises:
+        BenchmarkError: The file is damaged, or other code wrote it.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(content.pop("model"))
+        optimizer.load_state_dict(content.pop("optimizer"))
+        torch.set_rng_state(content.pop("rng").cpu())
+        kind, words, *place = content.pop("numpy_rng")
+        np.random.set_state((kind, words.cpu().numpy().astype(np.uint32), *place))  # noqa: NPY002
+        random.setstate(content.pop("python_rng"))
+        cuda = content.pop("cuda_rng")
+        if cuda:
+            torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        PickleError,
+    ) as cause:
+        reason = str(cause).strip().splitlines()[:1]
+        raise BenchmarkError(
+            f"cannot go on from {path} ({type(cause).__name__}: {' '.join(reason)}); it is damaged "
+            "or was written by other code: delete it, and its cell starts anew"
+        ) from cause
     return content
 
 
@@ -372,16 +422,17 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def check_writable(out: Path) -> None:
-    """Fail before the first epoch, not after the last."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as probe:
-            probe.write(bytes(1 << 16))
-    except OSError as cause:
-        raise BenchmarkError(
-            f"cannot write to {out} ({cause.strerror}); choose another folder with --out"
-        ) from cause
+def _clear(out: Path) -> None:
+    """Make the folders of a run, and delete what a killed one was writing."""
+    for folder in (out, out / "checkpoints", out / "diverged"):
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as cause:
+            raise BenchmarkError(
+                f"cannot make the folder {folder} ({cause.strerror}); choose another --out"
+            ) from cause
+        for path in folder.glob("*.[0-9]*.tmp"):
+            path.unlink()
 
 
 def _chosen(problem: Problem, groups: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.folder import check_writable
 from benchmarks.kernels.bars import (
     BARS,
     BOTH,
@@ -44,7 +45,6 @@ from benchmarks.kernels.measure import (
 from benchmarks.kernels.page import write_page
 from benchmarks.kernels.rows import FILE, Row, merge, read_rows, write_rows
 from benchmarks.results import BenchmarkError
-from benchmarks.run import check_writable
 from benchmarks.tasks import check_names
 
 PROFILES = {

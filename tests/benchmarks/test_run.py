@@ -198,7 +198,9 @@ def test_failing_write_keeps_the_old_results(tmp_path, monkeypatch):
 def test_rows_survive_the_file(tmp_path):
     rows = [
         make_row(test=0.1 + 0.2, unit='a "quoted", unit'),
-        make_row(status="diverged", val=None, test=None, best_epoch=None, parameters=None),
+        make_row(
+            key="other", status="diverged", val=None, test=None, best_epoch=None, parameters=None
+        ),
     ]
     for row in rows:
         append_row(tmp_path, row)

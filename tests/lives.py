@@ -1,0 +1,208 @@
+"""Runs of a tiny suite that are killed, interrupted or held off; prints what became of them.
+
+    python tests/lives.py FOLDER --kills 30
+
+Torch is imported once; every life is a fork. A run is killed at a random step, or while it saves a
+checkpoint, which then is half written, or while it renames a file or flushes one to the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from toy_task import ToyTask
+
+from benchmarks import tasks
+from benchmarks.__main__ import main
+from benchmarks.results import BenchmarkError, read_rows
+from benchmarks.run import run
+from benchmarks.task import Schedule
+
+NOISY = {"seconds", "peak_memory_mib"}
+SEEDS = 2
+
+
+class Task(ToyTask):
+    """Draws from every global generator; its rate falls from epoch to epoch."""
+
+    def __init__(self, on_step=lambda step: None):
+        super().__init__()
+        self.on_step = on_step
+
+    def schedule(self, profile, data):
+        return Schedule(epochs=6, batch_size=5, lr=0.05, clip=1.0, cosine=True)
+
+    def loss(self, prediction, batch):
+        loss = super().loss(prediction, batch)
+        self.on_step(self.steps)
+        return loss * (1 + np.random.rand() + random.random())  # noqa: NPY002
+
+
+def fork(body, errors: Path | None = None) -> int:
+    """Start ``body`` in a child; what it raises or returns becomes its exit code."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        if errors is not None:
+            sys.stderr = errors.open("w")
+        sys.stdout = io.StringIO()
+        body()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    except BenchmarkError as error:
+        print(error, file=sys.__stderr__)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def train(out: Path, task: Task) -> None:
+    quiet = Console(file=io.StringIO())
+    run([task], out=out, seeds=SEEDS, device="cpu", checkpoint_seconds=0.0, console=quiet)
+
+
+def doomed(out: Path, at: int) -> None:
+    """Train, and die at the event of this number."""
+    count = itertools.count(1)
+
+    def tick(*_):
+        if next(count) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def half_saved(content, file, save=torch.save):
+        whole = io.BytesIO()
+        save(content, whole)
+        half = len(whole.getvalue()) // 2
+        file.write(whole.getvalue()[:half])
+        file.flush()
+        tick()
+        file.write(whole.getvalue()[half:])
+
+    def before(function):
+        def wrapped(*arguments):
+            tick()
+            return function(*arguments)
+
+        return wrapped
+
+    torch.save = half_saved
+    os.fsync, Path.replace = before(os.fsync), before(Path.replace)
+    train(out, Task(tick))
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [{k: v for k, v in vars(row).items() if k not in NOISY} for row in read_rows(out)]
+
+
+def kill(folder: Path, kills: int, seed: int) -> dict:
+    """Kill runs until so many have died; every folder is brought to its end."""
+    rng = random.Random(seed)
+    assert wait(fork(lambda: train(folder / "whole", Task()))) == 0
+    whole, equal, died, halves = rows_of(folder / "whole"), [], 0, 0
+    for number in itertools.count():
+        out = folder / str(number)
+        while True:
+            at = rng.randint(5, 60)
+            code = wait(fork(lambda: doomed(out, at)))  # noqa: B023
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, code
+            died += 1
+            halves += len(list(out.glob("checkpoints/*.tmp")))
+        equal.append(rows_of(out) == whole)
+        if died >= kills:
+            left = [p.name for p in out.rglob("*") if p.suffix in (".tmp", ".pt")]
+            return {"rows": len(whole), "died": died, "halves": halves, "equal": equal} | {
+                "left": left
+            }
+
+
+def command(out: Path, task: Task):
+    def body():
+        tasks.TASKS["toy"] = task
+        main(["run", "toy", "--seeds", str(SEEDS), "--device", "cpu", "--out", str(out)])
+
+    return body
+
+
+def until(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def interrupt(folder: Path, number: int) -> dict:
+    """Send a signal to a command that waits for a worker, which has a worker of its own."""
+    out, worker, told = folder / "out", folder / "worker", folder / "told"
+    folder.mkdir()
+    script = f"sleep 600 & echo $! > {worker}.tmp; mv {worker}.tmp {worker}; wait"
+
+    def on_step(step):
+        if step == 5:
+            subprocess.run(["sh", "-c", script], check=False)
+
+    pid = fork(command(out, Task(on_step)), told)
+    until(worker)
+    os.kill(pid, number)
+    code = wait(pid)
+    alive = False
+    with suppress(psutil.NoSuchProcess):
+        alive = psutil.Process(int(worker.read_text())).status() != psutil.STATUS_ZOMBIE
+    first = len(read_rows(out))
+    again = wait(fork(command(out, Task())))
+    return {"code": code, "told": told.read_text(), "alive": alive, "first": first} | {
+        "again": again,
+        "equal": rows_of(out) == rows_of(folder.parent / "whole"),
+    }
+
+
+def compete(folder: Path) -> dict:
+    """Start a second command while the first one trains."""
+    out, begun, over, told = (folder / name for name in ("out", "begun", "over", "told"))
+    folder.mkdir()
+
+    def on_step(step):
+        begun.touch()
+        until(over)
+
+    first = fork(command(out, Task(on_step)))
+    until(begun)
+    second = wait(fork(command(out, Task()), told))
+    over.touch()
+    return {"first": wait(first), "second": second, "told": told.read_text(), "pid": first} | {
+        "equal": rows_of(out) == rows_of(folder.parent / "whole"),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {"killed": kill(chosen.folder, chosen.kills, chosen.seed)}
+    found |= {n.name: interrupt(chosen.folder / n.name, n) for n in (signal.SIGINT, signal.SIGTERM)}
+    found["compete"] = compete(chosen.folder / "compete")
+    sys.stdout.write(json.dumps(found))
