@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gsym import check, kernels, nn
+from gsym._graphs import Graph, as_graph
 from gsym.coarsening import (
     Coarsening,
     GroupChoice,
@@ -30,12 +31,14 @@ else:
 __all__ = [
     "ClusterGroup",
     "Coarsening",
+    "Graph",
     "GroupChoice",
     "Hierarchy",
     "Orbits",
     "Partition",
     "PermutationGroup",
     "SubgroupSearch",
+    "as_graph",
     "automorphisms",
     "check",
     "choose_group",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -59,11 +61,24 @@ def optional_module(name: str, package: str, extra: str, what: str) -> ModuleTyp
         ) from cause
 
 
+def warn(message: str) -> None:
+    """Warn at the line that called into gsym."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("gsym."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def integer_tensor(values: object, what: str, error: type[ValueError]) -> Tensor:
     """Copy ``values`` to a new int64 tensor on the CPU, or say why that cannot be done."""
+    refuse_masked(values, what, error)
+    if isinstance(values, list | tuple):
+        kinds = set(map(type, values))
+        if len(kinds) > 1 and kinds & {bool, np.bool_}:
+            raise error(f"{what} must be integers; got a boolean among them: {values!r:.80}")
     try:
         # torch takes no array that runs backwards.
         plain = np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
@@ -87,8 +102,19 @@ def integer_tensor(values: object, what: str, error: type[ValueError]) -> Tensor
     return tensor.detach().to(device="cpu", dtype=torch.int64, copy=True)
 
 
+def refuse_masked(values: object, what: str, error: type[ValueError]) -> None:
+    """Refuse a masked array, whose gaps would count as the numbers beneath them."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise error(
+            f"{what} must have no gaps; got a masked array with {np.ma.count_masked(values)} gaps; "
+            "fill them with .filled(value), or take .data if the mask means nothing"
+        )
+
+
 def check_whole(value: object, what: str, error: type[ValueError] = ValueError) -> int:
-    """Return a whole number as an ``int``."""
+    """Return a whole number as an ``int``; a boolean is none."""
+    if isinstance(value, bool):
+        raise error(f"{what} must be a whole number; got {value}")
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -227,14 +253,14 @@ def check_edge_weight(edge_weight: object, edges: int, copies: int = 1) -> Tenso
 
 
 def check_num_nodes(num_nodes: object) -> int:
-    """Return the number of nodes of a graph as it came, once it is known to be 1 or more."""
-    if not isinstance(num_nodes, int) or isinstance(num_nodes, bool):
+    """Return the number of nodes of a graph, once it is known to be 1 or more."""
+    if not isinstance(num_nodes, int | np.integer) or isinstance(num_nodes, bool):
         raise TypeError(
             f"num_nodes must be an int, the number of nodes of the graph; got {num_nodes!r:.80}"
         )
     if num_nodes < 1:
         raise GraphError(f"a graph needs at least one node; got num_nodes={num_nodes}")
-    return num_nodes
+    return int(num_nodes)
 
 
 def check_finite_weight(edge_weight: Tensor | None) -> None:
@@ -400,6 +426,7 @@ def check_samples(values: object, what: str = "x") -> np.ndarray:
 
     Reads the values: belongs where data come in, never into a forward pass.
     """
+    refuse_masked(values, what, SignalError)
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()

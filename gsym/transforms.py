@@ -4,6 +4,9 @@ A message-passing network commutes with every permutation that preserves its gra
 it is given. Labels that only the chosen group preserves, embedded and added to the input, make an
 unmodified network equivariant to that group and to no more.
 
+A graph comes as a PyG ``Data``, whose weights are ``edge_weight`` or a one-dimensional
+``edge_attr``, or as anything else that :func:`gsym.as_graph` reads, which becomes a ``Data``.
+
 The names ``cluster``, ``node_orbit`` and ``edge_orbit`` contain neither ``index`` nor ``batch``, so
 that PyG stacks the labels of a batch of graphs without shifting them.
 """
@@ -15,6 +18,7 @@ from typing import Any
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from gsym._graphs import as_graph
 from gsym.coarsening.cluster import coarsen
 from gsym.groups import GraphError, GroupError, Partition, PartitionError, PermutationGroup
 
@@ -36,7 +40,7 @@ class AddPartition(BaseTransform):
         clusters changes its output.
 
     Raises:
-        TypeError: ``partition`` is no Partition, or ``data`` no ``Data``.
+        TypeError: ``partition`` is no Partition, or ``data`` no graph.
         ValueError: Both or neither of ``partition`` and ``method``; ``method`` without ``k``.
         PartitionError: The graph has another number of nodes than the partition.
         GraphError: ``data`` has no edges to partition by.
@@ -80,16 +84,19 @@ class AddPartition(BaseTransform):
             raise ValueError(f"{', '.join(options)} would be passed to a method, but none is named")
         self.partition, self.method, self.k, self.options = partition, method, k, options
 
-    def forward(self, data: Data) -> Data:
-        """Return ``data`` with its clusters."""
+    def forward(self, data: Any) -> Data:
+        """Return ``data`` with its clusters; other graphs become a ``Data`` first."""
+        data = _as_data(data)
         num_nodes = _num_nodes(data)
         partition = self.partition
         if partition is None:
             assert self.method is not None and self.k is not None
-            weight = data.edge_weight if "edge_weight" in data else None
             # Families find only the levels that they are asked for.
             options = {"levels": [self.k], **self.options}
-            hierarchy = coarsen(_edge_index(data), num_nodes, weight, method=self.method, **options)
+            graph = as_graph(data)
+            hierarchy = coarsen(
+                graph.edge_index, num_nodes, graph.edge_weight, method=self.method, **options
+            )
             partition = hierarchy[self.k]
         if partition.num_nodes != num_nodes:
             raise PartitionError(
@@ -120,7 +127,7 @@ class AddOrbits(BaseTransform):
         pairs without an edge would tell apart, and at best up to its 2-closure.
 
     Raises:
-        TypeError: ``group`` is no PermutationGroup, or ``data`` no ``Data``.
+        TypeError: ``group`` is no PermutationGroup, or ``data`` no graph.
         GroupError: The graph has another number of nodes than the group.
         GraphError: ``data`` has no ``edge_index``.
 
@@ -143,15 +150,16 @@ class AddOrbits(BaseTransform):
             raise TypeError(f"group must be a PermutationGroup; got {type(group).__name__}")
         self.group = group
 
-    def forward(self, data: Data) -> Data:
-        """Return ``data`` with its orbits."""
+    def forward(self, data: Any) -> Data:
+        """Return ``data`` with its orbits; other graphs become a ``Data`` first."""
+        data = _as_data(data)
         num_nodes = _num_nodes(data)
         if num_nodes != self.group.num_nodes:
             raise GroupError(
                 f"the group acts on {self.group.num_nodes} nodes but the graph has {num_nodes}"
             )
         device = _device(data)
-        edge_orbit = self.group.edge_orbits(_edge_index(data)).index.to(device)
+        edge_orbit = self.group.edge_orbits(data).index.to(device)
         data.node_orbit = self.group.node_orbits().index.to(device)
         data.edge_orbit = edge_orbit
         return data
@@ -160,18 +168,29 @@ class AddOrbits(BaseTransform):
         return f"AddOrbits({self.group!r})"
 
 
-def _num_nodes(data: object) -> int:
-    if not isinstance(data, Data):
-        raise TypeError(f"expected a torch_geometric Data; got {type(data).__name__}")
+def _as_data(graph: Any) -> Data:
+    """A ``Data`` as it came, and other graphs as one, with the names of their nodes as ``name``."""
+    if isinstance(graph, Data):
+        return graph
+    try:
+        found = as_graph(graph)
+    except TypeError as cause:
+        raise TypeError(
+            "expected a graph of NetworkX, SciPy or NumPy, or a torch_geometric Data; got "
+            f"{type(graph).__name__}"
+        ) from cause
+    data = Data(edge_index=found.edge_index, num_nodes=found.num_nodes)
+    if found.edge_weight is not None:
+        data.edge_weight = found.edge_weight
+    if found.names is not None:
+        data.name = list(found.names)
+    return data
+
+
+def _num_nodes(data: Data) -> int:
     if data.num_nodes is None:
         raise GraphError("data does not say how many nodes it has; set data.num_nodes")
     return int(data.num_nodes)
-
-
-def _edge_index(data: Data) -> Any:
-    if data.edge_index is None:
-        raise GraphError("data has no edge_index")
-    return data.edge_index
 
 
 def _device(data: Data) -> Any:

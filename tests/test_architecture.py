@@ -15,15 +15,16 @@ ROOT = Path(gsym.__file__).parent
 # Each room may import the rooms listed; nothing points back.
 ROOMS = {
     "_validate": set(),
-    "groups": {"_validate"},
+    "_graphs": {"_validate"},
+    "groups": {"_validate", "_graphs"},
     "kernels": {"_validate"},
-    "_files": {"groups"},
-    "coarsening": {"_validate", "_files", "groups"},
+    "_files": {"_graphs", "groups"},
+    "coarsening": {"_validate", "_graphs", "_files", "groups"},
     "nn": {"_validate", "groups", "kernels"},
     "check": {"groups"},
-    "transforms": {"groups", "coarsening", "nn", "check"},
-    "__init__": {"groups", "coarsening", "kernels", "nn", "check", "transforms"},
-    "_cli": {"_validate", "_files", "groups", "coarsening", "kernels"},
+    "transforms": {"_graphs", "groups", "coarsening", "nn", "check"},
+    "__init__": {"_graphs", "groups", "coarsening", "kernels", "nn", "check", "transforms"},
+    "_cli": {"_validate", "_graphs", "_files", "groups", "coarsening", "kernels"},
     "__main__": {"_validate"},
 }
 DEPENDENCIES = {

@@ -3,62 +3,76 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from scipy.sparse import coo_array, csc_array, csr_array, diags_array, eye_array
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
-from torch import Tensor
 
-from gsym._validate import ClusteringError, GraphError, check_edge_index, check_edge_weight
+from gsym._graphs import Graph, coalesce, exact_sums, weights_of
+from gsym._validate import ClusteringError
 from gsym.groups import Partition
 
+# Weights relative to the largest are this at least: eigenvectors cannot tell less from 0.
+SMALLEST = 1e-12
 # Up to this size a dense solver is faster and needs no care.
 _DENSE = 600
 
 
-def adjacency_matrix(
-    edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None = None
-) -> csr_array:
-    """Adjacency in float64, ``A[i, j]`` the summed weight of edges from i to j; no stored zeros.
+def relative_adjacency(graph: Graph) -> coo_array:
+    """Adjacency over a power of two near its largest entry; no stored zeros.
 
-    Raises:
-        GraphError: Edges out of range, or a weight that is not finite.
+    ``A[i, j]`` is the summed weight of edges from i to j.
     """
-    check_edge_index(edge_index, num_nodes)
-    check_edge_weight(edge_weight, edge_index.size(1))
-    rows, columns = edge_index.detach().cpu().numpy()
-    if edge_weight is None:
-        weight = np.ones(rows.size)
-    else:
-        weight = edge_weight.detach().cpu().double().numpy()
-        if not np.isfinite(weight).all():
-            bad = int(np.flatnonzero(~np.isfinite(weight))[0])
-            raise GraphError(f"edge_weight must be finite; edge {bad} has weight {weight[bad]}")
-    A = coo_array((weight, (rows, columns)), shape=(num_nodes, num_nodes)).tocsr()
-    A.sum_duplicates()
-    A.eliminate_zeros()
-    return A
+    n = graph.num_nodes
+    keys, weight = coalesce(graph)
+    keys, weight = keys[weight != 0], weight[weight != 0]
+    return coo_array((weight / _unit(weight), (keys // n, keys % n)), shape=(n, n))
 
 
-def undirected(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None = None) -> csr_array:
+def undirected(graph: Graph) -> csr_array:
     """Adjacency ``(A + A^T) / 2`` without self-loops, weights non-negative.
+
+    All edges between two nodes are summed at once, so that it does not matter in which direction
+    a row of an undirected list was written.
 
     Raises:
         ClusteringError: A negative weight.
     """
-    A = adjacency_matrix(edge_index, num_nodes, edge_weight)
-    if A.nnz and A.data.min() < 0:
-        coo = A.tocoo()
-        bad = int(np.argmin(coo.data))
+    n = graph.num_nodes
+    source, target = graph.edge_index.detach().cpu().numpy()
+    low, high = np.minimum(source, target), np.maximum(source, target)
+    keys, total = exact_sums(low * n + high, weights_of(graph))
+    low, high = keys // n, keys % n
+    if total.size and total.min() < 0:
+        bad = int(np.argmin(total))
         raise ClusteringError(
-            "clustering takes similarities, which are not negative; the edge from node "
-            f"{coo.row[bad]} to {coo.col[bad]} has weight {coo.data[bad]:g}; pass "
-            "edge_weight.abs() if its sign carries no meaning"
+            "clustering takes similarities, which are not negative; the edges between nodes "
+            f"{low[bad]} and {high[bad]} have weight {total[bad]:g}; pass edge_weight.abs() if its "
+            "sign carries no meaning"
         )
-    A = ((A + A.T) / 2).tocsr()
-    A.setdiag(0)
-    A.eliminate_zeros()
+    kept = (low != high) & (total > 0)
+    low, high = low[kept], high[kept]
+    # Half of the least positive number is 0, which would cut the graph.
+    half = np.maximum(total[kept] / 2, np.nextafter(0, 1))
+    ends = np.concatenate([low, high]), np.concatenate([high, low])
+    A = coo_array((np.concatenate([half, half]), ends), shape=(n, n)).tocsr()
     A.sort_indices()
     return A
+
+
+def relative(A: csr_array) -> tuple[csr_array, float]:
+    """Weights over a unit, the power of two below the largest, and that unit.
+
+    What is computed from similarities goes by their ratios, and the squares of 1e-300 and 1e300
+    are no numbers. None becomes so small that it vanishes.
+    """
+    unit = _unit(A.data)
+    weight = np.maximum(A.data / unit, SMALLEST)
+    return csr_array((weight, A.indices, A.indptr), shape=A.shape), unit
+
+
+def _unit(weight: np.ndarray) -> float:
+    """The power of two below the largest magnitude, by which division is exact."""
+    _, exponent = np.frexp(np.abs(weight).max(initial=0.0))
+    return float(np.ldexp(1.0, exponent - 1))
 
 
 def laplacian_of(A: csr_array) -> csr_array:
@@ -66,9 +80,10 @@ def laplacian_of(A: csr_array) -> csr_array:
     return (diags_array(np.asarray(A.sum(axis=1)).reshape(-1)) - A).tocsr()
 
 
-def laplacian(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None = None) -> csr_array:
-    """Combinatorial Laplacian of the symmetrised graph, float64 ``[n, n]``."""
-    return laplacian_of(undirected(edge_index, num_nodes, edge_weight))
+def laplacian(graph: Graph) -> tuple[csr_array, float]:
+    """Combinatorial Laplacian of the symmetrised graph ``[n, n]``, over a unit, and that unit."""
+    A, unit = relative(undirected(graph))
+    return laplacian_of(A), unit
 
 
 def restriction(partition: Partition) -> csr_array:
@@ -129,10 +144,3 @@ def energy_basis(A: csr_array, dimension: int) -> np.ndarray:
     # Weights that differ by more than the precision of the solver leave noise for eigenvalues.
     floor = 1e-12 * float(L.diagonal().max())
     return vectors[:, 1:] / np.sqrt(np.maximum(values[1:], floor))
-
-
-def as_edges(A: csr_array) -> tuple[Tensor, Tensor]:
-    """``edge_index`` and float64 ``edge_weight`` of a sparse adjacency."""
-    coo = A.tocoo()
-    index = np.stack([coo.row, coo.col]).astype(np.int64)
-    return torch.from_numpy(index), torch.from_numpy(coo.data.copy())

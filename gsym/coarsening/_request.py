@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from gsym._validate import ClusteringError, check_edge_index, check_edge_weight, check_whole
-from gsym.coarsening._graph import undirected
+from gsym._graphs import Graph, as_graph
+from gsym._validate import ClusteringError, check_whole, warn
+from gsym.coarsening._graph import relative, undirected
 from gsym.coarsening.coarsen import Hierarchy, check_levels
 from gsym.groups import Partition
 
@@ -37,8 +37,7 @@ class Request:
 
     method: str
     num_nodes: int
-    edge_index: Tensor | None
-    edge_weight: Tensor | None
+    given: Graph | None
     signals: Tensor | None
     targets: Tensor | None
     levels: tuple[int, ...] | None
@@ -51,7 +50,7 @@ class Request:
         cls,
         methods: Mapping[str, Method],
         method: str,
-        edge_index: Tensor | None,
+        edge_index: Any,
         num_nodes: int | None,
         edge_weight: Tensor | None,
         signals: Tensor | None,
@@ -82,12 +81,15 @@ class Request:
                 )
         if edge_index is None and signals is None and height is None:
             raise ClusteringError(f"method {method!r} needs edge_index, signals or both; got None")
-        n = _number_of_nodes(num_nodes, signals, height, width)
         if edge_index is None and edge_weight is not None:
             raise ClusteringError("edge_weight came without edge_index; pass both")
-        if edge_index is not None:
-            check_edge_index(edge_index, n)
-            check_edge_weight(edge_weight, edge_index.size(1))
+        graph = None
+        if edge_index is not None and not isinstance(edge_index, Tensor):
+            graph = as_graph(edge_index, num_nodes, edge_weight)
+            num_nodes = graph.num_nodes
+        n = _number_of_nodes(num_nodes, signals, height, width)
+        if edge_index is not None and graph is None:
+            graph = as_graph(edge_index, n, edge_weight)
         if signals is not None:
             signals = _check_signals(signals, n, "signals")
         if targets is not None and signals is not None:
@@ -100,13 +102,26 @@ class Request:
         asked = None if levels is None else tuple(check_levels(levels, n))
         if not 0 <= check_whole(seed, "seed", ClusteringError) < 2**31:
             raise ClusteringError(f"seed must lie in 0..2^31 - 1; got {seed}")
-        return cls(method, n, edge_index, edge_weight, signals, targets, asked, seed, height, width)
+        for name, side in (("height", height), ("width", width)):
+            if side is not None:
+                check_whole(side, name, ClusteringError)
+        return cls(method, n, graph, signals, targets, asked, seed, height, width)
+
+    @property
+    def edge_index(self) -> Tensor | None:
+        """The edges as they came."""
+        return None if self.given is None else self.given.edge_index
 
     @cached_property
     def graph(self) -> csr_array:
-        """The undirected graph that clusterings see; it has edges."""
-        assert self.edge_index is not None
-        A = undirected(self.edge_index, self.num_nodes, self.edge_weight)
+        """The undirected graph that clusterings see; it has edges, and its weights a unit."""
+        return relative(self.similarities)[0]
+
+    @cached_property
+    def similarities(self) -> csr_array:
+        """The undirected graph with the weights that came; it has edges."""
+        assert self.given is not None
+        A = undirected(self.given)
         if not A.nnz:
             raise ClusteringError(
                 f"the graph on {self.num_nodes} nodes has no edges, and method {self.method!r} "
@@ -115,10 +130,10 @@ class Request:
         return A
 
     @property
-    def exact_graph(self) -> tuple[Tensor, int, Tensor | None]:
+    def exact_graph(self) -> Graph:
         """The graph as it came, for methods that respect directions, signs and loops."""
-        assert self.edge_index is not None
-        return self.edge_index, self.num_nodes, self.edge_weight
+        assert self.given is not None
+        return self.given
 
     @cached_property
     def family_levels(self) -> list[int]:
@@ -132,8 +147,7 @@ class Request:
         return Hierarchy.from_merges(
             self.num_nodes,
             *merges,
-            edge_index=self.edge_index,
-            edge_weight=self.edge_weight,
+            edge_index=self.given,
             levels=self.levels,
             method=self.method,
         )
@@ -171,8 +185,7 @@ class Request:
     def _hierarchy(self, partitions: list[Partition], *, nested: bool) -> Hierarchy:
         return Hierarchy.from_partitions(
             partitions or [Partition.single(self.num_nodes)],
-            edge_index=self.edge_index,
-            edge_weight=self.edge_weight,
+            edge_index=self.given,
             nested=nested,
             method=self.method,
         )
@@ -188,6 +201,7 @@ def _number_of_nodes(
             num_nodes = height * width
         else:
             raise ClusteringError("num_nodes is not known; pass num_nodes=")
+    num_nodes = check_whole(num_nodes, "num_nodes", ClusteringError)
     if num_nodes < 1:
         raise ClusteringError(f"clustering needs at least one node; got num_nodes={num_nodes}")
     return num_nodes
@@ -218,11 +232,3 @@ def _check_signals(signals: Tensor, n: int, what: str) -> Tensor:
             "the gaps or leave out these samples or nodes"
         )
     return values
-
-
-def warn(message: str) -> None:
-    """Warn at the line that called into gsym."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("gsym."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from scipy.sparse import coo_array, csr_array, csr_matrix, diags_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from gsym._validate import ClusteringError, optional_module
-from gsym.coarsening._graph import energy_basis, laplacian_of, smallest_eigenpairs
-from gsym.coarsening._request import Merges, Method, Request, warn
+from gsym._validate import ClusteringError, optional_module, warn
+from gsym.coarsening._graph import SMALLEST, energy_basis, laplacian_of, smallest_eigenpairs
+from gsym.coarsening._request import Merges, Method, Request
 from gsym.coarsening.coarsen import Hierarchy
 from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
@@ -33,7 +34,7 @@ _NEIGHBOURS = 10
 
 
 def coarsen(
-    edge_index: Tensor | None,
+    edge_index: Any = None,
     num_nodes: int | None = None,
     edge_weight: Tensor | None = None,
     signals: Tensor | None = None,
@@ -66,8 +67,10 @@ def coarsen(
     ======================  ============  ========  ============================================
 
     A chain is nested, a family is not, and ``Hierarchy.nested`` says which came. Clusterings see
-    the undirected graph ``(A + A^T) / 2`` without self-loops; twins, orbits and colours see the
-    graph as it is. What a method needs beyond scikit-learn is in the extra ``cluster``.
+    the undirected graph ``(A + A^T) / 2`` without self-loops, and a similarity of 0 joins nothing;
+    twins, orbits and colours see the graph as it is, where an edge of weight 0 is an edge; ``risk``
+    goes along edges and leaves weights aside. What a method needs beyond scikit-learn is in the
+    extra ``cluster``.
 
     ``ward`` works on a spectral embedding of the graph (commute times: eigenvectors of ``D - A``
     over the square root of their eigenvalue, the first 16), merging neighbours only; on signals
@@ -76,9 +79,10 @@ def coarsen(
     nodes, and both as edges weighted by how near their ends' signals are.
 
     Args:
-        edge_index: Graph on the nodes, int64 ``[2, e]``, or ``None`` where signals or the shape
-            of an image suffice.
-        num_nodes: Number of nodes; may be left out where signals or an image tell it.
+        edge_index: Graph on the nodes, int64 ``[2, e]`` or what :func:`gsym.as_graph` reads
+            (NetworkX, SciPy, NumPy, PyG ``Data``; names of nodes are kept as ``names``), or
+            ``None`` where signals or the shape of an image suffice.
+        num_nodes: Number of nodes; may be left out where the graph, signals or an image tell it.
         edge_weight: Similarities ``[e]``, not negative; 1 where ``None``.
         signals: Signals ``[samples, n]`` or ``[samples, n, c]``.
         method: One of the above.
@@ -274,7 +278,7 @@ def _similarity(request: Request) -> csr_array:
     typical = distance.mean()
     weight = coo.data * np.exp(-distance / typical) if typical > 0 else coo.data
     # A weight that underflows would cut the graph where it has an edge.
-    weight = np.maximum(weight, coo.data * 1e-12)
+    weight = np.maximum(weight, coo.data * SMALLEST)
     return csr_array((weight, (coo.row, coo.col)), shape=A.shape)
 
 
@@ -321,7 +325,7 @@ def _local_variation(request: Request) -> Hierarchy:
 
 
 def _graclus(request: Request) -> Hierarchy:
-    merges, heights, levels = normalised_cut_merges(request.graph, seed=request.seed)
+    merges, heights, levels = normalised_cut_merges(request.similarities, seed=request.seed)
     h = Hierarchy.from_merges(request.num_nodes, merges, heights, levels=levels)
     return request.chain(h)
 
@@ -362,7 +366,7 @@ def _louvain(request: Request) -> Hierarchy:
 
 def _csr_matrix(A: csr_array) -> csr_matrix:
     """The type that scikit-network takes; weights relative to the largest, and not vanishing."""
-    weight = np.maximum(A.data / A.data.max(), 1e-12)
+    weight = np.maximum(A.data / A.data.max(), SMALLEST)
     indices = A.indices.astype(np.int32), A.indptr.astype(np.int32)
     return csr_matrix((weight, *indices), shape=A.shape)
 
@@ -425,15 +429,15 @@ def _grid(request: Request) -> Hierarchy:
 
 
 def _twins(request: Request) -> Hierarchy:
-    return request.chain([twin_partition(*request.exact_graph)])
+    return request.chain([twin_partition(request.exact_graph)])
 
 
 def _equitable(request: Request) -> Hierarchy:
-    return request.chain([equitable_partition(*request.exact_graph)])
+    return request.chain([equitable_partition(request.exact_graph)])
 
 
 def _automorphism(request: Request) -> Hierarchy:
-    group = automorphisms(*request.exact_graph)
+    group = automorphisms(request.exact_graph)
     if not group.exact:
         warn("the search for symmetries ran out of time; the orbits are those of colour refinement")
     return request.chain([Partition(group.node_orbits().index)])

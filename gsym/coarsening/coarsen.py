@@ -15,21 +15,22 @@ Both give the same projection ``C^T C = P^+ P``: the mean over every cluster, at
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from gsym._validate import ClusteringError, check_edge_index, check_edge_weight, integer_tensor
+from gsym._graphs import Graph, as_graph
+from gsym._validate import ClusteringError, check_whole, integer_tensor
 from gsym.coarsening._graph import (
-    adjacency_matrix,
     laplacian,
+    relative_adjacency,
     restriction,
     smallest_eigenpairs,
 )
@@ -47,7 +48,8 @@ class Coarsening:
 
     Attributes:
         partition: The clusters.
-        edge_index: The fine graph, int64 ``[2, e]``; ``None`` where there was none.
+        edge_index: The fine graph, int64 ``[2, e]``; ``None`` where there was none. It is made
+            from what :func:`gsym.as_graph` reads.
         edge_weight: Its weights ``[e]``; 1 where ``None``.
 
     Raises:
@@ -68,8 +70,9 @@ class Coarsening:
 
     def __post_init__(self) -> None:
         if self.edge_index is not None:
-            check_edge_index(self.edge_index, self.partition.num_nodes)
-            check_edge_weight(self.edge_weight, self.edge_index.size(1))
+            graph = as_graph(self.edge_index, self.partition.num_nodes, self.edge_weight)
+            object.__setattr__(self, "edge_index", graph.edge_index)
+            object.__setattr__(self, "edge_weight", graph.edge_weight)
 
     @cached_property
     def quotient(self) -> tuple[Tensor, Tensor]:
@@ -77,7 +80,7 @@ class Coarsening:
 
         Self-loops hold the mean over a cluster's own block; see :meth:`gsym.Partition.quotient`.
         """
-        return self.partition.quotient(self._graph(), self.edge_weight)
+        return self.partition.quotient(self._graph())
 
     def blow_up(self) -> tuple[Tensor, Tensor]:
         """The coarse graph carried back to the nodes: every pair has the mean of its block.
@@ -119,7 +122,7 @@ class Coarsening:
             ``O(e log e)`` in float64; no ``n x n`` matrix: a block of ``area`` entries with mean
             ``m`` adds ``sum (a - m)^2`` over its edges and ``m^2`` for every other pair.
         """
-        A = adjacency_matrix(self._graph(), self.partition.num_nodes, self.edge_weight).tocoo()
+        A = relative_adjacency(self._graph())
         norm = float(np.linalg.norm(A.data))
         if norm == 0:
             return 0.0
@@ -154,11 +157,11 @@ class Coarsening:
         clusters = self.partition.num_clusters
         if not 1 <= k <= clusters:
             raise ClusteringError(f"k must lie in 1..{clusters}, the number of clusters; got {k}")
-        L = laplacian(self._graph(), self.partition.num_nodes, self.edge_weight)
+        L, unit = laplacian(self._graph())
         C = restriction(self.partition)
         fine, _ = smallest_eigenpairs(L, k)
         coarse, _ = smallest_eigenpairs((C @ L @ C.T).tocsr(), k)
-        return torch.from_numpy(coarse - fine)
+        return torch.from_numpy((coarse - fine) * unit)
 
     def restricted_approximation(self, k: int) -> float:
         """How much of the first ``k`` eigenvectors the clusters blur, in energy.
@@ -179,7 +182,7 @@ class Coarsening:
         Reference:
             Loukas, arXiv 1808.10650, definition 11 (restricted spectral approximation).
         """
-        L = laplacian(self._graph(), self.partition.num_nodes, self.edge_weight)
+        L, _ = laplacian(self._graph())
         constant, _ = connected_components(L, directed=False)
         most = L.shape[0] - constant
         if not 1 <= k <= most:
@@ -192,10 +195,10 @@ class Coarsening:
         blurred = basis - C.T @ (C @ basis)
         return math.sqrt(max(0.0, float(np.linalg.eigvalsh(blurred.T @ (L @ blurred))[-1])))
 
-    def _graph(self) -> Tensor:
+    def _graph(self) -> Graph:
         if self.edge_index is None:
             raise ClusteringError("this coarsening has no graph; build it with edge_index=")
-        return self.edge_index
+        return Graph(self.edge_index, self.edge_weight, self.partition.num_nodes)
 
     def __repr__(self) -> str:
         what = repr(self.partition).removeprefix("Partition(").removesuffix(")")
@@ -212,6 +215,14 @@ class Hierarchy:
     cluster, belong to every hierarchy. Clusters are numbered by first occurrence.
 
     Build one with :func:`gsym.coarsen`, :meth:`from_merges` or :meth:`from_partitions`.
+
+    Attributes:
+        num_nodes: Number of nodes n.
+        edge_index: The graph, int64 ``[2, e]``, or ``None``.
+        edge_weight: Its weights ``[e]``, or ``None``.
+        names: What the nodes are called by number, where the graph came with names, as those of
+            NetworkX do; else ``None``.
+        method: What made the partitions.
 
     Example:
         >>> h = Hierarchy.from_merges(4, [[0, 1], [2, 3], [4, 5]], [1.0, 1.0, 3.0])
@@ -230,16 +241,16 @@ class Hierarchy:
         *,
         merges: tuple[Tensor, Tensor] | None,
         family: dict[int, Partition],
-        edge_index: Tensor | None,
+        edge_index: Any,
         edge_weight: Tensor | None,
         method: str,
     ) -> None:
-        if edge_index is not None:
-            check_edge_index(edge_index, num_nodes)
-            check_edge_weight(edge_weight, edge_index.size(1))
+        graph = None if edge_index is None else as_graph(edge_index, num_nodes, edge_weight)
         self.num_nodes = num_nodes
         self._levels = levels
-        self.edge_index, self.edge_weight = edge_index, edge_weight
+        self.edge_index = None if graph is None else graph.edge_index
+        self.edge_weight = None if graph is None else graph.edge_weight
+        self.names = None if graph is None else graph.names
         self.method = method
         self._merges, self._family = merges, family
 
@@ -250,7 +261,7 @@ class Hierarchy:
         merges: object,
         heights: object,
         *,
-        edge_index: Tensor | None = None,
+        edge_index: Any = None,
         edge_weight: Tensor | None = None,
         levels: Sequence[int] | None = None,
         method: str = "merges",
@@ -262,7 +273,7 @@ class Hierarchy:
             merges: Integers ``[n - 1, 2]`` as in a SciPy linkage: clusters below n are nodes, and
                 merge i makes cluster ``n + i``.
             heights: Height of each merge ``[n - 1]``, in units of the method.
-            edge_index: Graph on the nodes.
+            edge_index: Graph on the nodes, ``[2, e]`` or what :func:`gsym.as_graph` reads.
             edge_weight: Its weights.
             levels: Numbers of clusters to offer besides n and 1; all by default.
             method: Name of what made the merges.
@@ -294,7 +305,7 @@ class Hierarchy:
         cls,
         partitions: Sequence[Partition],
         *,
-        edge_index: Tensor | None = None,
+        edge_index: Any = None,
         edge_weight: Tensor | None = None,
         nested: bool = True,
         method: str = "partitions",
@@ -303,7 +314,7 @@ class Hierarchy:
 
         Args:
             partitions: Partitions of the same nodes, no two with equally many clusters.
-            edge_index: Graph on the nodes.
+            edge_index: Graph on the nodes, ``[2, e]`` or what :func:`gsym.as_graph` reads.
             edge_weight: Its weights.
             nested: Whether each refines the next; it is checked. The heights of a chain count
                 its steps: 1 for merges within the first partition.
@@ -388,8 +399,8 @@ class Hierarchy:
             ``O(n log n)``: the forest of the first ``n - k`` merges, by pointer jumping.
         """
         try:
-            k = operator.index(k)
-        except TypeError:
+            k = check_whole(k, "a level")
+        except ValueError:
             raise TypeError(f"a level is a number of clusters; got {type(k).__name__}") from None
         if k not in self._levels:
             nearest = sorted(self.levels, key=lambda level: (abs(level - k), level))[:2]
@@ -437,13 +448,15 @@ class Hierarchy:
         Nodes have height 0. A branch to or from an infinite height is written without length.
 
         Args:
-            names: One name per node; its number by default.
+            names: One name per node; :attr:`names` by default, or else its number.
 
         Raises:
             ClusteringError: The partitions do not nest, or the number of names is not n.
         """
         merges, heights = self._tree()
         n = self.num_nodes
+        if names is None and self.names is not None:
+            names = [str(name) for name in self.names]
         if names is not None and len(names) != n:
             raise ClusteringError(f"expected one name for each of {n} nodes; got {len(names)}")
         labels = list(map(str, range(n))) if names is None else [_newick_name(s) for s in names]
@@ -501,7 +514,7 @@ class Hierarchy:
 
 
 def _positive(num_nodes: int) -> int:
-    num_nodes = operator.index(num_nodes)
+    num_nodes = check_whole(num_nodes, "num_nodes", ClusteringError)
     if num_nodes < 1:
         raise ClusteringError(f"a hierarchy needs at least one node; got num_nodes={num_nodes}")
     return num_nodes
@@ -510,8 +523,8 @@ def _positive(num_nodes: int) -> int:
 def check_levels(levels: Sequence[int], num_nodes: int) -> list[int]:
     """Numbers of clusters in 1..n, distinct, fine to coarse."""
     try:
-        counts = {operator.index(k) for k in levels}
-    except TypeError:
+        counts = {check_whole(k, "a level") for k in levels}
+    except (TypeError, ValueError):
         raise ClusteringError(
             f"levels must be whole numbers of clusters, as levels=[8, 2]; got {levels!r:.80}"
         ) from None

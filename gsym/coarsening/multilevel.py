@@ -21,6 +21,8 @@ from gsym.coarsening._graph import energy_basis, laplacian_of
 
 # Eigenvectors whose span a coarsening by local variation should keep.
 _EIGENVECTORS = 10
+# Weights below 2^this add up to finite numbers.
+_HEADROOM = 960
 
 
 class Matching:
@@ -134,12 +136,13 @@ def normalised_cut_merges(A: csr_array, *, seed: int) -> tuple[np.ndarray, np.nd
         visits nodes in random order; here the heaviest edge comes first.
     """
     rng = np.random.default_rng(seed)
-    levels, heights = Matching(A), []
+    levels, heights = Matching(_with_headroom(A)), []
     counts = [A.shape[0]]
     while levels.A.nnz:
         left, right, weight = levels.edges()
         degree = np.asarray(levels.A.sum(axis=1)).reshape(-1)
-        chosen = levels.match(-weight * (1 / degree[left] + 1 / degree[right]), rng)
+        # Quotients lie below 1, where the inverse of a degree need not be a number.
+        chosen = levels.match(-(weight / degree[left] + weight / degree[right]), rng)
         levels.merge(left[chosen], right[chosen])
         heights.append(np.full(chosen.size, float(len(counts))))
         counts.append(levels.A.shape[0])
@@ -148,6 +151,15 @@ def normalised_cut_merges(A: csr_array, *, seed: int) -> tuple[np.ndarray, np.nd
         levels.merge(np.arange(half), half + np.arange(half))
         heights.append(np.full(half, np.inf))
     return np.concatenate(levels.merges), np.concatenate(heights), counts
+
+
+def _with_headroom(A: csr_array) -> csr_array:
+    """The matrix over a power of two such that sums of its entries are finite."""
+    _, exponent = np.frexp(A.data.max(initial=0.0))
+    if exponent <= _HEADROOM:
+        return A
+    weight = np.maximum(np.ldexp(A.data, _HEADROOM - exponent), np.nextafter(0, 1))
+    return csr_array((weight, A.indices, A.indptr), shape=A.shape)
 
 
 def pair_variation(

@@ -10,6 +10,7 @@ import sys
 from itertools import count
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ class _ExhaustedError(Exception):
 
 
 def automorphisms(
-    edge_index: Tensor,
-    num_nodes: int,
+    edge_index: Any,
+    num_nodes: int | None = None,
     edge_weight: Tensor | None = None,
     node_labels: IntegerArray | None = None,
     time_budget: float = 10.0,
@@ -51,9 +52,10 @@ def automorphisms(
     left, on the nodes that colour refinement cannot tell apart.
 
     Args:
-        edge_index: The graph, int64 ``[2, e]``. Directions and self-loops count; parallel edges
+        edge_index: The graph, int64 ``[2, e]`` or what :func:`gsym.as_graph` reads, whose
+            ``names`` tell the order of the nodes. Directions and self-loops count; parallel edges
             are one edge with their summed weight.
-        num_nodes: Number of nodes ``n``.
+        num_nodes: Number of nodes ``n``, which an ``edge_index`` does not tell.
         edge_weight: Weights ``[e]``, compared exactly; 1 where ``None``. An edge of weight 0 is
             an edge.
         node_labels: Integers ``[n]``; a node is mapped to nodes with its label only.
@@ -119,7 +121,7 @@ def _choose(solver: str) -> str:
 
 
 def _automorphisms(graph: ColouredGraph, time_budget: float, solver: str) -> PermutationGroup:
-    classes, quotient = _twins(graph)
+    classes, quotient = twin_classes(graph)
     if quotient.num_nodes == graph.num_nodes:
         return _twin_free(graph, time_budget, solver)
     # A permutation of the classes that the quotient allows carries the t-th node of a class to
@@ -128,7 +130,7 @@ def _automorphisms(graph: ColouredGraph, time_budget: float, solver: str) -> Per
     return ClusterGroup(Partition.from_labels(torch.from_numpy(classes)), swaps=swaps)
 
 
-def _twins(graph: ColouredGraph) -> tuple[Array, ColouredGraph]:
+def twin_classes(graph: ColouredGraph) -> tuple[Array, ColouredGraph]:
     """Class of every node, numbered by first occurrence, and the graph of the classes."""
     for salt in count():
         classes = _twins_by_hash(graph, salt)

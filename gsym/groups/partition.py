@@ -14,12 +14,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from gsym._graphs import as_graph, exact_sums, weights_of
 from gsym._validate import (
     IntegerArray,
     PartitionError,
-    check_edge_index,
-    check_edge_weight,
     check_labels,
+    check_whole,
     integer_tensor,
 )
 from gsym.groups._record import read_record, record
@@ -85,7 +85,7 @@ class Partition:
         if not parts:
             raise PartitionError("a partition needs at least one node; got no clusters")
         nodes = torch.cat(parts)
-        n = nodes.numel() if num_nodes is None else num_nodes
+        n = nodes.numel() if num_nodes is None else _positive(num_nodes)
         if int(nodes.min()) < 0 or int(nodes.max()) >= n:
             bad = int(nodes.min()) if int(nodes.min()) < 0 else int(nodes.max())
             raise PartitionError(f"clusters must cover nodes 0..{n - 1}; node {bad} is outside")
@@ -124,7 +124,10 @@ class Partition:
             >>> Partition.grid(2, 4, 2).labels.tolist()
             [0, 0, 1, 1, 0, 0, 1, 1]
         """
-        rows, columns = (patch, patch) if isinstance(patch, int) else patch
+        height = check_whole(height, "height", PartitionError)
+        width = check_whole(width, "width", PartitionError)
+        sides = patch if isinstance(patch, tuple) else (patch, patch)
+        rows, columns = (check_whole(side, "patch", PartitionError) for side in sides)
         if min(rows, columns, height, width) < 1 or height % rows or width % columns:
             raise PartitionError(
                 f"patches of {rows}x{columns} pixels do not tile an image of {height}x{width}"
@@ -187,32 +190,29 @@ class Partition:
         keys = torch.from_numpy(component.astype(np.int64))[self._labels]
         return Partition(Orbits.from_keys(keys).index)
 
-    def quotient(
-        self, edge_index: Tensor, edge_weight: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def quotient(self, edge_index: Any, edge_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The coarse graph: clusters as nodes, mean adjacency of a block as weight.
 
         Args:
-            edge_index: Graph on the nodes, int64 ``[2, e]``.
+            edge_index: Graph on the nodes, int64 ``[2, e]`` or what :func:`gsym.as_graph` reads.
             edge_weight: Weights ``[e]``; 1 where ``None``.
 
         Returns:
-            Coarse ``edge_index`` ``[2, q]``, sorted, self-loops included, and weights ``[q]``:
-            ``sum of A[i, j] over the block / (c_i c_j)``.
+            Coarse ``edge_index`` ``[2, q]``, sorted, self-loops included, and weights ``[q]`` in
+            the type of ``edge_weight``: ``sum of A[i, j] over the block / (c_i c_j)``, where the
+            sum is exactly rounded in float64, whatever the order of the edges. A block whose edges
+            sum up to 0 is an edge of weight 0.
         """
-        check_edge_index(edge_index, self.num_nodes)
-        check_edge_weight(edge_weight, edge_index.size(1))
+        graph = as_graph(edge_index, self.num_nodes, edge_weight)
         k = self.num_clusters
-        ends = self._labels[edge_index.cpu()]
-        keys, inverse = torch.unique(ends[0] * k + ends[1], return_inverse=True)
-        if edge_weight is None:
-            weight = torch.ones(edge_index.size(1))
-        else:
-            weight = edge_weight.detach().cpu()
-        total = weight.new_zeros(keys.numel()).index_add_(0, inverse, weight)
+        ends = self._labels[graph.edge_index.cpu()]
+        blocks, total = exact_sums((ends[0] * k + ends[1]).numpy(), weights_of(graph))
+        keys = torch.from_numpy(blocks)
         coarse = torch.stack([keys // k, keys % k])
         area = self._sizes[coarse[0]] * self._sizes[coarse[1]]
-        return coarse, total / area
+        given = graph.edge_weight
+        dtype = torch.float32 if given is None else given.dtype
+        return coarse, (torch.from_numpy(total) / area).to(dtype)
 
     def fingerprint(self) -> bytes:
         """SHA-256 of the labels: equal for equal partitions with equal numbering."""
@@ -277,6 +277,7 @@ class Partition:
 
 
 def _positive(num_nodes: int) -> int:
+    num_nodes = check_whole(num_nodes, "num_nodes", PartitionError)
     if num_nodes < 1:
         raise PartitionError(f"a partition needs at least one node; got num_nodes={num_nodes}")
     return num_nodes

@@ -20,13 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsym._validate import (
-    GroupError,
-    IntegerArray,
-    check_edge_index,
-    check_edge_weight,
-    check_permutation,
-)
+from gsym._graphs import as_graph, coalesce
+from gsym._validate import GroupError, IntegerArray, check_permutation, check_whole
 from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain
 from gsym.groups.orbits import Orbits
@@ -73,6 +68,7 @@ class PermutationGroup:
         *,
         order: int | None = None,
     ) -> None:
+        num_nodes = check_whole(num_nodes, "num_nodes", GroupError)
         if num_nodes < 1:
             raise GroupError(f"a group acts on at least one node; got num_nodes={num_nodes}")
         if order is not None and order < 1:
@@ -212,17 +208,21 @@ class PermutationGroup:
         orbits = Orbits.of_maps(images)
         return Orbits(orbits.index.view(n, n), orbits.num_orbits, orbits.sizes)
 
-    def edge_orbits(self, edge_index: Tensor) -> Orbits:
+    def edge_orbits(self, edge_index: Any) -> Orbits:
         """Orbits of ordered pairs, read on the edges: ``index`` is ``[e]``.
 
         Two edges share an orbit when some element carries one onto the other, whether or not
-        the group preserves the graph.
+        the group preserves the graph. Parallel edges share theirs, and weights play no part.
+
+        Args:
+            edge_index: Graph, int64 ``[2, e]`` or what :func:`gsym.as_graph` reads; edges are
+                numbered as in its ``edge_index``.
 
         Cost:
             As many pairs as the images of the edges cover, ``e`` if the group preserves the graph.
         """
-        check_edge_index(edge_index, self.num_nodes)
-        n, edges = self.num_nodes, edge_index.cpu()
+        n = self.num_nodes
+        edges = as_graph(edge_index, n).edge_index.cpu()
         keys = edges[0] * n + edges[1]
         if not keys.numel():
             return Orbits.from_keys(keys)
@@ -255,10 +255,18 @@ class PermutationGroup:
         mean = total / orbits.sizes.to(flat)
         return mean.index_select(-1, index).view(weight.shape)
 
-    def preserves(self, edge_index: Tensor, edge_weight: Tensor | None = None) -> bool:
+    def preserves(self, edge_index: Any, edge_weight: Tensor | None = None) -> bool:
         """Whether every element maps the graph onto itself, weights included.
 
-        Parallel edges count as one edge with their summed weight; weights are compared exactly.
+        Parallel edges count as one edge with their summed weight; weights are compared exactly,
+        and an edge of weight 0 is an edge.
+
+        Args:
+            edge_index: Graph, int64 ``[2, e]`` or what :func:`gsym.as_graph` reads.
+            edge_weight: Weights ``[e]``; 1 where ``None``.
+
+        Raises:
+            GraphError: A graph on other nodes, or weights that are not finite.
         """
         keys, weight = _coalesce(edge_index, edge_weight, self.num_nodes)
         return all(_fixes(perm, keys, weight, self.num_nodes) for perm in self.generators)
@@ -522,16 +530,16 @@ class ClusterGroup(PermutationGroup):
         keys.diagonal().copy_(torch.where(self._sizes[labels] > 1, own, keys.diagonal()))
         return Orbits.from_keys(keys)
 
-    def edge_orbits(self, edge_index: Tensor) -> Orbits:
+    def edge_orbits(self, edge_index: Any) -> Orbits:
         """Orbits of ordered pairs, read on the edges: ``index`` is ``[e]``, in ``O(e log e)``."""
-        check_edge_index(edge_index, self.num_nodes)
-        ends = self.partition.labels[edge_index.cpu()]
+        edges = as_graph(edge_index, self.num_nodes).edge_index.cpu()
+        ends = self.partition.labels[edges]
         k = self.partition.num_clusters
         if self.swaps is None:
             keys = ends[0] * k + ends[1]
         else:
             keys = self.swaps.edge_orbits(ends).index
-        loop = (edge_index[0] == edge_index[1]).cpu() & (self._sizes[ends[0]] > 1)
+        loop = (edges[0] == edges[1]) & (self._sizes[ends[0]] > 1)
         return Orbits.from_keys(keys * 2 + loop)
 
     def commutant_dim(self) -> int:
@@ -568,7 +576,7 @@ class ClusterGroup(PermutationGroup):
         change = torch.where((large > 0)[labels], own - kept, torch.zeros_like(own))
         return out + torch.diag_embed(change)
 
-    def preserves(self, edge_index: Tensor, edge_weight: Tensor | None = None) -> bool:
+    def preserves(self, edge_index: Any, edge_weight: Tensor | None = None) -> bool:
         """Whether every element maps the graph onto itself, weights included, in ``O(e log e)``.
 
         The group preserves a graph exactly when each block of cluster pairs is empty or complete
@@ -672,18 +680,10 @@ def _closure(keys: Tensor, generators: Tensor, n: int) -> Tensor:
     return torch.from_numpy(known)
 
 
-def _coalesce(edge_index: Tensor, edge_weight: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+def _coalesce(edge_index: Any, edge_weight: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
     """Sorted pair keys of the distinct edges and their summed weights in float64."""
-    check_edge_index(edge_index, n)
-    check_edge_weight(edge_weight, edge_index.size(1))
-    edges = edge_index.cpu()
-    if edge_weight is None:
-        weight = torch.ones(edges.size(1), dtype=torch.float64)
-    else:
-        weight = edge_weight.detach().cpu().double()
-    keys, inverse = torch.unique(edges[0] * n + edges[1], return_inverse=True)
-    total = torch.zeros(keys.numel(), dtype=torch.float64)
-    return keys, total.index_add_(0, inverse, weight)
+    keys, weight = coalesce(as_graph(edge_index, n, edge_weight))
+    return torch.from_numpy(keys), torch.from_numpy(weight)
 
 
 def _fixes(perm: Tensor, keys: Tensor, weight: Tensor, n: int) -> bool:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gsym._validate import (
-    IntegerArray,
-    PartitionError,
-    check_edge_index,
-    check_edge_weight,
-    check_finite_weight,
-    check_node_labels,
-    check_num_nodes,
-)
+from gsym._graphs import as_graph, coalesce
+from gsym._validate import IntegerArray, PartitionError, check_node_labels
 from gsym.groups._search import Array, refine, row_numbers, runs
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
 
 
 def equitable_partition(
-    edge_index: Tensor,
-    num_nodes: int,
+    edge_index: Any,
+    num_nodes: int | None = None,
     edge_weight: Tensor | None = None,
     node_labels: IntegerArray | None = None,
     start: Partition | None = None,
@@ -36,10 +30,11 @@ def equitable_partition(
     automorphism group, because an automorphism cannot change what a node sees.
 
     Args:
-        edge_index: The graph, int64 ``[2, e]``. Directions and self-loops count; parallel edges
-            are one edge with their summed weight.
-        num_nodes: Number of nodes ``n``.
-        edge_weight: Weights ``[e]``, compared exactly; 1 where ``None``.
+        edge_index: The graph, int64 ``[2, e]`` or what :func:`gsym.as_graph` reads. Directions and
+            self-loops count; parallel edges are one edge with their summed weight.
+        num_nodes: Number of nodes ``n``, which an ``edge_index`` does not tell.
+        edge_weight: Weights ``[e]``, compared exactly; 1 where ``None``. An edge of weight 0 is
+            an edge.
         node_labels: Integers ``[n]`` that the partition respects.
         start: A partition to refine further; all nodes in one cluster where ``None``.
 
@@ -67,8 +62,10 @@ def equitable_partition(
     if start is not None:
         if not isinstance(start, Partition):
             raise TypeError(f"start must be a Partition; got {type(start).__name__}")
-        if start.num_nodes != num_nodes:
-            raise PartitionError(f"start has {start.num_nodes} nodes but the graph has {num_nodes}")
+        if start.num_nodes != graph.num_nodes:
+            raise PartitionError(
+                f"start has {start.num_nodes} nodes but the graph has {graph.num_nodes}"
+            )
         graph = graph.with_colour(row_numbers(graph.colour, start.labels.numpy()))
     return Partition(Orbits.from_keys(torch.from_numpy(graph.refined())).index)
 
@@ -97,26 +94,19 @@ class ColouredGraph:
     @classmethod
     def from_tensors(
         cls,
-        edge_index: Tensor,
-        num_nodes: int,
+        edge_index: Any,
+        num_nodes: int | None,
         edge_weight: Tensor | None,
         node_labels: IntegerArray | None,
     ) -> ColouredGraph:
         """Check the input and read it."""
-        n = check_num_nodes(num_nodes)
-        edges = check_edge_index(edge_index, n).cpu().numpy()
-        check_edge_weight(edge_weight, edges.shape[1])
-        check_finite_weight(edge_weight)
-        if edge_weight is None:
-            given = np.ones(edges.shape[1])
-        else:
-            given = edge_weight.detach().cpu().double().numpy()
+        graph = as_graph(edge_index, num_nodes, edge_weight)
+        n = graph.num_nodes
         colour = np.zeros(n, dtype=np.int64)
         if node_labels is not None:
             colour = row_numbers(check_node_labels(node_labels, n).numpy())
 
-        keys, inverse = np.unique(edges[0] * n + edges[1], return_inverse=True)
-        weight = np.bincount(inverse.reshape(-1), given, minlength=keys.size)
+        keys, weight = coalesce(graph)
         kind = 1 + row_numbers(weight)
         loop = keys // n == keys % n
         looped = np.zeros(n, dtype=np.int64)

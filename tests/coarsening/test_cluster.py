@@ -323,9 +323,11 @@ def test_a_graph_without_edges_has_no_clusters(method):
 @pytest.mark.parametrize("method", CLUSTERINGS)
 def test_weights_are_similarities(method):
     edge_index = torch.tensor([[0, 1, 2], [1, 2, 3]])
-    with pytest.raises(ClusteringError, match=r"from node 1 to 2 has weight -0.5; .*\.abs\(\)"):
+    with pytest.raises(
+        ClusteringError, match=r"between nodes 1 and 2 have weight -0.5; .*\.abs\(\)"
+    ):
         coarsen(edge_index, 4, torch.tensor([1.0, -0.5, 1.0]), method=method)
-    with pytest.raises(GraphError, match="edge 2 has weight inf"):
+    with pytest.raises(GraphError, match="weight of edge 2 is inf"):
         coarsen(edge_index, 4, torch.tensor([1.0, 1.0, float("inf")]), method=method)
     with pytest.raises(GraphError, match="edge 2 names node 4"):
         coarsen(edge_index + 1, 4, method=method)

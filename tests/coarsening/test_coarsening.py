@@ -178,7 +178,7 @@ def test_restricted_approximation_bounds_the_eigenvalues():
             lambda c: Coarsening(
                 c.partition, EDGES, torch.tensor([1.0, 1, -2, 1, 1])
             ).eigenvalue_shift(1),
-            "from node 1 to 2 has weight -2",
+            "between nodes 1 and 2 have weight -1",
         ),
     ],
 )
@@ -200,7 +200,7 @@ def test_the_graph_is_checked():
         Coarsening(Partition.single(4), torch.tensor([[4], [0]]))
     with pytest.raises(GraphError, match="one number for each of 5 edges"):
         Coarsening(Partition.single(4), EDGES, torch.ones(4))
-    with pytest.raises(GraphError, match="edge 2 has weight nan"):
+    with pytest.raises(GraphError, match="weight of edge 2 is nan"):
         weight = torch.tensor([1.0, 1, float("nan"), 1, 1])
         assert Coarsening(Partition.single(4), EDGES, weight).cost is None
 
