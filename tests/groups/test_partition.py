@@ -190,3 +190,48 @@ def test_a_cluster_outside_the_stated_nodes():
 def test_a_grid_has_a_size():
     with pytest.raises(PartitionError, match="do not tile"):
         Partition.grid(-2, 2, 2)
+
+
+def test_fingerprints_are_digests_that_tell_partitions_apart():
+    labels = ([0], [0, 0], [0, 1], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 1, 2])
+    prints = [Partition(label).fingerprint() for label in labels]
+    assert all(isinstance(print_, bytes) and len(print_) == 32 for print_ in prints)
+    assert len(set(prints)) == len(labels)
+    assert len({hash(Partition(label)) for label in labels}) == len(labels)
+    assert Partition(np.array([0, 1, 1], dtype=np.int8)).fingerprint() == prints[3]
+
+
+def test_large_names_stay_apart():
+    # float64 holds none of the three exactly but the first.
+    names = [2**53, 2**53 + 1, 2**53 + 2, 2**53 + 1, -(2**62) - 1, -(2**62)]
+    for labels in (names, np.array(names), torch.tensor(names), np.array(names)[::-1][::-1]):
+        p = Partition.from_labels(labels, relabel=True)
+        assert p.labels.tolist() == [0, 1, 2, 1, 3, 4]
+    with pytest.raises(PartitionError, match="integers"):
+        Partition.from_labels(np.array([2**63, 2**63 + 1], dtype=np.uint64), relabel=True)
+    with pytest.raises(PartitionError, match=r"integers; got dtype torch\.float64"):
+        Partition.from_labels(np.array(names, dtype=float), relabel=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Partition.singletons(True), "whole number; got True"),
+        (lambda: Partition.single(False), "whole number; got False"),
+        (lambda: Partition.single(2.0), r"whole number; got 2\.0"),
+        (lambda: Partition.grid(4, 4, True), "patch must be a whole number; got True"),
+        (lambda: Partition.grid(True, 4, 1), "height must be a whole number"),
+        (lambda: Partition.from_labels([True, 0, 1]), "got a boolean among them"),
+        (lambda: Partition.from_clusters([[0, True]]), "got a boolean among them"),
+        (lambda: Partition.from_clusters([[0, 1]], num_nodes=True), "whole number"),
+        (lambda: Partition.from_labels(MASKED), "masked array with 1 gaps"),
+        (lambda: Partition.from_labels(MASKED, relabel=True), "masked array with 1 gaps"),
+        (lambda: Partition.from_clusters([MASKED]), "masked array with 1 gaps"),
+    ],
+)
+def test_booleans_and_gaps_are_no_numbers(build, message):
+    with pytest.raises(PartitionError, match=message):
+        build()
+
+
+MASKED = np.ma.masked_array([0, 1, 1], mask=[False, True, False])

@@ -345,3 +345,18 @@ class TestCorners:
 
     def test_an_array_that_runs_backwards(self):
         assert PermutationGroup(3, [np.arange(3)[::-1]]).order() == 2
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PermutationGroup(True), "num_nodes must be a whole number; got True"),
+        (lambda: PermutationGroup(2.0), r"whole number; got 2\.0"),
+        (lambda: PermutationGroup(2, [[True, 0]]), "got a boolean among them"),
+        (lambda: PermutationGroup(2, [np.ma.masked_array([1, 0], mask=[0, 1])]), "masked array"),
+        (lambda: THREE_CYCLE.contains(np.ma.masked_array([0, 1, 2, 3])), "masked array"),
+    ],
+)
+def test_booleans_and_gaps_are_no_numbers(build, message):
+    with pytest.raises(GroupError, match=message):
+        build()
