@@ -211,7 +211,9 @@ def _twin_free(graph: ColouredGraph, time_budget: float, solver: str) -> Permuta
     else:
         order = StabiliserChain(generators, float(found["log_order"])).order()
     return (
-        PermutationGroup(n, generators, order=order) if order > 1 else PermutationGroup.trivial(n)
+        PermutationGroup._of_order(n, generators, order)
+        if order > 1
+        else PermutationGroup.trivial(n)
     )
 
 

@@ -15,6 +15,8 @@ from gsym._validate import GroupError
 
 # A random element shows that a chain is incomplete with probability one half or more.
 _PATIENCE = 100
+# Random elements that a complete chain has to divide without a rest.
+_TRIALS = 40
 
 Array = np.ndarray
 
@@ -83,6 +85,27 @@ class StabiliserChain:
                 f"the generators make a group of order exp({self.log_order():.6g}), "
                 f"not exp({log_order:.6g}) as told"
             )
+
+    def confirm(self, order: int) -> None:
+        """Make sure of an order that was told.
+
+        A chain that lacks elements has too few by a factor of two at least, and lets half of all
+        random elements or more leave a residue; 40 of them are tried.
+
+        Raises:
+            GroupError: The group has another order.
+        """
+        if self.order() != order:
+            raise GroupError(
+                f"the generators make a group of order {_digits(self.order())}, not "
+                f"{_digits(order)} as told"
+            )
+        for _ in range(_TRIALS if self._levels else 0):
+            if (self._sift(self._random_element()) != np.arange(self._n)).any():
+                raise GroupError(
+                    f"the generators make a group of more than {_digits(order)} elements, the "
+                    "order told"
+                )
 
     def order(self) -> int:
         """Number of elements."""
@@ -162,11 +185,19 @@ class StabiliserChain:
 
     def _random_element(self) -> Array:
         """Product replacement on the generators."""
+        steps = 10
         if not self._pool:
             self._pool = self._generators * -(-10 // len(self._generators))
-        for _ in range(10):
+            # The first products are short words, which are far from random.
+            steps = 100
+        for _ in range(steps):
             i, j = self._rng.choice(len(self._pool), 2, replace=False)
             other = self._pool[j] if self._rng.random() < 0.5 else np.argsort(self._pool[j])
             a, b = (self._pool[i], other) if self._rng.random() < 0.5 else (other, self._pool[i])
             self._pool[i] = a[b]
         return self._pool[i]
+
+
+def _digits(order: int) -> str:
+    # Python writes no more than 4300 digits.
+    return str(order) if order < 10**18 else f"exp({math.log(order):.10g})"

@@ -10,6 +10,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from gsym._validate import GroupError
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Orbits:
@@ -24,6 +26,9 @@ class Orbits:
         num_orbits: Number of orbits.
         sizes: Points per orbit, int64 ``[num_orbits]``.
 
+    Raises:
+        GroupError: Attributes that do not agree.
+
     Example:
         >>> Orbits.from_keys(torch.tensor([7, 7, 3]))
         Orbits(2 orbits of 3 points)
@@ -32,6 +37,26 @@ class Orbits:
     index: Tensor
     num_orbits: int
     sizes: Tensor
+
+    def __post_init__(self) -> None:
+        index, sizes = self.index, self.sizes
+        for name, tensor in (("index", index), ("sizes", sizes)):
+            if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or not tensor.is_cpu:
+                raise GroupError(f"{name} of orbits must be an int64 tensor on the CPU")
+        flat = index.reshape(-1)
+        # Each orbit is met after those of smaller number: none, or one more than the highest yet.
+        highest = torch.cummax(torch.cat([flat.new_full((1,), -1), flat]), 0).values[:-1]
+        if bool(((flat < 0) | (flat > highest + 1)).any()):
+            raise GroupError(
+                "orbits must be numbered from 0 in the order in which index first meets them; make "
+                "them with Orbits.from_keys(keys)"
+            )
+        counts = torch.bincount(flat)
+        if self.num_orbits != counts.numel() or not torch.equal(counts, sizes):
+            raise GroupError(
+                f"index holds {counts.numel()} orbits; got num_orbits={self.num_orbits} and sizes "
+                "that must count its points; make orbits with Orbits.from_keys(keys)"
+            )
 
     @classmethod
     def from_keys(cls, keys: Tensor) -> Orbits:

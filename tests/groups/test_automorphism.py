@@ -22,6 +22,7 @@ from gsym.groups import (
     automorphism,
     equitable_partition,
 )
+from gsym.groups.chain import StabiliserChain
 
 SOLVERS = [
     pytest.param(
@@ -423,9 +424,37 @@ class TestGroupOfKnownOrder:
     @pytest.mark.parametrize("order", [1, 3, 12, 10**9])
     def test_a_wrong_order_is_found_out(self, order):
         group = PermutationGroup.from_cycles(6, [(0, 1, 2)], [(3, 4)])
-        wrong = PermutationGroup(6, group.generators, order=order)
         with pytest.raises(GroupError, match=r"order exp\(1.79176\)"):
-            wrong.contains(range(6))
+            PermutationGroup(6, group.generators, order=order)
+        told = group.to_dict() | {"order": hex(order)}
+        with pytest.raises(GroupError, match=r"order exp\(1.79176\)"):
+            PermutationGroup.from_dict(told)
+
+    @pytest.mark.parametrize("truth", GROUPS, ids=repr)
+    def test_no_other_order_is_taken(self, truth):
+        """Neither neighbours of the order nor what a chain of the generators alone would say."""
+        right = truth.order()
+        for order in {right + 1, right - 1, 2 * right, right // 2, *range(1, 40)} - {right, 0}:
+            with pytest.raises(GroupError, match="the generators make a group of"):
+                PermutationGroup(truth.num_nodes, truth.generators, order=order)
+
+    def test_an_incomplete_chain_is_found_out(self):
+        """The orbits that the generators alone show multiply to less than the order."""
+        mathieu = self.GROUPS[4]
+        assert mathieu.order() == 7920
+        first = StabiliserChain.__new__(StabiliserChain)
+        first._generators, first._n = list(mathieu.generators.numpy()), 12
+        first._base, first._pool, first._rng = [], [], np.random.default_rng(0)
+        first._build()
+        short = first.order()
+        assert short < 7920
+        with pytest.raises(GroupError, match=f"more than {short} elements"):
+            PermutationGroup(12, mathieu.generators, order=short)
+
+    @pytest.mark.parametrize("order", [True, 6.0, "6"])
+    def test_an_order_is_a_whole_number(self, order):
+        with pytest.raises(GroupError, match="order must be a whole number"):
+            PermutationGroup(3, [[1, 2, 0], [1, 0, 2]], order=order)
 
     def test_bad_order(self):
         with pytest.raises(GroupError, match="order=0"):
