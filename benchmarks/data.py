@@ -18,6 +18,8 @@ import numpy as np
 
 _IDX_UINT8 = 0x08
 
+LARGEST = 2**31  # bytes that a file may unpack to; our data sets take some 60 million
+
 
 class DataError(ValueError):
     """A data file is missing, damaged, or not what was expected."""
@@ -69,22 +71,31 @@ def read_idx(path: Path) -> np.ndarray:
         ``uint8``, in the shape that the file's header states.
 
     Raises:
-        DataError: If the file is missing, cut off, or not an idx file of bytes.
+        DataError: If the file is missing, cut off, not an idx file of bytes, or unpacks to more
+            than `LARGEST` bytes.
     """
     try:
         with gzip.open(path) as file:
-            raw = file.read()
+            start = file.read(4)
+            if len(start) < 4 or start[:3] != bytes([0, 0, _IDX_UINT8]):
+                magic = start[:3].hex(" ") or "none"
+                raise _damaged(path, f"expected the magic bytes 00 00 08, got {magic}")
+            sizes = file.read(4 * start[3])
+            if len(sizes) < 4 * start[3]:
+                got = len(start) + len(sizes)
+                raise _damaged(path, f"expected a header of {4 + 4 * start[3]} bytes, got {got}")
+            shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
+            count = math.prod(shape)
+            if count > LARGEST:
+                raise _too_large(path, count)
+            raw = file.read(count)
+            # What follows is counted piece by piece, however much it unpacks to, up to the limit.
+            more = sum(len(piece) for piece in _pieces(file, LARGEST - count))
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, f"gzip data cannot be read ({error})") from error
-    if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]):
-        raise _damaged(path, f"expected the magic bytes 00 00 08, got {raw[:3].hex(' ') or 'none'}")
-    start = 4 + 4 * raw[3]
-    if len(raw) < start:
-        raise _damaged(path, f"expected a header of {start} bytes, got {len(raw)}")
-    shape = tuple(int(size) for size in np.frombuffer(raw[4:start], ">u4"))
-    if len(raw) - start != math.prod(shape):
-        raise _damaged(path, f"header states {list(shape)} bytes, {len(raw) - start} follow it")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy()
+    if len(raw) + more != count:
+        raise _damaged(path, f"header states {list(shape)} bytes, {len(raw) + more} follow it")
+    return np.frombuffer(raw, np.uint8).reshape(shape).copy()
 
 
 def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -95,11 +106,16 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         keys: Names of the arrays to read.
 
     Raises:
-        DataError: If the file is missing or damaged, lacks a key, or holds pickled objects.
+        DataError: If the file is missing or damaged, lacks a key, holds pickled objects, or its
+            arrays take more than `LARGEST` bytes or more than it unpacks to.
     """
     try:
         # np.load, given a path, leaves the file open when it is damaged.
         with path.open("rb") as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    _check_sizes(path, archive)
+            file.seek(0)
             arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError("expected a zip archive of arrays, got a single array")
@@ -146,9 +162,12 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
         arrays: Arrays by name.
 
     Raises:
-        TypeError: If an array holds Python objects, which only a pickle could store.
+        TypeError: If an array holds Python objects, which only a pickle could store, or has a
+            mask, which the file would lose.
     """
     for name, array in arrays.items():
+        if np.ma.isMaskedArray(array):
+            raise TypeError(f"expected {name} without a mask, which the file would lose")
         if np.asarray(array).dtype.hasobject:
             raise TypeError(f"expected {name} to hold numbers or text, got Python objects")
     with replacing(path) as file:
@@ -170,6 +189,34 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive before any array of it is given memory."""
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > LARGEST:
+        raise _too_large(path, unpacked)
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+            shape, _, dtype = read(file)
+        size = math.prod(shape) * dtype.itemsize
+        # Python's objects are told apart later, by the reader of arrays.
+        if size > member.file_size and not dtype.hasobject:
+            raise ValueError(
+                f"{member.filename} states {size:,} bytes, {member.file_size:,} follow"
+            )
+
+
+def _pieces(file: gzip.GzipFile, limit: int) -> Iterator[bytes]:
+    while limit > 0 and (piece := file.read(min(limit, 1 << 20))):
+        limit -= len(piece)
+        yield piece
+
+
+def _too_large(path: Path, size: int) -> DataError:
+    return DataError(f"{path}: unpacks to {size:,} bytes, expected {LARGEST:,} at most")
 
 
 def _damaged(path: Path, reason: str) -> DataError:

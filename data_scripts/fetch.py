@@ -3,7 +3,9 @@
     python data_scripts/fetch.py fashion-mnist|mnist|metr-la|cmu|all --out DIR [--from DIR]
 
 An interrupted download goes on where it stopped; what is there and verified is kept. ``--from``
-reads raw or finished files that lie in a folder already, and needs no network.
+reads raw or finished files that lie in a folder already, and needs no network. Every file has a
+known checksum; that of CMU's archive is stated by one third party alone, so if it differs the
+archive may be right all the same: ``--allow-unverified`` takes it, from a folder or over TLS.
 
 The 40 CMU sequences are our own choice from the index of that database, five for each of the eight
 actions that the literature uses; which trials the literature took is not recorded, so results on
@@ -20,6 +22,7 @@ import os
 import pickle
 import shlex
 import shutil
+import signal
 import sys
 import zipfile
 import zlib
@@ -40,27 +43,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.data import DataError, fetch_command, read_npz, replacing, write_npz
 from data_scripts import asf_amc
+from data_scripts.sources import SOURCES, Source
 
 ROUNDS = 2
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two packets
 CHUNK = 1 << 18
+LARGEST_TRIAL = 64 * 2**20  # bytes; the longest of CMU's recordings has some ten million
 
 console = Console(markup=False, highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file to download.
-
-    Attributes:
-        urls: Where it lies, in the order to try.
-        checksum: ``"sha256:..."`` or ``"md5:..."``.
-        confirmed: Whether the checksum is known to be right. If not, another one is a warning.
-    """
-
-    urls: tuple[str, ...]
-    checksum: str
-    confirmed: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,73 +70,6 @@ class Converted:
     convert: Callable[[dict[str, Path]], dict[str, np.ndarray]]
 
 
-def _four_files(bases: tuple[str, ...], checksums: tuple[str, ...]) -> dict[str, Source]:
-    names = [
-        f"{part}-{kind}-ubyte.gz"
-        for part in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    ]
-    return {
-        name: Source(tuple(base + name for base in bases), f"sha256:{checksum}")
-        for name, checksum in zip(names, checksums, strict=True)
-    }
-
-
-_DCRNN = "https://raw.githubusercontent.com/liyaguang/DCRNN/{}/data/sensor_graph/{}"
-_DCRNN_COMMITS = ("master", "602afd9d767d3aa1c9b3eac51710d6aeee12c227")
-_ZENODO = "https://zenodo.org/{}"
-
-SOURCES: dict[str, dict[str, Source]] = {
-    "fashion-mnist": _four_files(
-        (
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-        ),
-        (
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-        ),
-    ),
-    "mnist": _four_files(
-        (
-            "https://ossci-datasets.s3.amazonaws.com/mnist/",
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        ),
-        (
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        ),
-    ),
-    "metr-la": {
-        "METR-LA.csv": Source(
-            (
-                _ZENODO.format("records/5146275/files/METR-LA.csv?download=1"),
-                _ZENODO.format("api/records/5146275/files/METR-LA.csv/content"),
-            ),
-            "md5:d3adaa79856bf610f25558fc242c7190",
-        ),
-        "adj_mx.pkl": Source(
-            tuple(_DCRNN.format(commit, "adj_mx.pkl") for commit in _DCRNN_COMMITS),
-            "sha256:a35687c6e15aa228dc45027b0ed2a0ea0f4ec78f573deb992c595092d12f61b3",
-        ),
-        "graph_sensor_locations.csv": Source(
-            tuple(_DCRNN.format(commit, "graph_sensor_locations.csv") for commit in _DCRNN_COMMITS),
-            "sha256:eb8ea96e07358b45d0e4ba3b89c2673fa20c54af50150249e627389e749ade6f",
-        ),
-    },
-    "cmu": {
-        "allasfamc.zip": Source(
-            ("http://mocap.cs.cmu.edu/allasfamc.zip",),
-            "sha256:4b0fc3a7ba3cbb2aa23948b4cefe7efa45edf864b2b5e00713659a4f2144a591",
-            confirmed=False,
-        ),
-    },
-}
-
 # Subject_trial. The last of each action is its test sequence, the last but one validates.
 TRIALS: dict[str, str] = {
     "basketball": "06_02 06_06 06_08 06_14 06_15",
@@ -160,20 +83,24 @@ TRIALS: dict[str, str] = {
 }
 
 
-def fetch(dataset: str, out: Path, folder: Path | None = None) -> None:
+def fetch(
+    dataset: str, out: Path, folder: Path | None = None, *, allow_unverified: bool = False
+) -> None:
     """Bring one data set into ``out``, in the layout that ``benchmarks.data`` reads.
 
     Args:
         dataset: A key of ``SOURCES``.
         out: The data directory; made if missing.
         folder: Take the files from this folder instead of the network.
+        allow_unverified: Take a file whose checksum differs, where that is not confirmed.
 
     Raises:
         DataError: If a file cannot be had or is not the right one; says what to do by hand.
     """
+    allow = allow_unverified
     target = CONVERTED.get(dataset)
     if target is None:
-        _raw_files(dataset, out, out / dataset, folder, keep_in_place=False)
+        _raw_files(dataset, out, out / dataset, folder, allow, keep_in_place=False)
         return
     path = out / target.path
     if path.exists():
@@ -194,7 +121,7 @@ def fetch(dataset: str, out: Path, folder: Path | None = None) -> None:
         _copy(found, path)
         console.print(f"copied {found} to {path}")
         return
-    raw = _raw_files(dataset, out, out / "raw" / dataset, folder, keep_in_place=True)
+    raw = _raw_files(dataset, out, out / "raw" / dataset, folder, allow, keep_in_place=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_npz(path, **target.convert(raw))
     validate(path, target)
@@ -221,24 +148,24 @@ def validate(path: Path, target: Converted) -> None:
 
 
 def _raw_files(
-    dataset: str, out: Path, store: Path, folder: Path | None, *, keep_in_place: bool
+    dataset: str, out: Path, store: Path, folder: Path | None, allow: bool, *, keep_in_place: bool
 ) -> dict[str, Path]:
     """The verified raw files of a data set by name: in ``store``, in ``folder``, or downloaded."""
     files, absent = {}, []
     for name, source in SOURCES[dataset].items():
         path = store / name
         if path.exists():
-            reason = mismatch(path, source)
+            reason = mismatch(path, source, allow)
             if reason is None:
                 console.print(f"kept {path}")
                 files[name] = path
                 continue
             console.print(f"{path}: {reason}; getting it again")
         if folder is None:
-            download(dataset, source, path, out)
+            download(dataset, source, path, out, allow)
             console.print(f"downloaded {path}")
         else:
-            reasons = {found: mismatch(found, source) for found in _search(folder, name)}
+            reasons = {found: mismatch(found, source, allow) for found in _search(folder, name)}
             good = [found for found, reason in reasons.items() if reason is None]
             if not good:
                 absent += [f"{found}: {reason}" for found, reason in reasons.items()]
@@ -258,8 +185,8 @@ def _raw_files(
     return files
 
 
-def mismatch(path: Path, source: Source) -> str | None:
-    """Why a file is not the one of ``source``; ``None`` if it is."""
+def mismatch(path: Path, source: Source, allow_unverified: bool = False) -> str | None:
+    """Why a file is not the one of ``source``; ``None`` if it is, or may be and that is allowed."""
     algorithm, expected = source.checksum.split(":")
     got = pooch.file_hash(str(path), algorithm)
     if got == expected:
@@ -269,14 +196,19 @@ def mismatch(path: Path, source: Source) -> str | None:
         return reason
     if not zipfile.is_zipfile(path):
         return f"not a complete zip archive ({reason})"
+    if not allow_unverified:
+        return f"{reason}; that checksum is unconfirmed: --allow-unverified takes the file"
     console.print(f"warning: {path}: {reason}. That checksum is unconfirmed, so we go on.")
     return None
 
 
-def download(dataset: str, source: Source, path: Path, out: Path) -> None:
+def download(
+    dataset: str, source: Source, path: Path, out: Path, allow_unverified: bool = False
+) -> None:
     """Download one file to ``path``, from the first address that gives the right one.
 
-    The file grows under the name ``path`` + ``.part``, which a later call goes on with.
+    The file grows under the name ``path`` + ``.part``, which a later call goes on with. What came
+    without TLS is taken with the right checksum only.
 
     Raises:
         DataError: If no address gives it; names the file, the folder to put it in, the command.
@@ -290,7 +222,7 @@ def download(dataset: str, source: Source, path: Path, out: Path) -> None:
         except requests.RequestException as error:
             failures.append(f"{url}: {error}")
             continue
-        reason = mismatch(part, source)
+        reason = mismatch(part, source, allow_unverified and url.startswith("https://"))
         if reason is None:
             part.replace(path)
             return
@@ -312,6 +244,7 @@ def _stream(url: str, part: Path) -> None:
     # Without "identity" a server may compress on the way, and byte positions lose their meaning.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        _check_tls(url, response)
         status, content_range = response.status_code, response.headers.get("Content-Range", "")
         if status == 416 and content_range == f"bytes */{have}":
             return
@@ -322,6 +255,14 @@ def _stream(url: str, part: Path) -> None:
             return
     part.unlink()
     _stream(url, part)
+
+
+def _check_tls(url: str, response: requests.Response) -> None:
+    """Refuse to be led from an address with TLS to one without."""
+    steps = [step.url for step in (*response.history, response)]
+    bare = [step for step in steps if not step.startswith("https://")]
+    if url.startswith("https://") and bare:
+        raise requests.exceptions.SSLError(f"led to {bare[0]}, which has no TLS")
 
 
 def _save(response: requests.Response, part: Path, start: int) -> None:
@@ -492,6 +433,9 @@ def _trial_positions(archive: zipfile.ZipFile, trial: str) -> np.ndarray:
     def text(name: str) -> str:
         if name not in members:
             raise DataError(f"no file {name} in the archive")
+        size = archive.getinfo(members[name]).file_size
+        if size > LARGEST_TRIAL:
+            raise DataError(f"{name} unpacks to {size:,} bytes, expected {LARGEST_TRIAL:,} at most")
         return archive.read(members[name]).decode("latin1")
 
     try:
@@ -539,6 +483,7 @@ def main(
     /,
     out: Path,
     folder: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    allow_unverified: bool = False,
 ) -> None:
     """Download, verify and convert benchmark data.
 
@@ -546,18 +491,24 @@ def main(
         dataset: Which data.
         out: The data directory, made if missing.
         folder: Take the files from this folder, searched by name, instead of the network.
+        allow_unverified: Take CMU's archive, whose checksum is unconfirmed, if it has another one.
     """
     failures = []
     if folder is not None and not folder.is_dir():
         raise SystemExit(f"--from expects a folder, got {folder}")
     for name in SOURCES if dataset == "all" else [dataset]:
         try:
-            fetch(name, out, folder)
+            fetch(name, out, folder, allow_unverified=allow_unverified)
         except (DataError, OSError) as error:
             failures.append(f"{name}: {error}")
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on where it stopped")
+            raise SystemExit(130) from None
     if failures:
         raise SystemExit("\n\n".join(failures))
 
 
 if __name__ == "__main__":
+    # A queue of jobs ends them with this signal, a terminal with the other.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     tyro.cli(main)

@@ -1,6 +1,9 @@
 import gzip
+import io
 import os
 import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,56 @@ def test_read_idx_says_what_is_wrong(tmp_path, content, reason):
     path.write_bytes(content)
     with pytest.raises(DataError, match=reason):
         data.read_idx(path)
+
+
+@pytest.mark.parametrize("sizes", [(2**16, 2**15, 2), (2**32 - 1,) * 3])
+def test_read_idx_refuses_to_unpack_too_much(tmp_path, sizes):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", *sizes)))
+    with pytest.raises(DataError, match=rf"a\.gz: unpacks to {np.prod(sizes, dtype=object):,}"):
+        data.read_idx(path)
+
+
+def test_read_idx_does_not_unpack_what_the_header_does_not_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LARGEST", 2**24)
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(idx(np.zeros(5)) + bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"\[5\] bytes, 16777216 follow"):
+        data.read_idx(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+def bomb(path, shape, content=b"", count=1):
+    """An archive of arrays whose headers state a shape, whatever follows them."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(count):
+            archive.writestr(f"{'xyz'[number]}.npy", header.getvalue() + content)
+
+
+def test_read_npz_refuses_an_array_that_is_not_there(tmp_path):
+    bomb(tmp_path / "a.npz", (10**6, 10**6))
+    with pytest.raises(DataError, match=r"x\.npy states 8,000,000,000,000 bytes, \d+ follow"):
+        data.read_npz(tmp_path / "a.npz", ["x"])
+
+
+def test_read_npz_refuses_to_unpack_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LARGEST", 10**6)
+    bomb(tmp_path / "a.npz", (5 * 10**4,), bytes(4 * 10**5), count=3)
+    assert (tmp_path / "a.npz").stat().st_size < 10**4
+    with pytest.raises(DataError, match=r"a\.npz: unpacks to 1,200,\d+ bytes, expected 1,000,000"):
+        data.read_npz(tmp_path / "a.npz", ["x"])
+
+
+def test_write_npz_refuses_a_mask(tmp_path):
+    with pytest.raises(TypeError, match="expected x without a mask"):
+        data.write_npz(tmp_path / "a.npz", x=np.ma.masked_array([1.0, 2.0], [False, True]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_read_idx_refuses_a_missing_file(tmp_path):

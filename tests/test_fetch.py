@@ -1,4 +1,5 @@
 import hashlib
+import io
 import os
 import pickle
 import subprocess
@@ -217,6 +218,35 @@ def test_certificates_are_verified(monkeypatch, tmp_path):
     assert seen == [True] * fetch.ROUNDS
 
 
+def test_a_way_from_tls_to_none_is_refused(monkeypatch, tmp_path):
+    serve(monkeypatch, "https://127.0.0.1/a.gz")
+
+    def get(url, **options):
+        response = fetch.requests.Response()
+        step = fetch.requests.Response()
+        step.url, response.url, response.history = url, "http://elsewhere/a.gz", [step]
+        response.status_code, response.raw = 200, io.BytesIO(CONTENT)
+        return response
+
+    monkeypatch.setattr(fetch.requests, "get", get)
+    with pytest.raises(DataError, match=r"led to http://elsewhere/a\.gz, which has no TLS"):
+        fetch.fetch("mnist", tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_an_interrupted_download_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    serve(monkeypatch, "https://127.0.0.1/a.gz")
+
+    def get(url, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch.requests, "get", get)
+    with pytest.raises(SystemExit) as stop:
+        fetch.main("mnist", tmp_path)
+    assert stop.value.code == 130
+    assert capsys.readouterr().out == "interrupted; the same command goes on where it stopped\n"
+
+
 def test_the_real_table_has_addresses_and_whole_checksums():
     assert set(fetch.SOURCES) == {"fashion-mnist", "mnist", "metr-la", "cmu"}
     for files in fetch.SOURCES.values():
@@ -224,7 +254,11 @@ def test_the_real_table_has_addresses_and_whole_checksums():
             algorithm, checksum = source.checksum.split(":")
             assert len(bytes.fromhex(checksum)) == {"sha256": 32, "md5": 16}[algorithm]
             assert source.urls
+            assert source.urls[0].startswith("https://")
             assert all(url.startswith(("https://", "http://")) for url in source.urls)
+    bare = {u for files in fetch.SOURCES.values() for s in files.values() for u in s.urls
+            if not u.startswith("https://")}  # fmt: skip
+    assert bare == {"http://mocap.cs.cmu.edu/allasfamc.zip"}
     assert not fetch.SOURCES["cmu"]["allasfamc.zip"].confirmed
 
 
@@ -695,7 +729,7 @@ def cmu(tmp_path, monkeypatch):
 
 
 def test_cmu_is_converted(cmu, tmp_path, capsys):
-    fetch.fetch("cmu", tmp_path / "out", cmu)
+    fetch.fetch("cmu", tmp_path / "out", cmu, allow_unverified=True)
     assert "unconfirmed" in capsys.readouterr().out
     path = tmp_path / "out" / "skeleton" / "cmu_mocap_28j_60hz.npz"
     with np.load(path, allow_pickle=False) as z:
@@ -719,7 +753,7 @@ def test_cmu_refuses_a_truncated_archive(cmu, tmp_path):
     path = cmu / "allasfamc.zip"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="not a complete zip archive"):
-        fetch.fetch("cmu", tmp_path / "out", cmu)
+        fetch.fetch("cmu", tmp_path / "out", cmu, allow_unverified=True)
     assert left(tmp_path / "out") == []
 
 
@@ -731,14 +765,59 @@ def test_cmu_refuses_a_corrupt_archive(cmu, tmp_path):
     raw[start + 500] ^= 0xFF
     path.write_bytes(raw)
     with pytest.raises(DataError, match=r"allasfamc\.zip: damaged"):
-        fetch.fetch("cmu", tmp_path / "out", cmu)
+        fetch.fetch("cmu", tmp_path / "out", cmu, allow_unverified=True)
     assert left(tmp_path / "out") == []
 
 
 def test_cmu_names_a_missing_trial(cmu, tmp_path, monkeypatch):
     monkeypatch.setitem(fetch.TRIALS, "walking", "07_01 07_02 07_03")
     with pytest.raises(DataError, match=r"trial 07_03: no file 07_03\.amc"):
-        fetch.fetch("cmu", tmp_path / "out", cmu)
+        fetch.fetch("cmu", tmp_path / "out", cmu, allow_unverified=True)
+
+
+def test_cmu_of_another_checksum_is_taken_on_demand_only(cmu, tmp_path):
+    command = ["cmu", tmp_path / "out", cmu]
+    with pytest.raises(DataError, match="checksum is unconfirmed: --allow-unverified takes"):
+        fetch.fetch(*command)
+    with pytest.raises(SystemExit, match="--allow-unverified"):
+        fetch.main(*command)
+    assert left(tmp_path / "out") == []
+    fetch.main(*command, allow_unverified=True)
+    assert left(tmp_path / "out") == ["cmu_mocap_28j_60hz.npz"]
+
+
+def test_cmu_of_the_stated_checksum_needs_no_leave(cmu, tmp_path, monkeypatch, capsys):
+    checksum = sha256((cmu / "allasfamc.zip").read_bytes())
+    source = fetch.Source((), checksum, confirmed=False)
+    monkeypatch.setitem(fetch.SOURCES, "cmu", {"allasfamc.zip": source})
+    fetch.fetch("cmu", tmp_path / "out", cmu)
+    assert "unconfirmed" not in capsys.readouterr().out
+
+
+def test_no_leave_is_given_for_a_confirmed_checksum(monkeypatch, tmp_path):
+    serve(monkeypatch)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.gz").write_bytes(b"wrong")
+    with pytest.raises(DataError, match=r"a\.gz: expected sha256"):
+        fetch.fetch("mnist", tmp_path / "out", tmp_path / "in", allow_unverified=True)
+
+
+def test_what_came_without_tls_is_never_unverified(host, monkeypatch, tmp_path, cmu):
+    host.files["/allasfamc.zip"] = (cmu / "allasfamc.zip").read_bytes()
+    source = fetch.Source((f"{host.url}/allasfamc.zip",), sha256(b"another"), confirmed=False)
+    monkeypatch.setitem(fetch.SOURCES, "cmu", {"allasfamc.zip": source})
+    with pytest.raises(DataError, match="the file was deleted"):
+        fetch.fetch("cmu", tmp_path / "out", allow_unverified=True)
+    assert left(tmp_path / "out") == []
+
+
+def test_cmu_refuses_a_recording_that_unpacks_to_too_much(cmu, tmp_path):
+    with zipfile.ZipFile(cmu / "allasfamc.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("again/07_01.amc", b"1 " * (fetch.LARGEST_TRIAL // 2 + 1))
+    assert (cmu / "allasfamc.zip").stat().st_size < 10**6
+    with pytest.raises(DataError, match=r"07_01\.amc unpacks to 67,108,866 bytes, expected 67,108"):
+        fetch.fetch("cmu", tmp_path / "out", cmu, allow_unverified=True)
+    assert left(tmp_path / "out") == []
 
 
 def test_no_trial_is_in_two_splits():
