@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,28 +13,8 @@ from torch.func import functional_call
 from torch.random import fork_rng
 
 from gsym.check.equivariance import assert_equivariant, errors
+from gsym.check.report import CheckReport
 from gsym.groups import PermutationGroup
-
-
-@dataclass
-class CheckReport:
-    """What :func:`check_layer` tried.
-
-    Attributes:
-        passed: Names of the checks that held.
-        skipped: Reason by name of the checks that do not apply.
-        failed: Reason by name of the checks that did not hold.
-    """
-
-    passed: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"passed   {name}" for name in self.passed]
-        lines += [f"skipped  {name}: {reason}" for name, reason in self.skipped.items()]
-        lines += [f"FAILED   {name}: {reason}" for name, reason in self.failed.items()]
-        return "\n".join(lines)
 
 
 class _Skip(Exception):  # noqa: N818  # a message to the runner, not an error
@@ -48,6 +27,7 @@ def check_layer(
     *args: Any,
     dimension: int | None = -1,
     backend: str = "aot_eager",
+    treatments: str | Iterable[str] = (),
 ) -> CheckReport:
     """Run the conformance kit that any layer tied along a group must pass.
 
@@ -76,6 +56,7 @@ def check_layer(
         dimension: Dimension of the space of linear maps for one pair of channels; by default
             ``group.commutant_dim()``; ``None`` if the layer is not linear in the signal.
         backend: Compiler back-end of the ``compile`` check.
+        treatments: Further ones of :func:`check_module`, such as ``"quick"``.
 
     Returns:
         The report, if nothing failed.
@@ -99,6 +80,11 @@ def check_layer(
             report.failed[name] = f"{error}".strip().split("\n")[0] or type(error).__name__
         else:
             report.passed.append(name)
+    if treatments:
+        from gsym.check.module import treat_all
+
+        x = kit.signal(make_layer(group), 2)
+        treat_all(lambda: make_layer(group), (x, *args), None, treatments, {}, report)
     if report.failed:
         raise AssertionError(f"the layer fails {len(report.failed)} checks for {group!r}\n{report}")
     return report
