@@ -26,7 +26,8 @@ from gsym._validate import (
     optional_module,
 )
 from gsym.coarsening.coarsen import Coarsening, Hierarchy, check_levels, swap_group
-from gsym.coarsening.ridge import Samples, as_clusters, can_regress, denoising, fit_group
+from gsym.coarsening.ridge import as_clusters, can_regress, fit_group
+from gsym.coarsening.samples import Samples, denoising
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 # A hierarchy of more levels is scored on this many, evenly spaced in the logarithm of k, and then

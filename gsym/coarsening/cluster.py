@@ -22,8 +22,8 @@ from gsym.coarsening.coarsen import Hierarchy
 from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
 from gsym.coarsening.multilevel import local_variation_merges, normalised_cut_merges
-from gsym.coarsening.ridge import denoising
 from gsym.coarsening.risk import merge_by_risk
+from gsym.coarsening.samples import denoising
 from gsym.coarsening.twins import twin_partition
 from gsym.groups import Partition, automorphisms, equitable_partition
 

@@ -30,7 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsym._validate import GroupError, SignalError, check_edge_index
-from gsym.coarsening.ridge import MEAN_STRENGTHS, Samples, as_clusters
+from gsym.coarsening.orbit_ridge import MEAN_PENALTIES
+from gsym.coarsening.ridge import as_clusters
+from gsym.coarsening.samples import Samples
 from gsym.groups import Partition, PermutationGroup
 
 
@@ -258,7 +260,7 @@ class _Merging:
 
     def __init__(self, data: Samples) -> None:
         self.samples = data.num_signals
-        self.rows = len(data.starts)
+        self.rows = len(data.left_out)
         n, self.ci, self.co = data.num_nodes, data.x.shape[2], data.y.shape[2]
         self.sizes = np.ones(n)
         u, v = data.x.reshape(self.samples, -1), data.y.reshape(self.samples, -1)
@@ -333,7 +335,7 @@ class _Merging:
         values = np.maximum(values, 0.0)
         scores = ((vectors.T @ cross) ** 2).sum(1)
         best = np.inf, 0.0
-        for strength in max(values.mean(), 1e-300) * MEAN_STRENGTHS:
+        for strength in max(values.mean(), 1e-300) * MEAN_PENALTIES:
             shrunk = values + strength
             rest = np.trace(square) - (scores * (values + 2 * strength) / shrunk**2).sum()
             left = 1 - (1 + (values / shrunk).sum()) / self.rows

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from gsym.coarsening.choose import choose_group
 from gsym.coarsening.coarsen import Hierarchy
-from gsym.coarsening.ridge import commutant_ridge, denoising
+from gsym.coarsening.ridge import commutant_ridge
 from gsym.coarsening.risk import merge_by_risk
+from gsym.coarsening.samples import denoising
 from gsym.groups import Partition, PermutationGroup
 
 

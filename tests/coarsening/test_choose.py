@@ -10,7 +10,8 @@ from sklearn.utils.estimator_checks import check_estimator
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.coarsening import Hierarchy, SignalError
 from gsym.coarsening.choose import MAX_LEVELS, GroupChoice, choose_group
-from gsym.coarsening.ridge import commutant_ridge, denoising
+from gsym.coarsening.ridge import commutant_ridge
+from gsym.coarsening.samples import denoising
 from gsym.coarsening.search import SubgroupSearch
 
 LABELS = torch.arange(24) % 3

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import oracle
+from oracles.left_out import left_out_errors, windows
 
 from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym.coarsening import Hierarchy
 from gsym.coarsening import ridge as module
-from gsym.coarsening.ridge import Samples, commutant_ridge
+from gsym.coarsening.ridge import commutant_ridge
+from gsym.coarsening.risk import merge_by_risk
+from gsym.coarsening.samples import Samples, select
 from gsym.groups import GroupError
 from gsym.nn import OrbitLinear
 
@@ -31,56 +35,115 @@ def draw(signals, c_in, c_out, seed=0):
     return x, rng.standard_normal((signals, 6, c_out)) + x[..., :1]
 
 
-def basis(group, c_in):
-    """The commutant as 0/1 matrices [r, n, n] with a channel each, and the constants [q, n]."""
-    pairs, nodes = group.pair_orbits(), group.node_orbits()
-    matrices = np.stack([(pairs.index == o).double().numpy() for o in range(pairs.num_orbits)])
-    constants = np.stack([(nodes.index == o).double().numpy() for o in range(nodes.num_orbits)])
-    return matrices, constants, np.repeat(pairs.sizes.numpy(), c_in)
-
-
-def refits(group, x, y, strength, block):
-    """Left-out errors by fitting anew without each block, in the plain basis of orbits."""
-    x, y = x - x.mean((0, 1)), y - y.mean((0, 1))
-    # The own-value map of S_n is taken off first, from all signals.
-    inside, outside = (v - v.mean(1, keepdims=True) for v in (x, y))
-    y = y - x @ np.linalg.lstsq(inside.reshape(-1, x.shape[2]), outside.reshape(-1, y.shape[2]))[0]
-    matrices, constants, sizes = basis(group, x.shape[2])
-    features = np.einsum("rij,sjc->sirc", matrices, x).reshape(*x.shape[:2], -1)
-    ones = np.broadcast_to(constants.T, (len(x), *constants.T.shape))
-    features = np.concatenate([features, ones], axis=2)
-    penalty = np.diag(np.append(strength * sizes, np.zeros(len(constants))))
-    errors = []
-    for start in range(0, len(x), block):
-        out = np.arange(start, min(start + block, len(x)))
-        kept = np.delete(np.arange(len(x)), out)
-        A, b = (v[kept].reshape(-1, v.shape[2]) for v in (features, y))
-        weight = np.linalg.solve(A.T @ A + penalty, A.T @ b)
-        errors.append(((features[out] @ weight - y[out]) ** 2).mean())
-    return np.array(errors)
+SHAPES = [(9, 1, 1, 1, 0), (7, 2, 3, 1, 0), (11, 2, 1, 3, 0), (12, 3, 2, 2, 1), (9, 9, 1, 1, 2)]
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=str)
-@pytest.mark.parametrize(
-    ("signals", "c_in", "c_out", "block"), [(9, 1, 1, 1), (7, 2, 3, 1), (11, 2, 1, 3)]
-)
-def test_left_out_errors_are_those_of_refits(group, signals, c_in, c_out, block):
+@pytest.mark.parametrize(("signals", "c_in", "c_out", "block", "gap"), SHAPES)
+def test_left_out_errors_are_those_of_refits(group, signals, c_in, c_out, block, gap):
     x, y = draw(signals, c_in, c_out)
-    fit = commutant_ridge(x, y, group, block=block, strength=0.7)
-    expected = refits(oracle(group), x, y, 0.7, block)
-    assert np.abs(fit.errors - expected).max() < 1e-9
+    fit = commutant_ridge(x, y, group, block=block, gap=gap, strength=0.7)
+    expected = left_out_errors(oracle(group), x, y, block=block, gap=gap, strength=0.7)
+    assert np.abs(fit.errors - expected).max() < 1e-8
     weights = np.diff(np.append(np.arange(0, signals, block), signals))
-    assert fit.risk == pytest.approx(np.average(expected, weights=weights), abs=1e-9)
+    assert fit.risk == pytest.approx(np.average(expected, weights=weights), abs=1e-8)
     # The comparison can fail: a fit that has seen the signal errs less.
     seen = ((fit.predict(x).numpy() - y) ** 2).mean()
     assert seen < fit.risk - 1e-2
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+@pytest.mark.parametrize(("signals", "c_in", "c_out", "block", "gap"), [SHAPES[1], SHAPES[3]])
+def test_the_closed_form_chooses_penalties_as_refits_do(
+    group, signals, c_in, c_out, block, gap, monkeypatch
+):
+    monkeypatch.setattr(module, "NESTED_BLOCKS", 0)
+    x, y = draw(signals, c_in, c_out)
+    fit = commutant_ridge(x, y, group, block=block, gap=gap)
+    expected = left_out_errors(oracle(group), x, y, block=block, gap=gap, clusters=group)
+    assert np.abs(fit.errors - expected).max() < 1e-8
+    assert fit.jackknife.size == 0
+
+
+@pytest.mark.parametrize("many_swaps", [False, True])
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_few_blocks_are_judged_by_fits_without_them(group, many_swaps, monkeypatch):
+    if many_swaps:
+        monkeypatch.setattr(module, "MAX_ELEMENTS", 1)
+    x, y = draw(11, 2, 1)
+    fit = commutant_ridge(x, y, group, block=2, gap=1)
+    risks = []
+    for number, (judged, kept) in enumerate(windows(11, 2, 1)):
+        other = commutant_ridge(x[kept], y[kept], group, block=2, gap=1)
+        error = ((other.predict(x[judged]).numpy() - y[judged]) ** 2).mean()
+        assert fit.errors[number] == pytest.approx(error, abs=1e-8)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "NESTED_BLOCKS", 0)
+            risks.append(commutant_ridge(x[kept], y[kept], group, block=2, gap=1).risk)
+    assert np.allclose(fit.jackknife, risks, atol=1e-8)
+
+
+def test_levels_of_a_hierarchy_that_was_built_from_the_signals():
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((14, 8, 2)), rng.standard_normal((14, 8, 1))
+    h = Hierarchy.from_merges(8, *merge_by_risk(x, y))
+    for k in h.levels:
+        fit = commutant_ridge(x, y, h[k], strength=0.4)
+        expected = left_out_errors(oracle(ClusterGroup(h[k])), x, y, strength=0.4)
+        assert np.abs(fit.errors - expected).max() < 1e-8
+
+
+def test_many_channels_are_no_optimism():
+    # Nothing to learn: the risk of the mean is 1, and the shared map has 24 weights for 10 signals.
+    told, refit, fresh = [], [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x, y = rng.standard_normal((10, 5, 24)), rng.standard_normal((10, 5, 1))
+        fit = commutant_ridge(x, y, Partition.single(5))
+        told.append(fit.risk)
+        for t in range(10):
+            other = commutant_ridge(np.delete(x, t, 0), np.delete(y, t, 0), Partition.single(5))
+            refit.append(((other.predict(x[t : t + 1]).numpy() - y[t]) ** 2).mean())
+        xt, yt = rng.standard_normal((500, 5, 24)), rng.standard_normal((500, 5, 1))
+        fresh.append(((fit.predict(xt).numpy() - yt) ** 2).mean())
+    assert np.mean(told) == pytest.approx(np.mean(refit), rel=1e-6)
+    assert np.mean(told) > 0.9
+    assert np.mean(fresh) < 1.5
+
+
+def test_choosing_penalties_is_hardly_optimistic_with_more_signals(monkeypatch):
+    monkeypatch.setattr(module, "NESTED_BLOCKS", 0)
+    told, nested = [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x, y = rng.standard_normal((40, 6, 3)), rng.standard_normal((40, 6, 1))
+        for labels in ([0] * 6, [0, 0, 1, 1, 2, 2], list(range(6))):
+            told.append(commutant_ridge(x, y, Partition(labels)).risk)
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "NESTED_BLOCKS", 40)
+                nested.append(commutant_ridge(x, y, Partition(labels)).risk)
+    assert np.mean(told) == pytest.approx(np.mean(nested), rel=0.02)
+    assert told != nested
+
+
+def test_a_gap_takes_the_neighbours_out():
+    # Every signal comes three times: with neighbours in the fit each has seen its copies.
+    x, y = (np.repeat(v, 3, axis=0) for v in draw(20, 1, 1))
+    group = PermutationGroup.trivial(6)
+    alone = commutant_ridge(x, y, group, strength=1e-3)
+    apart = commutant_ridge(x, y, group, gap=2, strength=1e-3)
+    assert alone.risk < 0.6 * apart.risk
+    with pytest.raises(ValueError, match="leave none of 60 signals to fit to"):
+        commutant_ridge(x, y, group, gap=60)
+    with pytest.raises(ValueError, match="gap must not be negative; got -1"):
+        commutant_ridge(x, y, group, gap=-1)
 
 
 def test_few_signals_and_many_channels():
     x, y = draw(4, 3, 2)
     group = GROUPS[0]
     fit = commutant_ridge(x, y, group, strength=0.3)
-    assert np.abs(fit.errors - refits(group, x, y, 0.3, 1)).max() < 1e-9
+    assert np.abs(fit.errors - left_out_errors(group, x, y, strength=0.3)).max() < 1e-8
 
 
 @pytest.mark.parametrize("group", [GROUPS[2], GROUPS[3], GROUPS[4]], ids=str)
@@ -186,9 +249,9 @@ def test_one_number_per_signal(group):
 
 def test_no_signal_chooses_the_strength_it_is_judged_by():
     table = np.array([[1.0, 5.0, 1.0], [2.0, 1.0, 2.0]])
-    errors, best = module._select(table)
-    # Without itself the second signal prefers the first strength, the others the second.
-    assert errors.tolist() == [2.0, 5.0, 2.0]
+    judged_by, best = select(table)
+    # Without itself the second signal prefers the first penalty, the others the second.
+    assert judged_by.tolist() == [1, 0, 1]
     assert best == 1
 
 

@@ -1,0 +1,97 @@
+"""Ridge regression of cluster means with weights tied along the pair orbits of many swaps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsym._validate import GroupError
+from gsym.coarsening.samples import Samples, select
+from gsym.groups import ClusterGroup
+
+# Swaps of up to this many elements are applied to the data; larger groups regress on orbits.
+MAX_ELEMENTS = 64
+# Regressions on orbits solve one system of this many unknowns per block and penalty.
+MAX_ORBIT_UNKNOWNS = 256
+
+MEAN_PENALTIES = np.logspace(-6, 4, 21)
+
+
+class TiedRidge:
+    """The means part with T tied along the pair orbits of many swaps: regression on orbits.
+
+    This is the definition, in the basis of 0/1 orbit matrices.
+
+    Args:
+        u: Cluster means of the inputs times the root of the sizes, ``[s, k, c_in]``.
+        v: The same of the targets, ``[s, k, c_out]``.
+        clusters: The group.
+        data: Where they come from.
+        strength: Weight of the penalty, or ``None``.
+    """
+
+    def __init__(
+        self, u: NDArray, v: NDArray, clusters: ClusterGroup, data: Samples, strength: float | None
+    ) -> None:
+        pairs, orbits = clusters.cluster_pair_orbits(), clusters.cluster_orbits()
+        channels = u.shape[2]
+        unknowns = pairs.num_orbits * channels + orbits.num_orbits
+        if unknowns > MAX_ORBIT_UNKNOWNS:
+            raise GroupError(
+                f"the group has more than {MAX_ELEMENTS} swaps and {pairs.num_orbits} pair "
+                f"orbits: {unknowns} unknowns per output channel, above the limit of "
+                f"{MAX_ORBIT_UNKNOWNS}; score it by score= instead"
+            )
+        index = pairs.index.numpy()
+        one_hot = np.eye(pairs.num_orbits)
+        features = np.stack(
+            [
+                np.concatenate(
+                    [
+                        np.einsum("sci,cr->sri", u, one_hot[row]).reshape(len(u), -1),
+                        np.tile(np.eye(orbits.num_orbits)[orbit], (len(u), 1)),
+                    ],
+                    axis=1,
+                )
+                for row, orbit in zip(index, orbits.index.numpy(), strict=True)
+            ],
+            axis=1,
+        )
+        left_out = data.left_out
+        gram = features.transpose(0, 2, 1) @ features
+        cross = features.transpose(0, 2, 1) @ v
+        square = left_out.judged((v * v).sum((1, 2)))
+        judged, judged_cross = left_out.judged(gram), left_out.judged(cross)
+        total, total_cross = gram.sum(0), cross.sum(0)
+        kept, kept_cross = total - left_out.removed(gram), total_cross - left_out.removed(cross)
+        sizes = np.repeat(pairs.sizes.numpy(), channels).astype(float)
+        scale = np.diagonal(total)[: len(sizes)].sum() / sizes.sum()
+        grid = (scale if scale > 0 else 1.0) * MEAN_PENALTIES
+        grid = grid if strength is None else np.array([strength])
+        # The penalty draws towards the shared own-value map, which sits on the diagonal orbits.
+        diagonal = np.zeros((len(left_out), pairs.num_orbits, channels, v.shape[2]))
+        diagonal[:, np.unique(np.diagonal(index))] = data.drift[:, None]
+        towards = diagonal.reshape(len(left_out), len(sizes), -1)
+        table = []
+        for value in grid:
+            penalty = np.append(value * sizes, np.zeros(orbits.num_orbits))
+            right = kept_cross.copy()
+            right[:, : len(sizes)] += value * sizes[:, None] * towards
+            weight = np.linalg.solve(kept + np.diag(penalty), right)
+            error = square - 2 * (weight * judged_cross).sum((1, 2))
+            table.append(np.maximum(error + (weight * (judged @ weight)).sum((1, 2)), 0.0))
+        found = np.array(table)
+        judged_by, chosen = select(found)
+        self.errors = found[judged_by, np.arange(len(left_out))]
+        self.strength = float(grid[chosen])
+        system = total + np.diag(np.append(self.strength * sizes, np.zeros(orbits.num_orbits)))
+        tied = np.linalg.solve(system, total_cross)
+        used_up = float(np.trace(np.linalg.solve(system, total)))
+        rest = square.sum() - 2 * (tied * total_cross).sum() + (tied * (total @ tied)).sum()
+        rows = len(u) * u.shape[1]
+        self.noise = float(rest / max(rows - used_up, 1e-9) * u.shape[1])
+        self.degrees = used_up * v.shape[2]
+        table_of_pairs = tied[: len(sizes)].reshape(pairs.num_orbits, channels, -1)[index]
+        # Sources first, as the other paths store it.
+        self.weight = table_of_pairs.transpose(1, 2, 0, 3).reshape(u.shape[1] * channels, -1)
+        self.bias = tied[len(sizes) :][orbits.index.numpy()].reshape(-1)

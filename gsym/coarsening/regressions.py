@@ -1,0 +1,250 @@
+"""The regressions that make up a ridge regression in a commutant: means, and own values."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsym.coarsening.orbit_ridge import MEAN_PENALTIES
+from gsym.coarsening.samples import LeftOut, Samples, select
+
+OWN_PENALTIES = np.logspace(-6, 1, 8)
+
+
+class MeansRidge:
+    """Ridge regression of all targets on the same features, for all penalties at once.
+
+    Args:
+        features: ``[s * copies, m, c_in]``, the copies of a signal next to each other. All
+            ``m c_in`` numbers of a row are features of every target.
+        targets: ``[s * copies, m', c_out]``.
+        left_out: What is left out together.
+        strength: Weight of the penalty, or ``None``.
+        copies: Images of each signal under the swaps.
+        drift: Change of the map ``[blocks, c_in, c_out]`` that is taken off the targets of block
+            b, the same for each of m features; ``None`` for none.
+    """
+
+    def __init__(
+        self,
+        features: NDArray,
+        targets: NDArray,
+        left_out: LeftOut,
+        strength: float | None,
+        copies: int = 1,
+        drift: NDArray | None = None,
+    ) -> None:
+        rows = len(features)
+        flat, wanted = features.reshape(rows, -1), targets.reshape(rows, -1)
+        self._means = flat.mean(0), wanted.mean(0)
+        self._x, self._y = flat - self._means[0], wanted - self._means[1]
+        self._left, self._squares = _spectrum(self._x)
+        rank = self._left.shape[1]
+        if drift is None:
+            both = self._y.reshape(rows, 1, -1)
+            drift = np.zeros((len(left_out), 0, both.shape[2]))
+        else:
+            # The regression for the features as targets says what a change of D_0 does.
+            parts = [v.reshape(rows, targets.shape[1], -1) for v in (self._y, self._x)]
+            both = np.concatenate(parts, axis=2)
+        both = _shorten(both)
+        q = both.shape[1]
+        both = both.reshape(rows, -1)
+        scores = self._left.T @ both
+        scale = self._squares.sum() / rank if rank else 1.0
+        grid = scale * MEAN_PENALTIES if strength is None else np.array([copies * strength])
+        table, training = [], []
+        for value in grid:
+            shrink = self._squares / (self._squares + value)
+            rest = (both - self._left @ (shrink[:, None] * scores)).reshape(rows, q, -1)
+            training.append((rest[..., : drift.shape[2]] ** 2).sum() / copies)
+            table.append(_left_out(self._left, shrink, rest, left_out, copies, drift) / copies)
+        found = np.array(table)
+        judged_by, chosen = select(found)
+        self.errors = found[judged_by, np.arange(len(left_out))]
+        self._weight_of_penalty = grid[chosen]
+        self.strength = float(grid[chosen] / copies)
+        shrink = self._squares / (self._squares + grid[chosen])
+        # Tied rows repeat each other: per output, 1 / copies of the trace is fitted.
+        self.degrees = (1.0 + shrink.sum()) / copies * wanted.shape[1]
+        # The trace of (I - H)^2, by which pure noise is reduced in the training error.
+        free = (rows - 1.0 - rank + ((1 - shrink) ** 2).sum()) / copies
+        self.noise = training[chosen] / max(free, 1e-9)
+
+    @cached_property
+    def weight(self) -> NDArray:
+        """``[p, q]``."""
+        inner = (self._left.T @ self._y) / (self._squares + self._weight_of_penalty)[:, None]
+        return self._x.T @ (self._left @ inner)
+
+    @property
+    def bias(self) -> NDArray:
+        """``[q]``."""
+        return self._means[1] - self._means[0] @ self.weight
+
+
+def _spectrum(x: NDArray) -> tuple[NDArray, NDArray]:
+    """Left singular vectors and squared singular values, from the smaller Gram matrix."""
+    wide = x.shape[0] <= x.shape[1]
+    squares, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    keep = squares > max(squares[-1], 0.0) * max(x.shape) * np.finfo(float).eps
+    squares, vectors = squares[keep], vectors[:, keep]
+    return (vectors if wide else x @ vectors / np.sqrt(squares)), squares
+
+
+def _shorten(values: NDArray) -> NDArray:
+    """Values ``[rows, m, c]`` with the same inner products over m, and m at most ``rows * c``."""
+    rows, m, c = values.shape
+    if m <= rows * c:
+        return values
+    left, squares = _spectrum(values.transpose(0, 2, 1).reshape(rows * c, m))
+    return (left * np.sqrt(squares)).reshape(rows, c, -1).transpose(0, 2, 1)
+
+
+def _left_out(
+    left: NDArray,
+    shrink: NDArray,
+    rest: NDArray,
+    left_out: LeftOut,
+    copies: int,
+    drift: NDArray,
+) -> NDArray:
+    """Squared error of each block under the fit to what it does not leave out.
+
+    Args:
+        left: Left singular vectors of the features ``[rows, rank]``.
+        shrink: Share of each that the fit keeps.
+        rest: Residuals of the fit to all rows ``[rows, q, c_out + c_in]``, for the targets and for
+            the features as targets.
+        left_out: What is left out together.
+        copies: Rows per signal.
+        drift: Change of the shared map for each block ``[blocks, c_in, c_out]``.
+    """
+    rows, q, _ = rest.shape
+    outputs = drift.shape[2]
+    errors = np.empty(len(left_out))
+    for blocks, removed, judged in left_out.batches(copies, left.shape[1] + rest[0].size):
+        length = removed.shape[1]
+        z = left[removed]
+        hat = 1 / rows + (z * shrink) @ z.transpose(0, 2, 1)
+        # A penalty of almost zero may leave a hat matrix of one exactly.
+        system = np.eye(length) * (1 + 1e-12) - hat
+        if length == 1:
+            error = rest[removed] / np.maximum(system, 1e-12)[..., None]
+        else:
+            wanted = np.broadcast_to(np.eye(length)[:, judged], (len(z), length, _count(judged)))
+            inverse = np.linalg.solve(system, wanted).transpose(0, 2, 1)
+            error = inverse @ rest[removed].reshape(len(z), length, -1)
+            error = error.reshape(len(z), -1, q, rest.shape[2])
+        if drift.shape[1]:
+            change = error[..., outputs:] @ drift[blocks][:, None]
+            error = error[..., :outputs] - change
+        errors[blocks] = (error**2).sum((1, 2, 3))
+    return errors
+
+
+def _count(judged: slice) -> int:
+    return int(judged.stop - judged.start)
+
+
+class OwnRidge:
+    """Deviations of y from cluster means on the deviations of x: one D per orbit of clusters."""
+
+    def __init__(
+        self,
+        data: Samples,
+        u: NDArray,
+        v: NDArray,
+        order: NDArray,
+        starts: NDArray,
+        sizes: NDArray,
+        orbit: NDArray,
+        strength: float | None,
+    ) -> None:
+        large = sizes > 1
+        used, inverse = np.unique(orbit[large], return_inverse=True)
+        self._row = np.full(len(sizes), -1)
+        self._row[large] = inverse
+        found: list[NDArray] = []
+        for product, means in zip(data.products, data.moments(u, v), strict=True):
+            if len(found) == 3 and not data.left_out.gap:
+                # What is left out is what is judged.
+                found += found[:2]
+                break
+            inside = np.add.reduceat(product[:, order], starts, axis=1) - means
+            found.append(sum_rows(inside[:, large], inverse, len(used)))
+        gram, cross, square, removed, removed_cross = found
+        square = np.maximum(square, 0.0)
+        freedom = np.bincount(inverse, (sizes - 1)[large])
+        # Without a gap every signal is judged once; with one, blocks overlap in what they remove.
+        self._gram, self._cross = gram.sum(0), cross.sum(0)
+        scale = np.trace(self._gram.sum(0)) / (freedom.sum() * gram.shape[-1])
+        grid = (scale if scale > 0 else 1.0) * OWN_PENALTIES
+        grid = grid if strength is None else np.array([strength])
+        eye = np.eye(gram.shape[-1])
+        kept, kept_cross = self._gram - removed, self._cross - removed_cross
+        table = []
+        for value in grid:
+            weight = value * freedom[:, None, None]
+            # The penalty draws towards D_0 as it is without the block.
+            weight = _solve(kept + weight * eye, kept_cross + weight * data.drift[:, None])
+            error = square - 2 * (weight * cross).sum((2, 3))
+            error += (weight * (gram @ weight)).sum((2, 3))
+            table.append(np.maximum(error, 0.0).sum(1))
+        errors = np.array(table)
+        judged_by, chosen = select(errors)
+        self.errors = errors[judged_by, np.arange(len(data.left_out))]
+        self.strength = float(grid[chosen])
+        penalty = self.strength * freedom[:, None, None] * eye
+        self._tied = _solve(self._gram + penalty, self._cross)
+        used_up = np.trace(_solve(self._gram + penalty, self._gram), axis1=1, axis2=2)
+        rest = square.sum(0) - (self._tied * self._cross).sum((1, 2))
+        rest -= self.strength * freedom * (self._tied**2).sum((1, 2))
+        rows = data.num_signals * freedom
+        self.degrees = used_up.sum() * v.shape[-1]
+        ratio = freedom / np.maximum(rows - used_up, 1e-9)
+        self.noise = float((np.maximum(rest, 0.0) * ratio).sum())
+
+    @property
+    def weight(self) -> NDArray:
+        """``[k, c_in, c_out]``, 0 for clusters of one node."""
+        padded = np.concatenate([self._tied, np.zeros_like(self._tied[:1])])
+        return padded[self._row]
+
+
+def sum_rows(values: NDArray, row: NDArray, count: int) -> NDArray:
+    """Sum the entries of axis 1 that share a row number."""
+    if len(row) == count:
+        return values[:, np.argsort(row)]
+    out = np.zeros((len(values), count, *values.shape[2:]))
+    for index, target in enumerate(row):
+        out[:, target] += values[:, index]
+    return out
+
+
+def _solve(matrix: NDArray, right: NDArray) -> NDArray:
+    """Batched solve; one unknown is a division."""
+    return right / matrix if matrix.shape[-1] == 1 else np.linalg.solve(matrix, right)
+
+
+class SpreadRidge(MeansRidge):
+    """An invariant regression with its weights copied to the clusters of each orbit."""
+
+    def __init__(self, ridge: MeansRidge, orbit: NDArray, root: NDArray, channels: int) -> None:
+        self.errors, self.noise, self.degrees = ridge.errors, ridge.noise, ridge.degrees
+        self.strength, self._ridge = ridge.strength, ridge
+        self._orbit, self._root, self._channels = orbit, root, channels
+
+    @cached_property
+    def weight(self) -> NDArray:
+        """``[p, q]``, sources first."""
+        tied = self._ridge.weight.reshape(len(self._root), self._channels, -1)
+        copied = (tied / self._root[:, None, None])[self._orbit]
+        return copied.reshape(-1, copied.shape[-1])
+
+    @property
+    def bias(self) -> NDArray:
+        """``[q]``."""
+        return self._ridge.bias
