@@ -18,7 +18,7 @@ ROOMS = {
     "_graphs": {"_validate"},
     "groups": {"_validate", "_graphs"},
     "kernels": {"_validate"},
-    "_files": {"_graphs", "groups"},
+    "_files": {"_validate", "_graphs", "groups"},
     "coarsening": {"_validate", "_graphs", "_files", "groups"},
     "nn": {"_validate", "groups", "kernels"},
     "check": {"groups"},
