@@ -14,6 +14,9 @@ def main(args: list[str] | None = None) -> None:
     except ImportError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was done", file=sys.stderr)
+        sys.exit(130)
     cli.main(args)
 
 

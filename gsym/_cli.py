@@ -7,12 +7,12 @@ To take one array of several, name it: metr_la.npz:speed.
 
 from __future__ import annotations
 
-import json
 import math
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,20 +20,19 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
+from gsym._console import UsageError, check_outputs, print_json, say, show_warning, steps
 from gsym._files import (
     FileError,
+    FirstColumn,
+    FirstRow,
     Graph,
     fingerprint,
-    read_graph,
-    read_names,
+    read_inputs,
     read_partitions,
     read_positions,
-    read_signals,
-    read_targets,
     write_arrays,
     write_bytes,
 )
@@ -65,12 +64,10 @@ Directory = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
+Row = Annotated[FirstRow, tyro.conf.arg(metavar="{auto,ids,sample}")]
+Column = Annotated[FirstColumn, tyro.conf.arg(metavar="{auto,index,node}")]
 
 app = tyro.extras.SubcommandApp()
-
-
-class UsageError(ValueError):
-    """Options that do not go together."""
 
 
 @app.command
@@ -89,6 +86,8 @@ def choose(
     no_swaps: bool = False,
     directed: bool = False,
     names: File = None,
+    first_row: Row = "auto",
+    first_column: Column = "auto",
     positions: File = None,
     title: Text = None,
     out: Output = None,
@@ -121,7 +120,9 @@ def choose(
         no_swaps: Do not offer exchanges of whole clusters where the coarse graph has symmetries.
         directed: Take an edge list in one direction only.
         names: Text file with the names of the nodes, one per line, in the order of the signals;
-            an edge list may use them.
+            an edge list may use them. Without it, the header of the signals names the nodes.
+        first_row: What the first row of a table holds, where that is in doubt.
+        first_column: What the first column of a table holds, where that is in doubt.
         positions: Where to draw the nodes, [nodes, 2]: x to the right, y upwards.
         title: Headline of the page.
         out: Page to write, .html.
@@ -129,28 +130,36 @@ def choose(
         seed: Seed of methods that draw.
         json: Print the result as JSON and nothing else.
     """
-    _check_outputs({"--out": out, "--save": save})
+    check_outputs(
+        {"--out": out, "--save": save},
+        {"--out": (".html", ".htm"), "--save": (".npz",)},
+        (signals, graph, targets, names, positions, *partitions),
+    )
     if seed < 0:
         raise UsageError(f"--seed must not be negative; got {seed}")
     if partitions and (height or width or levels or use):
         raise UsageError("--partitions takes the place of a method; leave its options out")
-    with _steps() as step:
+    with steps() as step:
         step("Reading files")
-        node_names = None if names is None else read_names(names)
-        loaded = None if graph is None else read_graph(graph, names=node_names, directed=directed)
-        n = None if loaded is None else loaded.num_nodes
-        x = read_signals(signals, n)
-        n = _check_nodes(loaded, x.size(1), graph, signals)
-        y = None if targets is None else read_targets(targets, n)
-        if y is not None and len(y) != len(x):
-            raise FileError(f"{targets}: {len(y)} samples, but {signals} has {len(x)}")
-        if node_names is not None and len(node_names) != n:
-            raise FileError(f"{names}: {len(node_names)} names for {n} nodes")
+        read = read_inputs(
+            graph,
+            signals,
+            targets,
+            names,
+            directed=directed,
+            first_row=first_row,
+            first_column=first_column,
+        )
+        say(read.summaries)
+        n, x, y, loaded = read.num_nodes, read.x, read.y, read.graph
+        node_names = None if read.names is None else list(read.names)
         places = None if positions is None else read_positions(positions, n)
         edge_index = None if loaded is None else loaded.edge_index
         candidates: Any
         if partitions:
-            candidates = [p for f in partitions for p in read_partitions(f, n, edge_index)]
+            candidates = [
+                p for f in partitions for p in read_partitions(f, n, edge_index, node_names)
+            ]
             candidates = list(dict.fromkeys(candidates))
         else:
             step(f"Proposing clusters: {method}")
@@ -171,7 +180,7 @@ def choose(
         step("Writing")
         if save is not None:
             partition = choice.partition or Partition(choice.group.node_orbits().index)
-            _save_labels(save, partition.labels[None], edge_index, n)
+            _save_labels(save, partition.labels[None], edge_index, n, node_names)
         if out is not None:
             image = None
             if places is None and height and width:
@@ -179,7 +188,7 @@ def choose(
                 places = np.column_stack([image % width, -(image // width)]).astype(float)
             choice.report(out, positions=places, names=node_names, title=title)
     if json:
-        _print_json(
+        print_json(
             {
                 "criterion": choice.criterion,
                 "best": choice.candidates.index(choice.best),
@@ -187,6 +196,8 @@ def choose(
                 "regret_bound": choice.regret_bound,
                 "candidates": [_record(c) for c in choice.candidates],
                 "labels": _labels(choice.best),
+                "names": node_names,
+                "read": [summary.record() for summary in read.summaries],
             }
         )
         return
@@ -213,6 +224,8 @@ def coarsen_command(
     width: Pixels = None,
     directed: bool = False,
     names: File = None,
+    first_row: Row = "auto",
+    first_column: Column = "auto",
     out: Output = None,
     seed: int = 0,
     json: bool = False,
@@ -239,25 +252,29 @@ def coarsen_command(
         width: Columns of the image, for the method grid.
         directed: Take an edge list in one direction only.
         names: Text file with the names of the nodes, one per line; an edge list may use them.
+        first_row: What the first row of a table of signals holds, where that is in doubt.
+        first_column: What the first column of a table of signals holds, where that is in doubt.
         out: File to write: .npz (labels of each level, and the merges of a chain) or .nwk (the
             tree of merges in Newick format).
         seed: Seed of methods that draw.
         json: Print the result as JSON and nothing else.
     """
-    _check_outputs({"--out": out})
-    if out is not None and out.suffix not in (".npz", ".nwk"):
-        raise UsageError(f"--out must end in .npz or .nwk; got {out.name}")
-    with _steps() as step:
+    kinds = {"--out": (".npz", ".nwk")}
+    check_outputs({"--out": out}, kinds, (graph, signals, targets, names))
+    with steps() as step:
         step("Reading files")
-        node_names = None if names is None else read_names(names)
-        loaded = None if graph is None else read_graph(graph, names=node_names, directed=directed)
-        x = (
-            None
-            if signals is None
-            else read_signals(signals, None if loaded is None else loaded.num_nodes)
+        read = read_inputs(
+            graph,
+            signals,
+            targets,
+            names,
+            directed=directed,
+            first_row=first_row,
+            first_column=first_column,
         )
-        n = _check_nodes(loaded, None if x is None else x.size(1), graph, signals)
-        y = None if targets is None else read_signals(targets, n or None, "targets")
+        say(read.summaries)
+        n, x, y, loaded = read.num_nodes, read.x, read.y, read.graph
+        node_names = None if read.names is None else list(read.names)
         step(f"Proposing clusters: {method}")
         h = _propose(loaded, n, x, y, method, use, levels, height, width, seed)
         shown = _shown(h, levels)
@@ -268,12 +285,20 @@ def coarsen_command(
         elif out is not None:
             merges = {"merges": h.merges.numpy(), "heights": h.heights.numpy()} if h.nested else {}
             labels = torch.stack([h[k].labels for k in shown])
-            _save_labels(out, labels, h.edge_index, h.num_nodes, **merges)
+            _save_labels(out, labels, h.edge_index, h.num_nodes, node_names, **merges)
     if json:
         rows = [
             {"clusters": k, "cost": costs.get(k), "labels": h[k].labels.tolist()} for k in shown
         ]
-        _print_json({"method": h.method, "nested": h.nested, "levels": rows})
+        print_json(
+            {
+                "method": h.method,
+                "nested": h.nested,
+                "levels": rows,
+                "names": node_names,
+                "read": [summary.record() for summary in read.summaries],
+            }
+        )
         return
     table = Table("clusters", "sizes", *(["cost"] if costs else []), caption=repr(h))
     for k in shown:
@@ -313,7 +338,7 @@ def symmetries(
         out: File for the node orbits, as labels, .npz.
         json: Print the result as JSON and nothing else.
     """
-    _check_outputs({"--out": out})
+    check_outputs({"--out": out}, {"--out": (".npz",)}, (graph, names))
     # Timers of the system overflow beyond.
     if not 0 < time_budget <= 1e6:
         raise UsageError(
@@ -321,19 +346,20 @@ def symmetries(
         )
     if solver not in ("auto", *SOLVERS):
         raise UsageError(f"--solver must be one of auto, {', '.join(SOLVERS)}; got {solver}")
-    with _steps() as step:
+    with steps() as step:
         step("Reading files")
-        node_names = None if names is None else read_names(names)
-        loaded = read_graph(graph, names=node_names, directed=directed)
-        n = _check_nodes(loaded, None, graph, None)
+        read = read_inputs(graph, names=names, directed=directed)
+        say(read.summaries)
+        n, loaded = read.num_nodes, read.graph
+        assert loaded is not None
         step("Searching for symmetries")
         weight = loaded.edge_weight
         group = automorphisms(loaded.edge_index, n, weight, time_budget=time_budget, solver=solver)
         orbits = group.node_orbits()
         if out is not None:
-            _save_labels(out, orbits.index[None], loaded.edge_index, n)
+            _save_labels(out, orbits.index[None], loaded.edge_index, n, read.names)
     if json:
-        _print_json(
+        print_json(
             {
                 "group": str(group),
                 "exact": group.exact,
@@ -341,6 +367,8 @@ def symmetries(
                 "num_orbits": orbits.num_orbits,
                 "commutant_dim": group.commutant_dim(),
                 "labels": orbits.index.tolist(),
+                "names": read.names,
+                "read": [summary.record() for summary in read.summaries],
             }
         )
         return
@@ -382,9 +410,12 @@ def build_kernels(*, march: str = "native", out: Directory = None) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one command; wrong input ends with one line and exit code 2."""
+    """Run one command; wrong input ends with one line and exit code 2, an interrupt with 130."""
+    if threading.current_thread() is threading.main_thread():
+        # As an interrupt from the keyboard, it ends the workers and removes temporary files.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = show_warning
         try:
             app.cli(
                 prog="python -m gsym",
@@ -399,7 +430,10 @@ def main(args: list[str] | None = None) -> None:
             print("error: this does not fit into memory; offer fewer levels", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print(
+                "interrupted: nothing half-written is left; run the same command to start again",
+                file=sys.stderr,
+            )
             sys.exit(130)
 
 
@@ -446,33 +480,6 @@ def _propose(
     )
 
 
-def _check_nodes(
-    graph: Graph | None, signal_nodes: int | None, graph_file: str | None, signals: str | None
-) -> int:
-    """The number of nodes that graph and signals agree on; 0 where neither says it."""
-    if graph is None:
-        return signal_nodes or 0
-    highest = int(graph.edge_index.max()) if graph.edge_index.numel() else -1
-    if signal_nodes is not None and highest >= signal_nodes:
-        raise FileError(
-            f"{graph_file}: names node {highest}, but {signals} has {signal_nodes} nodes "
-            f"(0..{signal_nodes - 1}); are nodes numbered from 0?"
-        )
-    n = graph.num_nodes or signal_nodes or highest + 1
-    if n < 1:
-        raise FileError(f"{graph_file}: the graph is empty")
-    return n
-
-
-def _check_outputs(paths: dict[str, Path | None]) -> None:
-    """Refuse folders that do not exist before any work is done."""
-    for option, path in paths.items():
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"{option} {path}: no folder {path.absolute().parent}; make it first")
-        if path is not None and path.is_dir():
-            raise UsageError(f"{option} {path}: is a folder; name a file")
-
-
 def _shown(h: Hierarchy, levels: tuple[int, ...]) -> list[int]:
     """The levels asked for, or up to 24 evenly spaced in the logarithm."""
     if levels:
@@ -481,9 +488,16 @@ def _shown(h: Hierarchy, levels: tuple[int, ...]) -> list[int]:
 
 
 def _save_labels(
-    path: Path, labels: Tensor, edge_index: Tensor | None, n: int, **more: np.ndarray
+    path: Path,
+    labels: Tensor,
+    edge_index: Tensor | None,
+    n: int,
+    names: Sequence[str] | None,
+    **more: np.ndarray,
 ) -> None:
-    """Write labels ``[m, n]`` with the fingerprint of the graph that they belong to."""
+    """Write labels ``[m, n]`` with the names of the nodes and the fingerprint of their graph."""
+    if names is not None:
+        more["names"] = np.array(names)
     if edge_index is not None:
         more["graph"] = np.array(fingerprint(edge_index, n))
     write_arrays(path, labels=labels.numpy(), **more)
@@ -508,40 +522,3 @@ def _record(candidate: Candidate) -> dict[str, Any]:
         "variance",
     )
     return {"group": str(candidate.group)} | {name: getattr(candidate, name) for name in names}
-
-
-def _print_json(values: dict[str, Any]) -> None:
-    print(json.dumps(_plain(values), allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """The same for JSON, which has no NaN and no infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-@contextmanager
-def _steps() -> Iterator[Any]:
-    """Say on the terminal which step runs and for how long."""
-    console = Console(stderr=True)
-    progress = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with progress:
-        task = progress.add_task("", total=None)
-        yield lambda what: progress.reset(task, description=what, total=None)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    Console(stderr=True, highlight=False).print(f"note: {message}", markup=False, soft_wrap=True)

@@ -24,7 +24,8 @@ ROOMS = {
     "check": {"groups"},
     "transforms": {"_graphs", "groups", "coarsening", "nn", "check"},
     "__init__": {"_graphs", "groups", "coarsening", "kernels", "nn", "check", "transforms"},
-    "_cli": {"_validate", "_graphs", "_files", "groups", "coarsening", "kernels"},
+    "_console": {"_files"},
+    "_cli": {"_validate", "_console", "_graphs", "_files", "groups", "coarsening", "kernels"},
     "__main__": {"_validate"},
 }
 DEPENDENCIES = {
@@ -44,6 +45,7 @@ OPTIONAL = {
     "coarsening/_metis.py": {"pymetis"},
     "coarsening/_leiden.py": {"networkit"},
     "_cli.py": {"tyro", "rich"},
+    "_console.py": {"rich"},
     "kernels/_triton_rows.py": {"triton"},
     "kernels/_triton_edges.py": {"triton"},
 }

@@ -151,7 +151,10 @@ def test_signals(file):
         ({"x": np.zeros((3, 5))}, r"must have 3 nodes.*got \[3, 5\]; transpose it"),
         ({"x": np.zeros((4, 5))}, r"must have 3 nodes, one per column; got \[4, 5\]$"),
         ({"x": np.array([["a", "b", "c"]])}, "signals must be numbers; got dtype <U1"),
-        ({"x": np.array([[1, np.nan, 1], [1, np.inf, 2]])}, r"1 value is infinite, at 1 node \(1\)"),
+        (
+            {"x": np.array([[1, np.nan, 1], [1, np.inf, 2]])},
+            r"1 value is infinite, at 1 node \(1\)",
+        ),
     ],
 )
 def test_signals_that_do_not_fit(file, arrays, message):

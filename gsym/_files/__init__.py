@@ -9,9 +9,9 @@ was assumed is said: every reader keeps a :class:`Summary`.
 from gsym._files.edges import Graph
 from gsym._files.errors import FileError
 from gsym._files.graphs import read_graph
+from gsym._files.inputs import Inputs, read_inputs
 from gsym._files.signals import (
     Signals,
-    check_nodes,
     load_signals,
     load_targets,
     read_names,
@@ -21,18 +21,22 @@ from gsym._files.signals import (
     read_targets,
 )
 from gsym._files.summary import Summary
+from gsym._files.tables import FirstColumn, FirstRow
 from gsym._files.writing import fingerprint, replacing, write_arrays, write_bytes
 
 __all__ = [
     "FileError",
+    "FirstColumn",
+    "FirstRow",
     "Graph",
+    "Inputs",
     "Signals",
     "Summary",
-    "check_nodes",
     "fingerprint",
     "load_signals",
     "load_targets",
     "read_graph",
+    "read_inputs",
     "read_names",
     "read_partitions",
     "read_positions",

@@ -37,6 +37,7 @@ class Graph:
         edge_weight: Weights ``[e]``, or ``None``.
         num_nodes: Number of nodes, if the file says it; a list of edges between numbers does not.
         names: Of the nodes in order, where the file names them.
+        is_open: A list of edges between numbers, which does not say how many nodes there are.
         summary: What was read.
     """
 
@@ -44,6 +45,7 @@ class Graph:
     edge_weight: Tensor | None
     num_nodes: int | None
     names: tuple[str, ...] | None = None
+    is_open: bool = False
     summary: Summary = field(default_factory=lambda: Summary(Path()))
 
 
@@ -239,7 +241,8 @@ def graph_of_list(
     named = None if found is None else tuple(found)
     n = num_nodes if found is None else len(found)
     tensor = None if weight is None else torch.from_numpy(np.ascontiguousarray(weight, np.float64))
-    return Graph(torch.from_numpy(np.ascontiguousarray(index)), tensor, n, named, summary)
+    edge_index = torch.from_numpy(np.ascontiguousarray(index))
+    return Graph(edge_index, tensor, n, named, found is None, summary)
 
 
 def _integers(path: Path, edges: EdgeList, names: Sequence[str] | None) -> np.ndarray | None:

@@ -301,7 +301,7 @@ def _graph(
             edge = int((edge_index == bad).any(dim=0).nonzero()[0])
             raise FileError(f"{path}: nodes are numbered {bound}; edge {edge} names node {bad}")
     if weight is None:
-        return Graph(edge_index, None, n, None, summary)
+        return Graph(edge_index, None, n, summary=summary)
     if weight.shape != (edge_index.size(1),):
         raise FileError(
             f"{path}: edge_weight must hold one number for each of {edge_index.size(1)} edges; "
@@ -310,7 +310,7 @@ def _graph(
     if not np.isfinite(weight).all():
         edge = int(np.flatnonzero(~np.isfinite(weight))[0])
         raise FileError(f"{path}: weights must be finite; edge {edge} has {weight[edge]}")
-    return Graph(edge_index, torch.from_numpy(weight.astype(np.float64)), n, None, summary)
+    return Graph(edge_index, torch.from_numpy(weight.astype(np.float64)), n, summary=summary)
 
 
 def _count(graph: Graph, summary: Summary, key: str) -> None:

@@ -200,12 +200,16 @@ def read_targets(source: str, num_nodes: int) -> Tensor:
 
 
 def read_partitions(
-    source: str, num_nodes: int, edge_index: Tensor | None = None
+    source: str,
+    num_nodes: int,
+    edge_index: Tensor | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[Partition]:
     """Partitions of a file: ``labels`` ``[n]`` or ``[m, n]``, or a text file with one row each.
 
     Raises:
-        FileError: Labels of another number of nodes, or written for another graph.
+        FileError: Labels of another number of nodes, or written for another graph, or for nodes of
+            other names.
         PartitionError: Labels with a gap.
     """
     path, arrays = _arrays(source)
@@ -227,6 +231,14 @@ def read_partitions(
             raise FileError(
                 f"{path}: was written for another graph of {num_nodes} nodes "
                 f"(its fingerprint is {written:.12}, that of this graph {here:.12})"
+            )
+    if "names" in arrays and names is not None:
+        differ = np.flatnonzero(np.asarray(arrays["names"]).astype(str) != np.asarray(names))
+        if differ.size:
+            raise FileError(
+                f"{path}: was written for other nodes, or for these in another order: node "
+                f"{differ[0]} was {str(arrays['names'][differ[0]])!r:.60}, here it is "
+                f"{names[differ[0]]!r:.60}"
             )
     return [Partition.from_labels(torch.from_numpy(integers(path, row))) for row in labels]
 
