@@ -72,7 +72,7 @@ def list_of_text(
     """The edges of a text of two columns or more, and whether it says that they have directions."""
     cells = text.head()
     header = cells[0] if text.short_header or _has_header(text, cells, names) else None
-    width = text.columns + text.short_header
+    width = text.columns
     start = int(header is not None)
     if header is None:
         if width > 3:
@@ -87,15 +87,14 @@ def list_of_text(
         weight_name = "" if weight is None else f"column {header[weight]!r}"
         summary.facts["header"] = f"row {text.numbers[0]}"
         summary.facts["ends"] = f"columns {header[source]!r} and {header[target]!r}"
-    shift = int(text.short_header)
     if start >= len(text):
         raise FileError(f"{text.path}: has no rows below its header")
-    ends = text.words(start, [source - shift, target - shift]).T
+    ends = text.words(start, [source, target]).T
     numbers = text.numbers[start:]
     values = None
     if weight is not None:
         summary.facts["weights"] = weight_name
-        values = _weights(text, text.words(start, [weight - shift])[:, 0], numbers)
+        values = _weights(text, text.words(start, [weight])[:, 0], numbers)
         if header is not None and _plain(header[weight]) in _DISTANCE:
             summary.note(
                 f"the weights are those of {weight_name}, which sounds like a distance; methods "
@@ -182,7 +181,7 @@ def _says_directed(text: Text, header: list[str], start: int, summary: Summary) 
     column = next((c for c, name in enumerate(header) if _plain(name) == "type"), None)
     if column is None:
         return False
-    kinds = {kind.lower() for kind in text.words(start, [column - text.short_header])[:, 0]}
+    kinds = {kind.lower() for kind in text.words(start, [column])[:, 0]}
     if kinds == {"directed", "undirected"}:
         raise FileError(f"{text.path}: column {header[column]!r} mixes directed and undirected")
     if kinds == {"directed"}:

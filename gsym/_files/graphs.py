@@ -81,7 +81,7 @@ def _of_text(
     if networks.is_networkx_list(path):
         return _of_network(networks.read_networkx_list(path, directed), names, summary)
     text = read_text(path)
-    width = text.columns + text.short_header
+    width = text.columns
     if not is_list(text, names):
         labelled = _labelled(text, summary)
         if labelled is None and width > 3:
@@ -111,13 +111,13 @@ def _of_text(
 def _labelled(text: Text, summary: Summary) -> networks.Network | None:
     """A square table whose first row and column name the nodes."""
     n = len(text) - 1
-    width = text.columns + text.short_header
+    width = text.columns
     if n < 1 or width != n + 1:
         return None
     corner, *header = text.head(1)[0]
     if is_number(corner, text.decimal):
         return None
-    rows = [] if text.short_header and text.columns == n else text.words(1, [0])[:, 0].tolist()
+    rows = text.words(1, [0])[:, 0].tolist()
     if sorted(rows) != sorted(header):
         return None
     if len(set(header)) < n:

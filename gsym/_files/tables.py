@@ -26,6 +26,7 @@ FirstColumn = Literal["auto", "index", "node"]
 _UNNAMED = re.compile(r"|Unnamed: \d+")
 _INDEX = {"index", "idx", "sample", "row", "step", "frame", "no", "nr", "#", "t"}
 _TIME = {"time", "timestamp", "timestamps", "date", "datetime", "date_time", "unixtime", "epoch"}
+_LIKE_NUMBER = re.compile(r"[\s\d.,'+-]+|[+-]?inf")
 _DATE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]+\d{1,2}:\d.*)?|\d{1,2}:\d\d(:\d\d.*)?|"
     r"\d{1,2} [A-Za-z]{3,9} \d{4}.*|[A-Za-z]{3,9} \d{1,2},? \d{4}.*"
@@ -77,9 +78,9 @@ def read_table(
     body = cells[has_header:]
     if not body:
         raise FileError(f"{path}: has no rows below its header")
-    if header is not None and not text.short_header:
+    if header is not None:
         summary.facts["header"] = f"row {text.numbers[0]}"
-    kept = list(range(text.columns + text.short_header))
+    kept = list(range(text.columns))
     kept = _without_empty_column(text, header, body, kept, summary)
     times = None
     start = int(has_header)
@@ -113,10 +114,8 @@ def read_table(
     if header is not None:
         names = tuple(header[column] for column in kept)
         _check_names(path, names, kept, summary)
-    shift = int(text.short_header)
-    columns_read = [column - shift for column in kept]
     labels = names or [str(column + 1) for column in kept]
-    values = text.floats(start, columns_read, [repr(label) for label in labels])
+    values = text.floats(start, kept, [repr(label) for label in labels])
     _check_times(path, times, summary)
     return Table(values, names, times)
 
@@ -170,7 +169,7 @@ def _has_header(text: Text, cells: list[list[str]], first_row: FirstRow) -> bool
         if not _DATE.fullmatch(cell) or not below or not _DATE.fullmatch(below[0]):
             return True
     ids = [cell for cell in first[not number[0] :] if cell]
-    if len(ids) < 2 or not rest or not all(is_number(cell, text.decimal) for cell in ids):
+    if not ids or not rest or not all(is_number(cell, text.decimal) for cell in ids):
         return False
     values = [_float(cell, text) for cell in ids]
     if not all(v.is_integer() and v >= 0 for v in values) or len(set(values)) < len(values):
@@ -179,6 +178,8 @@ def _has_header(text: Text, cells: list[list[str]], first_row: FirstRow) -> bool
     offset = len(first) - len(ids)
     if offset == 1 and first[0] == "" and all(row[0] for row in rest):
         return True
+    if len(ids) < 2:
+        return False
     body = np.array([[_float(cell, text) for cell in row[offset:]] for row in rest])
     finite = body[np.isfinite(body)]
     whole = np.array([(row[np.isfinite(row)] % 1 == 0).all() for row in body])
@@ -222,7 +223,10 @@ def _first_column(
     numbers = all(is_number(cell, text.decimal) for cell in cells)
     name = None if header is None else header[column].strip().lower()
     if cells and not numbers:
-        return "time" if all(map(_DATE.fullmatch, cells)) and not has_times else "label"
+        if all(map(_DATE.fullmatch, cells)) and not has_times:
+            return "time"
+        # What has digits alone is a number that is written in an unknown way.
+        return "node" if any(map(_LIKE_NUMBER.fullmatch, cells)) else "label"
     values = np.array([_float(cell, text) for cell in cells])
     steps = np.diff(values)
     if name is not None and _UNNAMED.fullmatch(header[column]):  # type: ignore[index]
@@ -231,7 +235,7 @@ def _first_column(
         return "index"
     if told == "index":
         return "index"
-    if name in _TIME and len(set(cells)) == len(cells):
+    if name in _TIME:
         return "number"
     if name in _INDEX and steps.size and (steps > 0).all():
         return "number" if name == "t" else "index"
@@ -266,8 +270,7 @@ def _without_empty_column(
     empty = len(kept) > 2 and all(row[last] == "" for row in body)
     if text.separator is None or not empty or (header is not None and header[last]):
         return kept
-    column = last - text.short_header
-    if (text.words(int(header is not None), [column]) == "").all():
+    if (text.words(int(header is not None), [last]) == "").all():
         summary.note(f"column {last + 1} has no name and no value, and is left out")
         return kept[:-1]
     return kept
@@ -307,9 +310,12 @@ def parse_times(path: Path, cells: np.ndarray, numbers: Sequence[int]) -> np.nda
     if not found:
         bad = int(times.isna().to_numpy().argmax())
         raise FileError(f"{path}: row {numbers[bad]}: no time: {str(cells[bad])!r:.60}")
-    # 03/04 is a day in March or in April; in files that are in order, one of the two is.
+    # 03/04 is a day in March or in April: the right reading is in order, and the shorter time.
     ordered = [times for times in found if (np.diff(times) >= np.timedelta64(0)).all()]
-    return (ordered or found)[0]
+    if re.match(r"\d{1,2}\.\d{1,2}\.", str(cells[0])):
+        found.reverse()
+        ordered.reverse()
+    return min(ordered or found, key=lambda times: times.max() - times.min())
 
 
 def _span(times: np.ndarray) -> str:

@@ -124,8 +124,8 @@ def pandas() -> ModuleType:
 
 def is_number(cell: str, decimal: str = ".") -> bool:
     """Whether a cell holds a number."""
-    if decimal == "," and "," in cell:
-        cell = "x" if "." in cell else cell.replace(",", ".", 1)
+    if decimal == ",":
+        cell = "" if "." in cell else cell.replace(",", ".", 1)
     return _NUMBER.fullmatch(cell) is not None
 
 
@@ -233,7 +233,8 @@ def _separator(sample: Sequence[str]) -> str | None:
             continue
         # The comma of "0 1 0,5" is a decimal one.
         spaced = any(
-            len(parts := cell.split()) > 1 and all(is_number(part, ",") for part in parts)
+            len(parts := cell.split()) > 1
+            and all(is_number(part, ",") or is_number(part) for part in parts)
             for row in rows
             for cell in row
         )
@@ -255,7 +256,12 @@ def _columns(
         for line in lines
     ]
     columns = counts[-1]
-    short_header = len(counts) > 1 and counts[0] == columns - 1 and columns > 2
+    short_header = (
+        len(counts) > 1
+        and counts[0] == columns - 1
+        and columns > 2
+        and ('"' in lines[0] or not any(map(is_number, split(lines[0], separator))))
+    )
     usual = max(set(counts), key=counts.count)
     for number, count in zip(numbers[short_header:], counts[short_header:], strict=True):
         if count != usual:
