@@ -15,11 +15,12 @@ ROOT = Path(gsym.__file__).parent
 # Each room may import the rooms listed; nothing points back.
 ROOMS = {
     "_validate": set(),
+    "_child": set(),
     "_graphs": {"_validate"},
-    "groups": {"_validate", "_graphs"},
+    "groups": {"_validate", "_child", "_graphs"},
     "kernels": {"_validate"},
     "_files": {"_validate", "_graphs", "groups"},
-    "coarsening": {"_validate", "_graphs", "_files", "groups"},
+    "coarsening": {"_validate", "_child", "_graphs", "_files", "groups"},
     "nn": {"_validate", "groups", "kernels"},
     "check": {"groups"},
     "transforms": {"_graphs", "groups", "coarsening", "nn", "check"},

@@ -13,9 +13,6 @@ from collections.abc import Callable
 import networkit
 import numpy as np
 
-# Runs in search of the resolution of one level.
-_RUNS = 8
-
 
 def main(path: str, answer: str) -> None:
     """Cluster the graph of one file at each of its counts, labels to the other file."""
@@ -23,6 +20,7 @@ def main(path: str, answer: str) -> None:
         row, column, weight = arrays["row"], arrays["column"], arrays["weight"]
         n, seed = int(arrays["num_nodes"]), int(arrays["seed"])
         counts, limit = arrays["counts"].tolist(), float(arrays["limit"])
+        tries = int(arrays["tries"])
     graph = networkit.GraphFromCoo((weight, (row, column)), n=n, weighted=True, directed=False)
     # Threads race for moves: only one gives the same answer for the same seed.
     networkit.setNumberOfThreads(1)
@@ -39,7 +37,7 @@ def main(path: str, answer: str) -> None:
     degree = np.bincount(row, weight, minlength=n) + np.bincount(column, weight, minlength=n)
     most = (weight / (degree[row] * degree[column])).max() * degree.sum()
     runs = {math.log(most): np.arange(n)}
-    np.save(answer, np.stack([nearest_above(run, runs, k) for k in counts]).astype(np.int32))
+    np.save(answer, np.stack([nearest_above(run, runs, k, tries) for k in counts]).astype(np.int32))
 
 
 def _limit(seconds: float) -> None:
@@ -49,7 +47,7 @@ def _limit(seconds: float) -> None:
 
 
 def nearest_above(
-    run: Callable[[float], np.ndarray], runs: dict[float, np.ndarray], k: int
+    run: Callable[[float], np.ndarray], runs: dict[float, np.ndarray], k: int, tries: int
 ) -> np.ndarray:
     """Labels of ``k`` clusters or, if the runs allow, at most a quarter more.
 
@@ -61,11 +59,12 @@ def nearest_above(
         run: Labels at a resolution.
         runs: Labels by the logarithm of their resolution, the finest included; keeps new runs.
         k: Number of clusters.
+        tries: New runs at most.
     """
     finest = max(runs)
     n = runs[finest].size
     count = {at: int(labels.max()) + 1 for at, labels in runs.items()}
-    for _ in range(_RUNS):
+    for _ in range(tries):
         high = min(at for at in runs if count[at] >= k)
         if count[high] <= 1.25 * k:
             break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -12,11 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from gsym import _child
 from gsym._validate import ClusteringError
 
 
+class WorkerTimeoutError(ClusteringError):
+    """A native library did not answer in its time."""
+
+
 def answer_of(
-    worker: Path, package: str, method: str, graph: Mapping[str, Any]
+    worker: Path, package: str, method: str, graph: Mapping[str, Any], seconds: float
 ) -> list[np.ndarray]:
     """Run a worker script on arrays; it answers with one row of labels per count.
 
@@ -25,9 +29,11 @@ def answer_of(
         package: Package of the extra ``cluster`` that it needs.
         method: Method of `coarsen`, as errors name it.
         graph: Arrays and numbers for the npz file, ``counts`` and ``num_nodes`` among them.
+        seconds: When the process is ended, if it has not answered.
 
     Raises:
         ClusteringError: The script ended without an answer; the message holds its last words.
+        WorkerTimeoutError: It did not end.
         ImportError: The package is not installed.
     """
     if find_spec(package) is None:
@@ -40,13 +46,21 @@ def answer_of(
         question, answer = Path(folder, "graph.npz"), Path(folder, "labels.npy")
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in graph.items()}
         np.savez(question, **arrays)
-        run = subprocess.run(
-            [sys.executable, str(worker), str(question), str(answer)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        try:
+            run = subprocess.run(
+                _child.command(worker, str(question), str(answer)),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as cause:
+            raise WorkerTimeoutError(
+                f"{package} gave no answer within {seconds:.0f} s on {graph['num_nodes']} nodes "
+                "and was ended; ask for fewer levels, or try another method"
+            ) from cause
         if run.returncode == 0 and answer.exists():
             return list(np.load(answer, allow_pickle=False))
     words = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]

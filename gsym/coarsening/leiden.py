@@ -9,11 +9,15 @@ import numpy as np
 from scipy.sparse import csr_array, triu
 
 from gsym._validate import ClusteringError
-from gsym.coarsening._worker import answer_of
+from gsym.coarsening._worker import WorkerTimeoutError, answer_of
 
 _WORKER = Path(__file__).with_name("_leiden.py")
 # Processor seconds for one run, at least and per edge: ten times what runs that end have needed.
 _SECONDS, _SECONDS_PER_EDGE = 2.0, 4e-5
+# Seconds to answer in, beside what the runs may take; the machine may be busy with other work.
+_SECONDS_MORE, _SLOWER = 120.0, 4
+# Runs in search of the resolution of one level.
+_TRIES = 8
 # Another order of nodes may end where one did not.
 _SEEDS = 3
 
@@ -30,21 +34,27 @@ def leiden_labels(A: csr_array, counts: Sequence[int], *, seed: int) -> list[np.
         Labels ``[n]`` for each count, of that many clusters or, mostly, a quarter more at most.
 
     Raises:
-        ClusteringError: No search ended; the message holds the last words.
+        ClusteringError: No search ended, and the message holds the last words; or no answer came.
         ImportError: networkit is not installed.
     """
     half = triu(A, format="coo")
+    limit = _SECONDS + _SECONDS_PER_EDGE * half.nnz
     graph = {
         "row": half.row.astype(np.uint64),
         "column": half.col.astype(np.uint64),
         "weight": np.maximum(half.data / half.data.max(), 1e-12),
         "num_nodes": A.shape[0],
         "counts": np.asarray(counts),
-        "limit": _SECONDS + _SECONDS_PER_EDGE * half.nnz,
+        "limit": limit,
+        "tries": _TRIES,
     }
+    seconds = _SECONDS_MORE + _SLOWER * _TRIES * limit * len(counts)
     for attempt in range(_SEEDS):
         try:
-            return answer_of(_WORKER, "networkit", "leiden", graph | {"seed": seed + attempt})
+            question = graph | {"seed": seed + attempt}
+            return answer_of(_WORKER, "networkit", "leiden", question, seconds)
+        except WorkerTimeoutError:
+            raise
         except ClusteringError:
             if attempt == _SEEDS - 1:
                 raise

@@ -14,6 +14,8 @@ from gsym.coarsening._worker import answer_of
 # Largest integer that an edge weight becomes; METIS takes none but positive integers.
 _WEIGHT_STEPS = 1000
 _WORKER = Path(__file__).with_name("_metis.py")
+# Seconds to answer in, at least and per entry and count: fifty times what is needed.
+_SECONDS, _SECONDS_PER_ENTRY = 120.0, 1e-4
 
 
 def metis_labels(A: csr_array, counts: Sequence[int], *, seed: int) -> list[np.ndarray]:
@@ -29,8 +31,8 @@ def metis_labels(A: csr_array, counts: Sequence[int], *, seed: int) -> list[np.n
         Labels ``[n]`` for each count. METIS may leave clusters empty where a count is near n.
 
     Raises:
-        ClusteringError: A matrix that METIS does not take, or a crash; the message holds its last
-            words.
+        ClusteringError: A matrix that METIS does not take, a crash, whose message holds the last
+            words, or no answer in time.
         ImportError: pymetis is not installed.
     """
     _check_matrix(A)
@@ -44,7 +46,8 @@ def metis_labels(A: csr_array, counts: Sequence[int], *, seed: int) -> list[np.n
         "counts": np.asarray(counts),
         "seed": seed,
     }
-    return answer_of(_WORKER, "pymetis", "metis", graph)
+    seconds = _SECONDS + _SECONDS_PER_ENTRY * A.nnz * len(counts)
+    return answer_of(_WORKER, "pymetis", "metis", graph, seconds)
 
 
 def _check_matrix(A: csr_array) -> None:

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import os
 import subprocess
-import sys
 from itertools import count
 from numbers import Real
 from pathlib import Path
@@ -18,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from gsym import _child
 from gsym._validate import IntegerArray, SolverUnavailableError
 from gsym.groups import _search
 from gsym.groups._search import Array, group_sums, mix, row_numbers, runs
@@ -291,7 +291,7 @@ def _in_worker(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", str(Path(_search.__file__).resolve())],
+            _child.command(Path(_search.__file__).resolve()),
             input=question.getvalue(),
             capture_output=True,
             timeout=None if time_budget == float("inf") else time_budget,

@@ -1,6 +1,10 @@
 """METIS and Leiden in processes of their own: answers, crashes and loops without end."""
 
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
+from gsym import automorphisms
 from gsym.coarsening import ClusteringError, _worker, coarsen, leiden, metis
 from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
@@ -100,3 +105,97 @@ def test_directed_graphs_with_lone_nodes_are_made_fit():
     h = coarsen(edge_index, 8, method="metis", levels=[2])
     assert h.levels == (8, 2, 1) and not h.nested
     assert sorted(h[2].sizes) in ([3, 5], [4, 4])
+
+
+def wait_for(what, seconds=60):
+    """What a function returns once it returns something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.05)
+    return what()
+
+
+def is_gone(pid):
+    """Whether a process has ended; one that nobody has asked about yet counts as ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state.rpartition(")")[2].split()[0] == "Z"
+
+
+SLEEPER = "import os, sys, time\nopen({path!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("module", [metis, leiden], ids=["metis", "leiden"])
+def test_a_worker_that_hangs_is_ended(monkeypatch, tmp_path, module):
+    worker = tmp_path / "worker.py"
+    worker.write_text(SLEEPER.format(path=str(tmp_path / "pid")))
+    monkeypatch.setattr(module, "_WORKER", worker)
+    monkeypatch.setattr(_worker, "find_spec", lambda name: True)
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def communicate(self, *args, timeout=None, **kwargs):
+            # Time runs once the worker does, however long it took to start.
+            wait_for((tmp_path / "pid").exists)
+            started.append(timeout)
+            return super().communicate(*args, timeout=0.01, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    labels = metis_labels if module is metis else leiden_labels
+    with pytest.raises(ClusteringError, match=r"no answer within \d+ s on 64 nodes .*fewer levels"):
+        labels(GRID, [4], seed=0)
+    # Once, not with three seeds in turn.
+    assert len(started) == 1 and 100 < started[0] < 600
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+PARENT = """
+import sys
+import numpy as np
+from pathlib import Path
+from scipy.sparse import csr_array
+from gsym.coarsening import _worker, metis
+metis._WORKER = Path(sys.argv[1])
+_worker.find_spec = lambda name: True
+path = np.diag(np.ones(7), 1)
+metis.metis_labels(csr_array(path + path.T), [2], seed=0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_worker_does_not_outlive_its_parent(tmp_path, name):
+    worker, pid = tmp_path / "worker.py", tmp_path / "pid"
+    worker.write_text(SLEEPER.format(path=str(pid)))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(worker)], stderr=subprocess.DEVNULL
+    )
+    try:
+        child = int(wait_for(lambda: pid.exists() and pid.read_text(), 120))
+        assert not is_gone(child)
+        parent.send_signal(getattr(signal, name))
+        assert parent.wait(60) != 0
+        assert wait_for(lambda: is_gone(child))
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def test_the_search_for_automorphisms_leaves_no_process(monkeypatch):
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    edges = torch.tensor([(i, (i + 1) % 7) for i in range(7)]).T
+    assert not automorphisms(edges, 7, time_budget=1e-3).exact
+    assert automorphisms(edges, 7, time_budget=600).order() == 7
+    assert len(started) == 2 and all(process.returncode is not None for process in started)
