@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= results
 RUN := $(VENV)/bin/python
+# pip knows where local wheels lie from its own configuration; uv has to be told.
+INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt
 
-.PHONY: bench test test-scatter lint docs clean
+.PHONY: bench test test-scatter gate-extras mutants lint docs lock clean
 
 bench: $(VENV)/.ok  ## run the suite on embedded data: three tasks, every group, three seeds
 	@echo "Running the benchmark suite on embedded data; about six minutes on two cores."
@@ -15,9 +17,15 @@ test: $(VENV)/.ok  ## run all tests and the examples in the documentation
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
 
 test-scatter: $(VENV)/.ok  ## build torch-scatter (ten minutes and more), test the kernels with it
-	$(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt setuptools wheel
-	$(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt --no-build-isolation '.[scatter]'
+	$(INSTALL) setuptools wheel
+	$(INSTALL) --no-build-isolation '.[scatter]'
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q tests/kernels
+
+gate-extras: $(VENV)/.ok  ## add what the gate tests beside: solvers under the GPL, and faults
+	$(INSTALL) -e '.[sym,mutants]'
+
+mutants: gate-extras  ## plant 320 small faults in the library, count what the tests notice; hours
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.mutants --count 320 --out docs/pages/results
 
 lint: $(VENV)/.ok  ## check style and types
 	$(RUN) -m ruff check .
@@ -27,13 +35,19 @@ lint: $(VENV)/.ok  ## check style and types
 docs: $(VENV)/.ok  ## build the site into site/
 	$(RUN) -m mkdocs build --strict -f docs/mkdocs.yml -d ../site
 
+# Builds of PyTorch for one machine, as for its CPU, have one version and other hashes, so the tests
+# are set up from constraints.txt, which has none; this file is for users of the public index.
+lock: $(VENV)/.ok  ## write requirements.txt: the versions of constraints.txt with their hashes
+	$(RUN) -m uv pip compile -q pyproject.toml --extra dev --extra docs -c constraints.txt \
+		--universal --python-version 3.11.5 --generate-hashes --no-annotate \
+		--custom-compile-command 'make lock' -o requirements.txt
+
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) site build dist
 
-# pip knows where local wheels lie from its own configuration; uv has to be told.
 $(VENV)/.ok: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with the tested versions of constraints.txt ..."
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q -c constraints.txt uv
-	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt -e '.[dev,docs]'
+	$(INSTALL) -e '.[dev,docs]'
 	touch $@
