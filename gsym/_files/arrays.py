@@ -80,6 +80,7 @@ def readable(path: Path) -> Iterator[None]:
         struct.error,
         zipfile.BadZipFile,
         zlib.error,
+        scipy.io.matlab.MatReadError,
     ) as cause:
         raise FileError(f"{path}: cannot be read ({brief(cause)})") from cause
 

@@ -51,12 +51,20 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return _array(data, dtype, (), "C").value.item()
 
 
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """How old protocols write bytes."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("bytes in an unknown encoding")
+    return text.encode("latin1")
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Knows no class and no function but these stand-ins."""
 
     _known: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): None,
         ("numpy", "dtype"): _Dtype,
+        ("_codecs", "encode"): _encode,
     }
     for _core in ("numpy.core", "numpy._core"):
         _known[_core + ".multiarray", "_reconstruct"] = _Array

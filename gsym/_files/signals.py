@@ -12,7 +12,7 @@ import torch
 from scipy.sparse import issparse
 from torch import Tensor
 
-from gsym._files.arrays import READERS, read_arrays, split_source
+from gsym._files.arrays import READERS, TORCH, read_arrays, split_source
 from gsym._files.errors import FileError, check_file, listing
 from gsym._files.graphs import integers
 from gsym._files.summary import Summary
@@ -82,7 +82,7 @@ def load_signals(
         table = read_table(path, summary, num_nodes, first_row, first_column)
         values = table.values
     else:
-        values = _one_array(source, what)
+        values = _one_array(source, what, summary)
     return _checked(path, values, table, num_nodes, what, summary)
 
 
@@ -91,7 +91,7 @@ def read_signals(source: str, num_nodes: int | None = None, what: str = "signals
     return load_signals(source, num_nodes, what).values
 
 
-def _one_array(source: str, what: str) -> np.ndarray:
+def _one_array(source: str, what: str, summary: Summary) -> np.ndarray:
     path, arrays = _arrays(source)
     named = [arrays[key] for key in _SIGNALS if key in arrays]
     if len(arrays) != 1 and len(named) != 1:
@@ -99,7 +99,14 @@ def _one_array(source: str, what: str) -> np.ndarray:
             f"{path}: which array holds the {what}? It holds {listing(arrays)}; "
             f"name one, as in {path.name}:{next(iter(arrays), 'x')}"
         )
-    return _numbers(path, what, named[0] if named else next(iter(arrays.values())))
+    values = _numbers(path, what, named[0] if named else next(iter(arrays.values())))
+    if path.suffix.lower() in TORCH and "edge_index" in arrays and values.ndim in (2, 3):
+        # Rows of a PyG Data are nodes.
+        nodes = int(arrays.get("num_nodes", np.max(arrays["edge_index"], initial=-1) + 1))
+        if len(values) == nodes or len(values) > nodes != values.shape[1]:
+            summary.note(f"{what} {list(values.shape)} of a PyG Data: a row per node")
+            return np.moveaxis(values, 0, 1)
+    return values
 
 
 def _checked(
