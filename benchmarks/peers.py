@@ -12,7 +12,8 @@ from torch_geometric.utils import scatter
 
 from gsym import Partition
 from gsym.nn import EGNNConv, OrbitLinear, PenguinConv
-from gsym.nn.egnn import EdgeMLP, NodeMLP
+from gsym.nn._messages import EdgeMLP
+from gsym.nn._nodewise import NodeMLP
 
 
 class DenseClusterLinear(nn.Module):

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 IntegerArray = Tensor | np.ndarray | Sequence[int]
 
@@ -298,7 +298,7 @@ def check_signal(x: Tensor, num_nodes: int | None, channels: int) -> None:
         hint = ""
         if x.size(-2) % num_nodes == 0:
             hint = (
-                "; for PyG's stacked batch pass batch_size= to a Conv layer, or reshape with "
+                "; for PyG's stacked batch pass batch= or batch_size=, or reshape with "
                 f"x.view(-1, {num_nodes}, x.size(-1))"
             )
         raise SignalError(
@@ -308,10 +308,23 @@ def check_signal(x: Tensor, num_nodes: int | None, channels: int) -> None:
         raise SignalError(f"the layer takes {channels} channels but x has {x.size(-1)} on axis -1")
 
 
-def check_positions(pos: Tensor, x: Tensor, dim: int | None, what: str = "pos") -> None:
+def reads_for_free(tensor: Tensor) -> bool:
+    """Whether values can be looked at: they are no device sync away, and nobody traces or maps."""
+    return (
+        not torch.compiler.is_compiling()
+        and tensor.device.type == "cpu"
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._len_torch_dispatch_stack()
+    )
+
+
+def check_positions(
+    pos: Tensor, x: Tensor, dim: int | None, what: str = "pos", *, values: bool = True
+) -> None:
     """Check coordinates ``[..., n, d]`` against the signal they belong to.
 
-    Reads the values only where that is free of a device sync and of a graph break.
+    Reads the values, if they are wanted, only where that is free of a device sync and of a graph
+    break.
     """
     if not isinstance(pos, Tensor):
         raise TypeError(f"{what} must be a tensor [..., n, d]; got {type(pos).__name__}")
@@ -326,7 +339,7 @@ def check_positions(pos: Tensor, x: Tensor, dim: int | None, what: str = "pos") 
         )
     if pos.device != x.device:
         raise SignalError(f"{what} is on {pos.device} but x on {x.device}; move one of them")
-    if torch.compiler.is_compiling() or pos.device.type != "cpu":
+    if not values or not reads_for_free(pos):
         return
     # A sum is far cheaper than what follows. It is finite only if all its terms are; large ones may
     # overflow, hence the rest.
@@ -342,12 +355,13 @@ def check_positions(pos: Tensor, x: Tensor, dim: int | None, what: str = "pos") 
         )
 
 
-def check_like_weights(layer: nn.Module, **tensors: Tensor | None) -> None:
-    """Check that the tensors lie and have the type of the layer's weights.
+def check_like_weights(weight: Tensor | None, **tensors: Tensor | None) -> None:
+    """Check that the tensors lie and have the type of a weight, if the layer has a plain one.
 
     Autocast may mix the types that it casts, which float64 and integers are not.
     """
-    weight = next(layer.parameters())
+    if weight is None:
+        return
     for name, tensor in tensors.items():
         if tensor is None:
             continue

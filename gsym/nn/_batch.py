@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gsym._validate import SignalError
@@ -9,6 +10,8 @@ from gsym._validate import SignalError
 
 def unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:
     """PyG's stacked batch ``[b*n, c]`` of one graph as ``[b, n, c]``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor [b*n, c]; got {type(x).__name__}")
     if x.dim() != 2:
         raise SignalError(f"with batch_size, x must be [b*n, c]; got {list(x.shape)}")
     if batch_size == 0 and x.size(0) == 0:
@@ -25,3 +28,83 @@ def unstack_rows(rows: Tensor | None, batch_size: int | None, count: int) -> Ten
     if rows.dim() != 2 or rows.size(0) != batch_size * count:
         return rows
     return rows.view(batch_size, count, rows.size(1))
+
+
+def count_graphs(
+    x: Tensor, batch: Tensor | None, batch_size: int | None, num_nodes: int | None
+) -> int | None:
+    """How many graphs of one size are stacked in ``x``, or None where none are.
+
+    Args:
+        x: The signal.
+        batch: PyG's vector, the graph of every row. Its values are compared where that is free of
+            a device sync and else asserted where they lie; the number of graphs is read from it
+            if neither of the others gives it.
+        batch_size: The number of graphs, if the caller says it.
+        num_nodes: Nodes of each graph, if a group fixes them.
+    """
+    if batch is None:
+        return batch_size
+    check_batch(batch, x)
+    rows, compiled = x.size(0), torch.compiler.is_compiling()
+    if batch_size is not None:
+        count = batch_size
+    elif num_nodes is not None:
+        count = rows // num_nodes
+    elif compiled:
+        raise SignalError(
+            "in compiled code the number of graphs cannot be read from batch; pass batch_size= too"
+        )
+    else:
+        count = int(batch.max()) + 1 if rows else 0
+    size = num_nodes if num_nodes is not None else rows // max(count, 1)
+    fits = count * size == rows
+    if fits and rows:
+        expected = torch.arange(rows, device=batch.device) // size
+        if compiled or batch.is_cuda:
+            torch._assert_async((batch == expected).all(), _UNEQUAL)
+            return count
+        fits = torch.equal(batch, expected)
+    if not fits:
+        raise SignalError(_what_is_unequal(batch, num_nodes, batch_size))
+    return count
+
+
+_UNEQUAL = "batch must number graphs of one size, in order: 0, ..., 0, 1, ..., 1, and so on"
+
+
+def _what_is_unequal(batch: Tensor, num_nodes: int | None, batch_size: int | None) -> str:
+    if torch.compiler.is_compiling():
+        return _UNEQUAL
+    sorted_ = bool((batch.diff() >= 0).all())
+    numbers, sizes = torch.unique_consecutive(batch, return_counts=True)
+    found = sizes.unique().tolist()
+    if not sorted_:
+        return "batch must be sorted, the nodes of each graph one below the other"
+    if batch_size is not None and numbers.numel() != batch_size:
+        return f"batch names {numbers.numel()} graphs but batch_size is {batch_size}"
+    if num_nodes is not None and found != [num_nodes]:
+        some = ", ".join(map(str, [size for size in found if size != num_nodes][:5]))
+        return f"the group acts on {num_nodes} nodes, but batch has graphs of {some} nodes"
+    if len(found) > 1:
+        return (
+            f"batch has graphs of {found[0]} and of {found[-1]} nodes; the layer pools over the "
+            "nodes of each graph and takes graphs of one size; call it on each size by itself"
+        )
+    return _UNEQUAL
+
+
+def check_batch(batch: object, x: Tensor) -> None:
+    """Check type and shape of PyG's vector against the stacked signal, without its values."""
+    if not isinstance(batch, Tensor):
+        raise TypeError(f"batch must be a tensor [b*n]; got {type(batch).__name__}")
+    if not isinstance(x, Tensor) or x.dim() != 2:
+        came = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise SignalError(f"with batch, x must be [b*n, c]; got {came}")
+    if batch.dtype != torch.int64 or batch.shape != x.shape[:1]:
+        raise SignalError(
+            f"batch must be int64 [{x.size(0)}], the graph of every row of x; got {batch.dtype} "
+            f"{list(batch.shape)}"
+        )
+    if batch.device != x.device:
+        raise SignalError(f"batch is on {batch.device} but x on {x.device}; move one of them")

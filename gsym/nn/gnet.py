@@ -21,7 +21,10 @@ from gsym._validate import (
 from gsym.groups import PermutationGroup
 from gsym.nn._batch import unstack
 from gsym.nn._graph import LastGraph
-from gsym.nn.linear import OrbitLinear, TiedLayer, as_clusters, check_mixing_memory
+from gsym.nn._mixing import check_mixing_memory
+from gsym.nn._modules import Tables, is_plain, own_parameter
+from gsym.nn._tied import TiedLayer, as_clusters
+from gsym.nn.linear import OrbitLinear
 
 PROPAGATIONS = ("none", "adjacency", "weighted", "pointwise")
 
@@ -39,7 +42,56 @@ class _Graph:
     tiles: kernels.Tiles | None
 
 
-class GNetConv(TiedLayer):
+@dataclass(frozen=True)
+class _PairTable(Tables):
+    """Pair orbit of given node pairs, without a table over all of them."""
+
+    labels: Tensor  # cluster of every node
+    pairs: Tensor | None  # orbit of every pair of clusters, where some are exchanged
+    own: Tensor  # orbit of the pairs of a node with itself, by cluster; -1 where W covers it
+    any_size: bool
+    num_orbits: int
+
+    @classmethod
+    def build(cls, group: PermutationGroup | None) -> _PairTable:
+        """The table of a group, on the CPU."""
+        clusters = as_clusters(group)
+        k, pairs = clusters.partition.num_clusters, None
+        num_pairs = k**2
+        if clusters.swaps is not None:
+            check_mixing_memory(k**2, 1, 1, clusters)
+            orbits = clusters.cluster_pair_orbits()
+            pairs, num_pairs = orbits.index, orbits.num_orbits
+        orbit = clusters.cluster_orbits().index
+        large = torch.tensor(clusters.partition.sizes) > 1
+        if group is None:
+            large = torch.ones_like(large)
+        own = torch.full_like(orbit, -1)
+        used, inverse = torch.unique(orbit[large], return_inverse=True)
+        own[large] = num_pairs + inverse
+        any_size = group is None
+        return cls(clusters.partition.labels, pairs, own, any_size, num_pairs + used.numel())
+
+    def orbits(self, first: Tensor, second: Tensor) -> Tensor:
+        """Orbit of each pair: clusters first, then the diagonals of the larger ones."""
+        if self.any_size:
+            return (first == second).long()
+        a, b = self.labels.index_select(0, first), self.labels.index_select(0, second)
+        k = self.own.size(0)
+        orbit = a * k + b
+        if self.pairs is not None:
+            orbit = self.pairs.view(-1).index_select(0, orbit)
+        own = self.own.index_select(0, a)
+        return torch.where((first == second) & (own >= 0), own, orbit)
+
+
+@dataclass(frozen=True)
+class _ConvTables(Tables):
+    node_orbit: Tensor
+    ties: _PairTable | None
+
+
+class GNetConv(TiedLayer[_ConvTables]):
     r"""Orbit-tied linear map that meets the graph in one of four ways.
 
     With h the map of :class:`OrbitLinear`, K its matrices per pair orbit and b one bias per node
@@ -104,8 +156,6 @@ class GNetConv(TiedLayer):
         does not tie it. The softmax over non-edges of the published ``pt`` is left out.
     """
 
-    _node_orbit: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -133,14 +183,13 @@ class GNetConv(TiedLayer):
         self.propagate = propagate
         clusters = as_clusters(group)
         self.num_nodes = None if group is None else clusters.num_nodes
-        self._ties = _PairTable(group) if propagate in ("weighted", "pointwise") else None
+        ties = self._tables(torch.device("cpu")).ties
         self.linear: OrbitLinear | None = None
         self.register_parameter("weight", None)
         self.register_parameter("edge_logit", None)
-        if self._ties is not None and propagate == "pointwise":
-            num_orbits = self._ties.num_orbits
-            check_mixing_memory(num_orbits, in_channels, out_channels, clusters)
-            self.weight = nn.Parameter(torch.empty(num_orbits, in_channels, out_channels))
+        if ties is not None and propagate == "pointwise":
+            check_mixing_memory(ties.num_orbits, in_channels, out_channels, clusters)
+            self.weight = nn.Parameter(torch.empty(ties.num_orbits, in_channels, out_channels))
         else:
             self.linear = OrbitLinear(
                 in_channels,
@@ -151,17 +200,21 @@ class GNetConv(TiedLayer):
                 rank=rank,
                 cluster_edge_index=cluster_edge_index,
             )
-        if self._ties is not None and propagate == "weighted":
-            check_mixing_memory(self._ties.num_orbits, 1, 1, clusters)
-            self.edge_logit = nn.Parameter(torch.empty(self._ties.num_orbits))
-        orbits = clusters.node_orbits()
-        self.register_buffer("_node_orbit", orbits.index, persistent=False)
+        if ties is not None and propagate == "weighted":
+            check_mixing_memory(ties.num_orbits, 1, 1, clusters)
+            self.edge_logit = nn.Parameter(torch.empty(ties.num_orbits))
         if bias and propagate != "none":
-            self.bias = nn.Parameter(torch.empty(orbits.num_orbits, out_channels))
+            num_orbits = clusters.node_orbits().num_orbits
+            self.bias = nn.Parameter(torch.empty(num_orbits, out_channels))
         else:
             self.register_parameter("bias", None)
         self._graph = LastGraph[_Graph]()
         self.reset_parameters()
+
+    def _build_tables(self) -> _ConvTables:
+        tied = self.propagate in ("weighted", "pointwise")
+        ties = _PairTable.build(self.group) if tied else None
+        return _ConvTables(as_clusters(self.group).node_orbits().index, ties)
 
     @torch.no_grad()
     def reset_parameters(self, gain: float = math.sqrt(2)) -> None:
@@ -197,7 +250,7 @@ class GNetConv(TiedLayer):
         if batch_size is not None:
             x = unstack(x, batch_size, self.num_nodes)
         check_signal(x, self.num_nodes, self.in_channels)
-        check_like_weights(self, x=x)
+        check_like_weights(self._like(), x=x)
         if self.propagate == "none":
             assert self.linear is not None
             y = self.linear(x)
@@ -205,8 +258,14 @@ class GNetConv(TiedLayer):
             graph = self._prepare(edge_index, x, batch_size)
             y = self._propagate(x, graph, self._edge_weights(graph, edge_weight, x, batch_size))
             if self.bias is not None:
-                y = y + self.bias.index_select(0, self._node_orbit)
+                y = y + self.bias.index_select(0, self._tables(x.device).node_orbit)
         return y if batch_size is None else y.flatten(0, 1)
+
+    def _like(self) -> Tensor | None:
+        """A weight whose device and type a signal must have."""
+        own = own_parameter(self, "weight", "bias", "edge_logit")
+        linear = self.linear
+        return linear._like() if own is None and isinstance(linear, OrbitLinear) else own
 
     def _propagate(self, x: Tensor, graph: _Graph, weight: Tensor) -> Tensor:
         if self.linear is not None:
@@ -248,18 +307,19 @@ class GNetConv(TiedLayer):
         kept = torch.cat([torch.arange(num_edges, device=edge_index.device), num_edges + missing])
         order = torch.argsort(target, stable=True)
         source, target = source[order], target[order]
-        tie = torch.zeros_like(source) if self._ties is None else self._ties(target, source)
-        ties = kernels.Segments(tie, 1 if self._ties is None else self._ties.num_orbits)
+        ties = self._tables(edge_index.device).ties
+        tie = torch.zeros_like(source) if ties is None else ties.orbits(target, source)
+        tied = kernels.Segments(tie, 1 if ties is None else ties.num_orbits)
         tiles = None
         if self.propagate == "pointwise":
-            tiles = kernels.Tiles(ties, self.in_channels, self.out_channels)
+            tiles = kernels.Tiles(tied, self.in_channels, self.out_channels)
         return _Graph(
             num_edges=num_edges,
             order=kept[order],
             has_loop=has_loop,
             source=kernels.Segments(source, n),
             target=kernels.Segments(target, n),
-            tie=ties,
+            tie=tied,
             tiles=tiles,
         )
 
@@ -345,19 +405,27 @@ class GNet(nn.Module):
         batch_size: int | None = None,
     ) -> Tensor:
         """Apply the layers in turn; arguments as for :class:`GNetConv`."""
-        if self.propagate == "none":
-            return self._sorted_stack(x, batch_size)
+        maps = self._plain_maps()
+        if maps:
+            return self._sorted_stack(maps, x, batch_size)
         for i, conv in enumerate(self.convs):
             x = conv(x if i == 0 else x.relu(), edge_index, edge_weight, batch_size=batch_size)
         return x
 
-    def _sorted_stack(self, x: Tensor, batch_size: int | None) -> Tensor:
+    def _plain_maps(self) -> list[OrbitLinear]:
+        """The maps of all layers, if they are all there is and nobody listens to a layer."""
+        if self.propagate != "none" or not is_plain(GNetConv, *self.convs):
+            return []
+        maps = [conv.linear for conv in self.convs]
+        plain = is_plain(OrbitLinear, *maps)
+        return [m for m in maps if isinstance(m, OrbitLinear)] if plain else []
+
+    def _sorted_stack(self, maps: list[OrbitLinear], x: Tensor, batch_size: int | None) -> Tensor:
         """Without a graph, nodes are sorted only where the next layer wants another layout."""
-        maps = [conv.linear for conv in self.convs if isinstance(conv.linear, OrbitLinear)]
         if batch_size is not None:
             x = unstack(x, batch_size, maps[0].num_nodes)
         check_signal(x, maps[0].num_nodes, self.in_channels)
-        check_like_weights(self, x=x)
+        check_like_weights(maps[0]._like(), x=x)
         before = None
         for linear in maps:
             if before is None:
@@ -369,50 +437,6 @@ class GNet(nn.Module):
             x, before = linear.map_in_layout(x), linear
         x = maps[-1].from_layout(x)
         return x if batch_size is None else x.flatten(0, 1)
-
-
-class _PairTable(nn.Module):
-    """Pair orbit of given node pairs, without a table over all of them."""
-
-    labels: Tensor
-    table: Tensor
-    own: Tensor
-
-    def __init__(self, group: PermutationGroup | None) -> None:
-        super().__init__()
-        clusters = as_clusters(group)
-        self.any_size = group is None
-        self.num_clusters = clusters.partition.num_clusters
-        self.register_buffer("labels", clusters.partition.labels, persistent=False)
-        self.swapped = clusters.swaps is not None
-        if self.swapped:
-            check_mixing_memory(self.num_clusters**2, 1, 1, clusters)
-            pairs = clusters.cluster_pair_orbits()
-            self.register_buffer("table", pairs.index, persistent=False)
-            num_pairs = pairs.num_orbits
-        else:
-            num_pairs = self.num_clusters**2
-        orbit = clusters.cluster_orbits().index
-        large = torch.tensor(clusters.partition.sizes) > 1
-        if self.any_size:
-            large = torch.ones_like(large)
-        own = torch.full_like(orbit, -1)
-        used, inverse = torch.unique(orbit[large], return_inverse=True)
-        own[large] = num_pairs + inverse
-        self.register_buffer("own", own, persistent=False)
-        self.num_orbits = num_pairs + used.numel()
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Orbit of each pair: clusters first, then the diagonals of the larger ones."""
-        if self.any_size:
-            return (first == second).long()
-        a, b = self.labels.to(first.device)[first], self.labels.to(first.device)[second]
-        if self.swapped:
-            orbit = self.table.to(first.device)[a, b]
-        else:
-            orbit = a * self.num_clusters + b
-        own = self.own.to(first.device)[a]
-        return torch.where((first == second) & (own >= 0), own, orbit)
 
 
 def _given_weights(

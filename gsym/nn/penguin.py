@@ -9,22 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import SignalError, check_like_weights, check_positions, check_signal
+from gsym._validate import (
+    SignalError,
+    check_like_weights,
+    check_positions,
+    check_signal,
+    reads_for_free,
+)
 from gsym.groups import PermutationGroup
-from gsym.nn._batch import unstack_rows
-from gsym.nn.egnn import (
-    SMALL_GAIN,
-    Context,
-    EdgeGraph,
-    EdgeMLP,
-    EGNNConv,
+from gsym.nn._batch import unstack, unstack_rows
+from gsym.nn._geometric import (
     GeometricLayer,
     GeometricStack,
-    NodeLinear,
-    NodeMLP,
+    Inputs,
     check_residual,
     short_repr,
 )
+from gsym.nn._graph import LastGraph
+from gsym.nn._messages import SMALL_GAIN, EdgeGraph, EdgeMLP
+from gsym.nn._nodewise import NodeLinear, NodeMLP
+from gsym.nn.egnn import EGNNConv
 
 ALPHAS = ("learned", "node", "edge", "feature", "given")
 
@@ -63,12 +67,17 @@ class FreeConv(nn.Module):
         self.move.reset_parameters(gain)
         self.update.reset_parameters(gain if self.residual else None)
 
-    def forward(self, x: Tensor, pos: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        graph: EdgeGraph,
+        edge_attr: Tensor | None = None,
+        velocity: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """New features and coordinates, on checked input and sorted edges."""
-        place = pos
-        if context.velocity is not None:
-            place = torch.cat([pos, context.velocity], dim=-1)
-        messages, _ = self.edges(torch.cat([x, place], dim=-1), context)
+        place = pos if velocity is None else torch.cat([pos, velocity], dim=-1)
+        messages, _ = self.edges(torch.cat([x, place], dim=-1), graph, edge_attr)
         pos = pos + self.move(place, messages)
         new = self.update(x, messages)
         return x + new if self.residual else new, pos
@@ -103,7 +112,8 @@ class Estimator(nn.Module):
         self.nodes: NodeMLP | None = None
         self.ends: nn.ModuleList | None = None
         if mode == "learned":
-            self.logit = nn.Parameter(torch.empty(()))
+            # One number with an axis: sharding takes no scalars.
+            self.logit = nn.Parameter(torch.empty(1))
         elif mode == "edge":
             self.ends = nn.ModuleList(
                 NodeLinear(in_channels + dim, hidden_channels, group, bias=bias)
@@ -128,7 +138,7 @@ class Estimator(nn.Module):
     def forward(self, x: Tensor, pos: Tensor, graph: EdgeGraph) -> Tensor:
         """The score, ``[]``, ``[..., n, 1]`` or ``[..., n, out_channels + 1]``."""
         if self.logit is not None:
-            return self._round(self.logit.sigmoid())
+            return self._round(self.logit.sigmoid().squeeze(0))
         place = torch.cat([x, pos], dim=-1)
         if self.nodes is not None:
             return self._round(self.nodes(place).sigmoid())
@@ -138,8 +148,7 @@ class Estimator(nn.Module):
         hidden = hidden + kernels.segment_gather(source, graph.source)
         alpha = self._round(self.last(nn.functional.silu(hidden)).sigmoid())
         # Counting what is missing to 1 leaves a node without edges symmetric.
-        missing = kernels.segment_sum(1 - alpha, graph.target) / graph.degree.to(alpha.dtype)
-        return 1 - missing
+        return 1 - kernels.segment_mean(1 - alpha, graph.target)
 
     def _round(self, alpha: Tensor) -> Tensor:
         if not self.hard:
@@ -177,38 +186,6 @@ class _ScoredLayer(GeometricLayer):
         elif hard:
             raise ValueError(f"hard=True rounds a learned alpha; got alpha={alpha!r}")
 
-    def forward(
-        self,
-        x: Tensor,
-        pos: Tensor,
-        edge_index: Tensor,
-        edge_attr: Tensor | None = None,
-        *,
-        velocity: Tensor | None = None,
-        alpha: float | Tensor | None = None,
-        batch_size: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """New features and coordinates; see the class for shapes.
-
-        Args:
-            x: Features ``[..., n, in_channels]``.
-            pos: Coordinates ``[..., n, d]``.
-            edge_index: The graph, ``[2, e]``.
-            edge_attr: Attributes ``[e, edge_dim]`` or ``[..., e, edge_dim]``.
-            velocity: Velocities ``[..., n, d]``, if the layer has ``velocity=True``.
-            alpha: Replaces the layer's own score in this call: a number, or a tensor ``[]``,
-                ``[..., n, 1]`` or, with one more for the coordinates, ``[..., n, features + 1]``.
-                Its leading axes are those of ``x`` or absent; with ``batch_size`` it may be stacked
-                as ``x`` is.
-            batch_size: Number of graphs in a stacked batch ``[b*n, c]``.
-        """
-        x, pos, context = self._prepare(x, pos, edge_index, edge_attr, velocity, batch_size)
-        if isinstance(alpha, Tensor):
-            alpha = unstack_rows(alpha, batch_size, x.size(-2))
-        context.alpha = self._score(x, pos, context.graph, alpha)
-        x, pos = self.step(x, pos, context)
-        return (x, pos) if batch_size is None else (x.flatten(0, 1), pos.flatten(0, 1))
-
     def symmetry_score(self, x: Tensor, pos: Tensor, edge_index: Tensor) -> Tensor:
         """The layer's own alpha: 1 where it is symmetric, 0 where it is free.
 
@@ -224,18 +201,24 @@ class _ScoredLayer(GeometricLayer):
         """
         check_signal(x, self.num_nodes, self.in_channels)
         check_positions(pos, x, self.dim)
-        check_like_weights(self, x=x, pos=pos)
+        check_like_weights(self._like(), x=x, pos=pos)
         graph = self._graph.get(edge_index, x, None, EdgeGraph.build)
         score = self._score(x, pos, graph, None)
         return score if isinstance(score, Tensor) else x.new_tensor(score)
+
+    def _score_of(self, given: Inputs, alpha: float | Tensor | None) -> float | Tensor:
+        """The score of one call, unstacked."""
+        if isinstance(alpha, Tensor):
+            alpha = unstack_rows(alpha, given.batch_size, given.x.size(-2))
+        return self._score(given.x, given.pos, given.graph, alpha)
 
     def _score(
         self, x: Tensor, pos: Tensor, graph: EdgeGraph, given: float | Tensor | None
     ) -> float | Tensor:
         if given is not None:
             if isinstance(given, Tensor):
-                _check_scores(given, x, self.scored_channels)
-                check_like_weights(self, alpha=given)
+                _check_scores(given, x, self.scored_channels, values=self._reads_values)
+                check_like_weights(self._like(), alpha=given)
                 return given
             return _check_number(given)
         if self.estimator is not None:
@@ -362,7 +345,15 @@ class PenguinConv(_ScoredLayer):
             dim=dim,
             velocity=velocity,
         )
+        self.equivariant._join(self._graph)
         self.reset_parameters()
+
+    def _join(self, graph: LastGraph[EdgeGraph]) -> None:
+        super()._join(graph)
+        self.equivariant._join(graph)
+
+    def _like(self) -> Tensor | None:
+        return self.equivariant._like() if isinstance(self.equivariant, EGNNConv) else None
 
     def reset_parameters(self, depth: int = 1) -> None:
         """Draw both branches for a stack of ``depth`` layers; alpha starts near one half."""
@@ -381,20 +372,54 @@ class PenguinConv(_ScoredLayer):
         options = {**more, "alpha": self.alpha, "hard": hard, "dim": self.dim}
         return short_repr(self, PenguinConv, options)
 
-    def step(self, x: Tensor, pos: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Both branches, blended; on checked input and sorted edges."""
-        alpha = context.alpha
-        if isinstance(alpha, float) and alpha in (0, 1):
-            branch = self.equivariant.step if alpha else self.free
-            return branch(x, pos, context)
-        x_equal, pos_equal = self.equivariant.step(x, pos, context)
-        x_free, pos_free = self.free(x, pos, context)
-        features = place = alpha
-        if isinstance(alpha, Tensor) and alpha.dim() and alpha.size(-1) == self.scored_channels + 1:
-            features, place = alpha[..., :-1], alpha[..., -1:]
-        return (
-            features * x_equal + (1 - features) * x_free,
-            place * pos_equal + (1 - place) * pos_free,
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        edge_index: Tensor,
+        edge_attr: Tensor | None = None,
+        *,
+        velocity: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+        axis: Tensor | None = None,
+        batch: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """New features and coordinates; see the class for shapes.
+
+        Args:
+            x: Features ``[..., n, in_channels]``.
+            pos: Coordinates ``[..., n, d]``.
+            edge_index: The graph, ``[2, e]``.
+            edge_attr: Attributes ``[e, edge_dim]`` or ``[..., e, edge_dim]``.
+            velocity: Velocities ``[..., n, d]``, if the layer has ``velocity=True``.
+            alpha: Replaces the layer's own score in this call: a number, or a tensor ``[]``,
+                ``[..., n, 1]`` or, with one more for the coordinates, ``[..., n, features + 1]``.
+                Its leading axes are those of ``x`` or absent; with ``batch_size`` it may be stacked
+                as ``x`` is.
+            axis: The direction ``[d]``, if the layer has ``learn_axis="given"``.
+            batch: PyG's vector ``[b*n]``, the graph of every row of a stacked batch.
+            batch_size: Number of graphs in a stacked batch ``[b*n, c]``.
+        """
+        given = self._prepare(x, pos, edge_index, edge_attr, velocity, batch, batch_size)
+        score = self._score_of(given, alpha)
+        if isinstance(score, float) and score == 0:
+            free = self.free(given.x, given.pos, given.graph, given.edge_attr, given.velocity)
+            return given.stack(*free)
+        options = {"velocity": velocity, "axis": axis, "batch_size": given.batch_size}
+        options = {name: value for name, value in options.items() if value is not None}
+        equal = self.equivariant(x, pos, edge_index, edge_attr, **options)
+        if isinstance(score, float) and score == 1:
+            return equal
+        free = self.free(given.x, given.pos, given.graph, given.edge_attr, given.velocity)
+        if given.batch_size is not None:
+            equal = tuple(unstack(y, given.batch_size, self.num_nodes) for y in equal)
+        features = place = score
+        if isinstance(score, Tensor) and score.dim() and score.size(-1) == self.scored_channels + 1:
+            features, place = score[..., :-1], score[..., -1:]
+        return given.stack(
+            features * equal[0] + (1 - features) * free[0],
+            place * equal[1] + (1 - place) * free[1],
         )
 
 
@@ -465,6 +490,22 @@ class Penguin(_ScoredLayer, GeometricStack):
         """Draw all layers and the Estimator."""
         self._reset(*self.convs, self.first, self.last, self.estimator)
 
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        edge_index: Tensor,
+        edge_attr: Tensor | None = None,
+        *,
+        velocity: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+        batch: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """New features and coordinates; arguments as for :class:`PenguinConv`."""
+        given = self._prepare(x, pos, edge_index, edge_attr, velocity, batch, batch_size)
+        return self._run(given, edge_index, edge_attr, alpha=self._score_of(given, alpha))
+
 
 def _check_number(alpha: object) -> float:
     if not isinstance(alpha, int | float) or isinstance(alpha, bool):
@@ -474,7 +515,7 @@ def _check_number(alpha: object) -> float:
     return float(alpha)
 
 
-def _check_scores(alpha: Tensor, x: Tensor, channels: int) -> None:
+def _check_scores(alpha: Tensor, x: Tensor, channels: int, *, values: bool) -> None:
     """Check shape and, where that costs no sync, values of a given alpha."""
     nodes = x.size(-2)
     one = [(nodes, 1), (nodes, channels + 1)]
@@ -483,7 +524,7 @@ def _check_scores(alpha: Tensor, x: Tensor, channels: int) -> None:
             f"alpha must be a number, [..., {nodes}, 1] or [..., {nodes}, {channels + 1}]; "
             f"got {list(alpha.shape)}"
         )
-    if torch.compiler.is_compiling() or alpha.device.type != "cpu":
+    if not values or not reads_for_free(alpha):
         return
     bad = ~((alpha.detach() >= 0) & (alpha.detach() <= 1))
     if bool(bad.any()):

@@ -81,27 +81,25 @@ def dense_map(linear, n):
     zero = torch.zeros(linear.in_channels, linear.out_channels, dtype=torch.float64)
 
     between = [[zero] * k for _ in range(k)]
-    if kind == "_QuotientMixing":
-        pairs = sorted(
-            set(map(tuple, torch.stack([mixing.target.index, mixing.source.index]).T.tolist()))
-        )
+    if kind == "QuotientMixing":
+        pairs = sorted(set(map(tuple, mixing.coarse.T.tolist())))
         if group.swaps is None:
             ties = list(range(len(pairs)))
         else:
             ties = group.swaps.edge_orbits(torch.tensor(pairs).T).index.tolist()
         for (t, s), tie in zip(pairs, ties, strict=True):
             between[t][s] = mixing.weight[tie]
-    elif kind == "_LowRankMixing":
+    elif kind == "LowRankMixing":
         for t, s in product(range(k), range(k)):
             terms = mixing.left[orbit[t]] * mixing.right[orbit[s]]
             between[t][s] = torch.einsum("r,rio->io", terms, mixing.weight)
-    elif kind == "_FullMixing" and group.swaps is None:
+    elif kind == "FullMixing" and group.swaps is None:
         between = [[mixing.weight[s, :, t, :] for s in range(k)] for t in range(k)]
-    elif kind == "_FullMixing":
+    elif kind == "FullMixing":
         ties = group.cluster_pair_orbits().index
         between = [[mixing.weight[ties[t, s]] for s in range(k)] for t in range(k)]
 
-    every = kind in ("_LowRankMixing", "NoneType") or linear.group is None
+    every = kind in ("LowRankMixing", "NoneType") or linear.group is None
     own = sorted({orbit[c] for c in range(k) if every or sizes[c] > 1})
     rows = []
     for t, s in product(range(n), range(n)):

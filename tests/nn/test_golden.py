@@ -34,7 +34,7 @@ def differs(actual: Tensor, faulty: Tensor) -> bool:
 @torch.no_grad()
 def set_published(layer: OrbitLinear, w_diag: Tensor, w_off: Tensor, bias: Tensor) -> None:
     """Give a layer of a group without swaps the weights of the published layout."""
-    sizes = layer._sizes.to(w_off)
+    sizes = torch.tensor(layer.group.partition.sizes).to(w_off)
     weight = w_off.permute(3, 1, 2, 0) * (sizes / sizes.sum())[:, None, None, None]
     own = w_diag.permute(2, 1, 0)
     for c in (sizes == 1).nonzero().view(-1).tolist():
@@ -191,7 +191,8 @@ def pose_layer(golden, name, propagate):
     with torch.no_grad():
         if propagate == "pointwise":
             target, source = torch.cartesian_prod(torch.arange(16), torch.arange(16)).T
-            conv.weight[conv._ties(target, source)] = by_target.flatten(0, 1)
+            ties = conv._tables(target.device).ties
+            conv.weight[ties.orbits(target, source)] = by_target.flatten(0, 1)
         elif name == "S16":
             w_diag, w_off = golden["G_S16_w_diag"], golden["G_S16_w_off"]
             conv.linear.weight_self.copy_((w_diag - w_off)[None])

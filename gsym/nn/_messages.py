@@ -1,0 +1,221 @@
+"""The edges of a graph, sorted by receiver, and the messages along them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gsym import kernels
+from gsym._validate import check_edge_index
+from gsym.groups import PermutationGroup
+from gsym.nn._modules import is_plain
+from gsym.nn._nodewise import NodeLinear, may_be_read
+
+# Of the last map of whatever moves coordinates or is added to the features of a node.
+SMALL_GAIN = 0.001
+
+
+@dataclass(frozen=True)
+class EdgeGraph:
+    """What the layers derive from a graph: its edges sorted by target."""
+
+    num_edges: int
+    order: Tensor | None  # [e] given edge at every sorted place; None if they came sorted
+    rank: Tensor | None  # [e] its inverse
+    source: kernels.Segments
+    target: kernels.Segments
+
+    @classmethod
+    def build(cls, edge_index: Tensor, num_nodes: int) -> EdgeGraph:
+        """Sort the edges of a graph on ``num_nodes`` nodes."""
+        source, target = check_edge_index(edge_index, num_nodes)
+        order = torch.argsort(target, stable=True)
+        came_sorted = bool((target.diff() >= 0).all())
+        return cls(
+            num_edges=order.numel(),
+            order=None if came_sorted else order,
+            rank=None if came_sorted else torch.argsort(order),
+            source=kernels.Segments(source[order], num_nodes),
+            target=kernels.Segments(target[order], num_nodes),
+        )
+
+    def sort(self, edge_attr: Tensor) -> Tensor:
+        """Attributes ``[..., e, a]`` of the given edges in the order of the sorted ones."""
+        if self.order is None or self.rank is None:
+            return edge_attr
+        return kernels.permute_rows(edge_attr, self.order, self.rank)
+
+
+class Options(TypedDict):
+    """Options of :func:`gsym.kernels.edge_mlp_sum`."""
+
+    normalize: bool
+    tanh: bool
+    clamp: float | None
+    mean: bool
+
+
+class EdgeMLP(nn.Module):
+    """The messages of both branches: the weights of :func:`gsym.kernels.edge_mlp_sum`.
+
+    The first linear map is kept in parts, one for either end of the edge, so that nodes are
+    projected before they are gathered: n products instead of e.
+
+    Args:
+        in_channels: Channels of either end.
+        hidden_channels: Channels of a message.
+        edge_dim: Attributes per edge.
+        group: Its node orbits get their own projections.
+        invariant: Add the squared distance, and move the coordinates.
+        attention: Weigh every message by a learned gate.
+        normalize: As in :func:`gsym.kernels.edge_mlp_sum`, like the others.
+        tanh: Bound the factor of a move.
+        clamp: Longest move along one edge.
+        mean: Average the moves of a node.
+    """
+
+    distance: nn.Parameter | None
+    attr: nn.Parameter | None
+    coord: nn.Linear | None
+    coord_last: nn.Linear | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        edge_dim: int,
+        group: PermutationGroup | None,
+        *,
+        invariant: bool = False,
+        attention: bool = False,
+        normalize: bool = False,
+        tanh: bool = False,
+        clamp: float | None = None,
+        mean: bool = True,
+    ) -> None:
+        super().__init__()
+        self.options = Options(normalize=normalize, tanh=tanh, clamp=clamp, mean=mean)
+        self.fan_in = fan_in = 2 * in_channels + edge_dim + invariant
+        self.target = NodeLinear(in_channels, hidden_channels, group, fan_in=fan_in)
+        self.source = NodeLinear(in_channels, hidden_channels, group, bias=False, fan_in=fan_in)
+        self.register_parameter("distance", None)
+        self.register_parameter("attr", None)
+        if invariant:
+            self.distance = nn.Parameter(torch.empty(hidden_channels))
+        if edge_dim:
+            self.attr = nn.Parameter(torch.empty(hidden_channels, edge_dim))
+        self.second = nn.Linear(hidden_channels, hidden_channels)
+        self.gate = nn.Linear(hidden_channels, 1) if attention else None
+        self.coord = self.coord_last = None
+        if invariant:
+            self.coord = nn.Linear(hidden_channels, hidden_channels)
+            self.coord_last = nn.Linear(hidden_channels, 1, bias=False)
+
+    @torch.no_grad()
+    def reset_parameters(self, gain: float = SMALL_GAIN) -> None:
+        """PyTorch's defaults of the whole first map; ``gain`` is that of the moves."""
+        bound = 1 / math.sqrt(self.fan_in)
+        for parameter in (self.distance, self.attr):
+            if parameter is not None:
+                parameter.uniform_(-bound, bound)
+        for part in (self.target, self.source, self.second, self.gate, self.coord):
+            if part is not None:
+                part.reset_parameters()
+        if self.coord_last is not None:
+            nn.init.xavier_uniform_(self.coord_last.weight, gain=gain)
+
+    def forward(
+        self,
+        x: Tensor,
+        graph: EdgeGraph,
+        edge_attr: Tensor | None = None,
+        pos: Tensor | None = None,
+        height: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Messages summed ``[..., n, h]`` and moves ``[..., n, d]``.
+
+        ``edge_attr`` is sorted as the graph is, and ``height`` ``[..., n, h]`` enters by the
+        difference of the two ends.
+        """
+        if may_be_read(self.target, self.source):
+            maps = self.target.weight, self.target.bias, self.source.weight
+            target, source = kernels.linear_pair(x, *maps)
+        else:
+            target, source = self.target(x), self.source(x)
+        if height is not None:
+            target, source = target + height, source - height
+        parts = (self.second, self.gate, self.coord, self.coord_last)
+        if is_plain(nn.Linear, *(part for part in parts if part is not None)):
+            return self._fused(target, source, graph, edge_attr, pos)
+        return self._by_modules(target, source, graph, edge_attr, pos)
+
+    def _fused(
+        self,
+        target: Tensor,
+        source: Tensor,
+        graph: EdgeGraph,
+        edge_attr: Tensor | None,
+        pos: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        attr = coord = None
+        if edge_attr is not None and self.attr is not None:
+            attr = (edge_attr, self.attr)
+        if self.coord is not None and self.coord_last is not None:
+            coord = (self.coord.weight, self.coord.bias, self.coord_last.weight)
+        return kernels.edge_mlp_sum(
+            target,
+            source,
+            graph.source,
+            graph.target,
+            self.second.weight,
+            self.second.bias,
+            pos=pos,
+            distance=self.distance,
+            edge_attr=attr,
+            gate=None if self.gate is None else (self.gate.weight, self.gate.bias),
+            coord=coord,
+            **self.options,
+        )
+
+    def _by_modules(
+        self,
+        target: Tensor,
+        source: Tensor,
+        graph: EdgeGraph,
+        edge_attr: Tensor | None,
+        pos: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same where somebody listens to a map; distances and moves in float32 at least."""
+        ends = graph.target, graph.source
+        hidden = kernels.segment_gather(target, ends[0]) + kernels.segment_gather(source, ends[1])
+        kind = hidden.dtype
+        if edge_attr is not None and self.attr is not None:
+            hidden = hidden + F.linear(edge_attr, self.attr)
+        if pos is not None and self.distance is not None:
+            wide = torch.promote_types(pos.dtype, torch.float32)
+            r = pos.to(wide)
+            r = kernels.segment_gather(r, ends[0]) - kernels.segment_gather(r, ends[1])
+            s = r.square().sum(-1, keepdim=True)
+            hidden = hidden + s * self.distance.to(wide)
+        message = F.silu(self.second(F.silu(hidden).to(kind)))
+        if self.gate is not None:
+            message = message * self.gate(message).sigmoid()
+        total = kernels.segment_sum(message, graph.target)
+        if pos is None or self.coord is None or self.coord_last is None:
+            return total, None
+        if self.options["normalize"]:
+            length = s.detach().sqrt()
+            r = r / torch.where(length == 0, 1, length + 1e-8)
+        size = self.coord_last(F.silu(self.coord(message))).to(wide)
+        move = r * (size.tanh() if self.options["tanh"] else size)
+        clamp = self.options["clamp"]
+        if clamp is not None:
+            square = move.square().sum(-1, keepdim=True).clamp(min=clamp**2)
+            move = move * (clamp / square.sqrt())
+        pool = kernels.segment_mean if self.options["mean"] else kernels.segment_sum
+        return total, pool(move, graph.target).to(pos.dtype)

@@ -1,0 +1,163 @@
+"""Layers tied along a group, and the mark by which a checkpoint tells its group."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsym._validate import GroupError
+from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.nn._modules import T, TabledModule
+
+_TEXT = 160  # bytes that name the group
+_START = (15.0, 0.0) * 4
+
+
+class TiedLayer(TabledModule[T]):
+    """A layer whose checkpoints name its group and are refused by a layer of another one."""
+
+    def __init__(self, group: PermutationGroup | None) -> None:
+        super().__init__()
+        self.group = group
+        self._mark: Tensor | None = None
+
+    def get_extra_state(self) -> Tensor:
+        """What names the group in the ``state_dict``, float32; see :func:`mark`."""
+        if self._mark is None:
+            self._mark = mark(self.group)
+        return self._mark.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to do: the group was compared before this layer's parameters came."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            check_mark(state, self.group)
+        elif not strict and any(key.startswith(prefix) for key in state_dict):
+            _warn_unnamed("does not name it")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args, **kwargs)
+
+
+def as_clusters(group: PermutationGroup | None) -> ClusterGroup:
+    """Any group as clusters with swaps: a general one exchanges single nodes."""
+    if group is None:
+        return ClusterGroup(Partition.single(1))
+    if isinstance(group, ClusterGroup):
+        return group
+    if not isinstance(group, PermutationGroup):
+        raise TypeError(
+            f"group must be a PermutationGroup, a ClusterGroup or None; got {type(group).__name__}"
+        )
+    return ClusterGroup(Partition.singletons(group.num_nodes), swaps=group)
+
+
+def mark(group: PermutationGroup | None) -> Tensor:
+    """The group's name, its fingerprint and a checksum, as numbers 0 to 15, float32.
+
+    What averages, sums or scales checkpoints does so to every entry. Numbers this small survive
+    that in every type of float: a sum of checkpoints of one group is a multiple of the mark, and
+    its first entries tell by which factor.
+    """
+    digest = hashlib.sha256(b"S_n").digest() if group is None else group.fingerprint()
+    said = describe(group).encode("ascii", "replace")
+    said = said if len(said) <= _TEXT else said[: _TEXT - 3] + b"..."
+    content = said.ljust(_TEXT) + digest
+    content += zlib.crc32(content).to_bytes(4, "big")
+    halves = [float(half) for byte in content for half in divmod(byte, 16)]
+    return torch.tensor([*_START, *halves], dtype=torch.float32, device="cpu")
+
+
+def check_mark(state: object, group: PermutationGroup | None) -> None:
+    """Refuse the mark of another group; warn of one that cannot be read."""
+    content = _read(state)
+    if content is None:
+        _warn_unnamed(
+            "has it blurred, as differences of checkpoints have, or sums over several groups"
+        )
+        return
+    own = _read(mark(group))
+    if own is None or content[_TEXT:] != own[_TEXT:]:
+        said = content[:_TEXT].decode().rstrip()
+        raise GroupError(
+            f"the checkpoint was saved with another group, {said}; this layer has "
+            f"{describe(group)}: weights are tied along other orbits; build the layer with the "
+            "group of the checkpoint, which group.to_dict() keeps"
+        )
+
+
+def describe(group: PermutationGroup | None) -> str:
+    """The group with its order and sizes, in one line."""
+    if group is None:
+        return "S_n on any number of nodes"
+    said = f"{group} on {group.num_nodes} nodes"
+    if not isinstance(group, ClusterGroup):
+        sizes = group.node_orbits().sizes.tolist()
+        return f"{said}, orbits of {_counts(sizes)}"
+    if _knows_order(group):
+        log_order = group.log_order()
+        order = group.order() if log_order < 20 else f"10^{log_order / math.log(10):.1f}"
+        said += f", order {order}"
+    said += f", clusters of {_counts(group.partition.sizes)}"
+    labels = " ".join(map(str, group.partition.labels.tolist()[:33]))
+    return f"{said}, labels {labels}" if group.num_nodes <= 32 else said
+
+
+def _knows_order(group: PermutationGroup) -> bool:
+    """Whether the order takes no search."""
+    if isinstance(group, ClusterGroup):
+        return group.swaps is None or _knows_order(group.swaps)
+    return group._order is not None
+
+
+def _counts(sizes: list[int] | tuple[int, ...]) -> str:
+    """Sizes in short: ``2 + 3``, or how many of each."""
+    if len(sizes) <= 6:
+        return " + ".join(map(str, sizes))
+    common = Counter(sizes).most_common(4)
+    return " + ".join(f"{count} x {size}" for size, count in common) + (
+        " + ..." if len(set(sizes)) > 4 else ""
+    )
+
+
+def _read(state: object) -> bytes | None:
+    """The content of a mark or of a multiple of one, if it is whole."""
+    length = len(_START) + 2 * (_TEXT + 32 + 4)
+    if not isinstance(state, Tensor) or state.is_meta or state.numel() != length:
+        return None
+    values = state.detach().cpu().double().flatten()
+    scale = float(values[: len(_START)].sum()) / sum(_START)
+    if not math.isfinite(scale) or abs(scale) < 1e-5:
+        return None
+    halves = (values / scale).round()
+    whole = bool(((halves >= 0) & (halves <= 15)).all())
+    if not whole or halves[: len(_START)].tolist() != list(_START):
+        return None
+    high, low = halves[len(_START) :].view(-1, 2).long().unbind(dim=1)
+    content = bytes((16 * high + low).tolist())
+    return content[:-4] if zlib.crc32(content[:-4]).to_bytes(4, "big") == content[-4:] else None
+
+
+def _warn_unnamed(why: str) -> None:
+    warnings.warn(
+        f"the checkpoint does not say for which group its weights are: it {why}; that shapes agree "
+        "does not tell one group from another, so make sure that it is that of the layer",
+        UserWarning,
+        stacklevel=4,
+    )
