@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, alike, call, library, pointer
+from gsym.kernels._cpp_library import (
+    INDEX_TYPES,
+    NUMBER_TYPES,
+    alike,
+    call,
+    check_sizes,
+    library,
+    pointer,
+)
 from gsym.kernels._memory import new_zeros
 from gsym.kernels._pipeline import Pipeline
 
@@ -117,6 +125,7 @@ class CppPipeline(Pipeline):
         }
         if "attr" in given:
             tensors["attr_weight"] = self._filled(given["attr_weight"].t())
+        check_sizes(columns=(self.columns, self.e), pointers=(self.pointers, self.n + 1))
         tables = alike(self.index, self.columns, self.pointers)
         shared = "attr" not in given or given["attr"].dim() == 2
         edges = _Edges(

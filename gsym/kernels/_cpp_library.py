@@ -31,6 +31,9 @@ INDEX_TYPES = {torch.int32: "int32", torch.int64: "int64"}
 NUMBER_TYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 _MOST_RECORD = 2**16
+# What functions answer, mirrored in csrc/call.h.
+_NO_MEMORY = 2
+_MISFIT = "the tables of an index do not fit the rows; make them with Segments.from_index"
 # One function of every source file.
 _SYMBOLS = (
     *("gsym_vector_bytes", "gsym_edges_forward_float32_int32"),
@@ -273,13 +276,40 @@ def _temporary() -> Iterator[Path]:
 
 
 def call(name: str, *args: ctypes.Structure | ctypes.Array[Any]) -> None:
-    """Call a function of the library, which releases the interpreter's lock."""
-    getattr(library(), f"gsym_{name}")(*(ctypes.byref(arg) for arg in args))
+    """Call a function of the library, which releases the interpreter's lock.
+
+    Raises:
+        MemoryError: No memory for what lies between.
+        ValueError: Tables of an index that is not that of the rows.
+    """
+    answer = getattr(library(), f"gsym_{name}")(*(ctypes.byref(arg) for arg in args))
+    if answer == _NO_MEMORY:
+        raise MemoryError(f"no memory for {name}; take smaller batches")
+    if answer:
+        raise ValueError(_MISFIT)
+
+
+def check_sizes(**pairs: tuple[Tensor | None, int]) -> None:
+    """Refuse tensors of other sizes than compiled code, which sees addresses alone, will read.
+
+    Raises:
+        ValueError: Such a tensor.
+    """
+    for name, (x, size) in pairs.items():
+        if x is not None and x.numel() != size:
+            raise ValueError(f"{_MISFIT}: {name} holds {x.numel()} numbers instead of {size}")
 
 
 def alike(*tables: Tensor | None) -> list[Any]:
-    """Tables of indices in one type: a graph may have few edges between very many nodes."""
-    if len({x.dtype for x in tables if x is not None}) < 2:
+    """Tables of indices in one type: a graph may have few edges between very many nodes.
+
+    Raises:
+        TypeError: Tables of another type than int32 and int64.
+    """
+    types = {x.dtype for x in tables if x is not None}
+    if not types <= INDEX_TYPES.keys():
+        raise TypeError(f"an index must be int32 or int64; got {', '.join(map(str, types))}")
+    if len(types) < 2:
         return list(tables)
     return [None if x is None else x.long() for x in tables]
 
@@ -288,15 +318,16 @@ def pointer(x: Tensor | None) -> int | None:
     """Where the numbers of a contiguous tensor lie.
 
     Raises:
-        TypeError: A tensor without numbers in the memory of the CPU.
+        TypeError: Another one, or a tensor without numbers in the memory of the CPU.
     """
     if x is None:
         return None
-    assert x.is_contiguous()
     address = x.data_ptr()
     if not x.is_cpu or (address == 0 and x.numel()):
         raise TypeError(
             f"compiled code takes plain tensors on the CPU; got {type(x).__name__} on {x.device}; "
             'convert it, or use backend="native"'
         )
+    if not x.is_contiguous():
+        raise TypeError(f"compiled code takes contiguous tensors; got strides {x.stride()}")
     return address

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from gsym.kernels import segments
-from gsym.kernels._cpp_library import INDEX_TYPES, NUMBER_TYPES, alike, call, library, pointer
+from gsym.kernels._cpp_library import (
+    INDEX_TYPES,
+    NUMBER_TYPES,
+    alike,
+    call,
+    check_sizes,
+    library,
+    pointer,
+)
 from gsym.kernels._memory import new_empty
 
 # A part of the second cache of one core.
@@ -129,6 +137,11 @@ def _reduce(
     x = x.contiguous()
     weight = None if weight is None else weight.contiguous()
     stride = entries if weight is not None and weight.dim() > 1 else 0
+    totals = batch * count * channels
+    weights = 0 if weight is None else (entries, batch * entries, totals)[weight.dim() - 1]
+    check_sizes(
+        index=(index, rows), order=(order, entries), weight=(weight, weights), y=(y, totals)
+    )
     sizes = (batch, rows, entries, count, channels, stride, torch.get_num_threads())
     pointers, index, columns, order = alike(pointers, index, columns, order)
     tensors = (index, columns, order, pointers, x, y, weight, out)
@@ -151,7 +164,19 @@ def _multiply(
     if result.numel() == 0:
         return result
     x, (batch, rows, in_channels) = x.contiguous(), x.shape
-    tensors = {**given, "index": index, "x": x, "result": result}
+    matrices = count * in_channels * out_channels
+    check_sizes(
+        index=(index, rows),
+        local=(given.get("local"), rows),
+        order=(given.get("order"), rows),
+        weight=(given.get("weight"), matrices if weight_stride else in_channels * out_channels),
+        shared=(given.get("shared"), batch * count * out_channels),
+        y=(given.get("y"), batch * rows * out_channels),
+    )
+    names = ("index", "local", "order", "pointers")
+    tables = alike(index, *(given.get(name) for name in names[1:]))
+    index = tables[0]
+    tensors = {**given, **dict(zip(names, tables, strict=True)), "x": x, "result": result}
     sizes = (batch, rows, in_channels, out_channels, count, segments.LOCAL_ROWS, weight_stride)
     pointers = (pointer(tensors.get(name)) for name in _Product._tensors)
     kind = f"{NUMBER_TYPES[x.dtype]}_{INDEX_TYPES[index.dtype]}"

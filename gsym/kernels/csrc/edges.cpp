@@ -3,6 +3,7 @@
 // Edges are sorted by receiver and taken in chunks, by any thread. What a chunk adds to the receiver
 // that its first edge shares with the chunk before is carried and added at the end, in order, so
 // that neither the threads nor their number change a bit of these sums.
+#include "call.h"
 #include "vector.h"
 
 namespace gsym {
@@ -438,14 +439,15 @@ template <typename T, typename I> void backward(const Edges<T, I> &g, const Grad
 
 } // namespace gsym
 
-#define GSYM_EDGES(T, I, NAME)                                                                     \
-  extern "C" void gsym_edges_forward_##NAME(const gsym::Edges<T, I> *g, const gsym::Sums<T> *out) { \
-    gsym::forward(*g, *out);                                                                       \
-  }                                                                                                \
-  extern "C" void gsym_edges_backward_##NAME(const gsym::Edges<T, I> *g,                            \
-                                             const gsym::Grads<T> *out) {                          \
-    gsym::backward(*g, *out);                                                                      \
+#define GSYM_DIRECTION(T, I, NAME, RESULTS, WORK)                                                  \
+  extern "C" int gsym_edges_##NAME(const gsym::Edges<T, I> *g, const gsym::RESULTS<T> *out) {      \
+    return gsym::answer(gsym::spans(g->pointers, g->nodes, g->edges),                              \
+                        [&] { gsym::WORK(*g, *out); });                                            \
   }
+
+#define GSYM_EDGES(T, I, NAME)                                                                     \
+  GSYM_DIRECTION(T, I, forward_##NAME, Sums, forward)                                              \
+  GSYM_DIRECTION(T, I, backward_##NAME, Grads, backward)
 
 GSYM_EDGES(float, int32_t, float32_int32)
 GSYM_EDGES(float, int64_t, float32_int64)

@@ -1,6 +1,7 @@
 // Linear maps that all rows share: gsym.kernels.reference.row_mlp and linear_pair, with gradients.
 //
 // Every thread takes neighbouring blocks of rows. Widths are whole vectors.
+#include "call.h"
 #include "vector.h"
 
 namespace gsym {
@@ -153,17 +154,17 @@ void pair_backward(const Pair<T> &g, const T *by_y, const T *by_z, T *by_x, T *w
 } // namespace gsym
 
 #define GSYM_NODES(T, NAME)                                                                        \
-  extern "C" void gsym_mlp_forward_##NAME(const gsym::Mlp<T> *g, T *const *results) {              \
-    gsym::mlp_forward(*g, results[0]);                                                             \
+  extern "C" int gsym_mlp_forward_##NAME(const gsym::Mlp<T> *g, T *const *results) {               \
+    return gsym::answer([&] { gsym::mlp_forward(*g, results[0]); });                               \
   }                                                                                                \
-  extern "C" void gsym_mlp_backward_##NAME(const gsym::Mlp<T> *g, T *const *given) {               \
-    gsym::mlp_backward(*g, given[0], given[1], given[2], given[3]);                                \
+  extern "C" int gsym_mlp_backward_##NAME(const gsym::Mlp<T> *g, T *const *given) {                \
+    return gsym::answer([&] { gsym::mlp_backward(*g, given[0], given[1], given[2], given[3]); });  \
   }                                                                                                \
-  extern "C" void gsym_pair_forward_##NAME(const gsym::Pair<T> *g, T *const *results) {            \
-    gsym::pair_forward(*g, results[0], results[1]);                                                \
+  extern "C" int gsym_pair_forward_##NAME(const gsym::Pair<T> *g, T *const *results) {             \
+    return gsym::answer([&] { gsym::pair_forward(*g, results[0], results[1]); });                  \
   }                                                                                                \
-  extern "C" void gsym_pair_backward_##NAME(const gsym::Pair<T> *g, T *const *given) {             \
-    gsym::pair_backward(*g, given[0], given[1], given[2], given[3]);                               \
+  extern "C" int gsym_pair_backward_##NAME(const gsym::Pair<T> *g, T *const *given) {              \
+    return gsym::answer([&] { gsym::pair_backward(*g, given[0], given[1], given[2], given[3]); }); \
   }
 
 GSYM_NODES(float, float32)

@@ -4,6 +4,7 @@
 // is added at the end, in order: neither the threads nor their number change a bit.
 #include <limits>
 
+#include "call.h"
 #include "vector.h"
 
 namespace gsym {
@@ -477,19 +478,23 @@ template <typename T, typename I> void multiply_outer(const Product<T, I> &g) {
 } // namespace
 } // namespace gsym
 
+#define GSYM_REDUCTION(T, I, NAME, WORK)                                                           \
+  extern "C" int gsym_##NAME(const gsym::Reduction<T, I> *g) {                                     \
+    return gsym::answer(gsym::spans(g->pointers, g->segments, g->entries), [&] { gsym::WORK(*g); }); \
+  }
+
 #define GSYM_ROWS(T, I, NAME)                                                                      \
-  extern "C" void gsym_segment_sum_##NAME(const gsym::Reduction<T, I> *g) { gsym::sum_rows(*g); }  \
-  extern "C" void gsym_segment_max_##NAME(const gsym::Reduction<T, I> *g) {                        \
-    gsym::reduce<gsym::MAXIMUM>(*g);                                                               \
+  GSYM_REDUCTION(T, I, segment_sum_##NAME, sum_rows)                                               \
+  GSYM_REDUCTION(T, I, segment_max_##NAME, reduce<gsym::MAXIMUM>)                                  \
+  GSYM_REDUCTION(T, I, tie_count_##NAME, reduce<gsym::TIES>)                                       \
+  GSYM_REDUCTION(T, I, tie_spread_##NAME, spread_ties)                                             \
+  GSYM_REDUCTION(T, I, gather_dot_##NAME, dot_rows)                                                \
+  extern "C" int gsym_indexed_linear_##NAME(const gsym::Product<T, I> *g) {                        \
+    return gsym::answer([&] { gsym::multiply(*g); });                                              \
   }                                                                                                \
-  extern "C" void gsym_tie_count_##NAME(const gsym::Reduction<T, I> *g) {                          \
-    gsym::reduce<gsym::TIES>(*g);                                                                  \
-  }                                                                                                \
-  extern "C" void gsym_tie_spread_##NAME(const gsym::Reduction<T, I> *g) { gsym::spread_ties(*g); } \
-  extern "C" void gsym_gather_dot_##NAME(const gsym::Reduction<T, I> *g) { gsym::dot_rows(*g); }   \
-  extern "C" void gsym_indexed_linear_##NAME(const gsym::Product<T, I> *g) { gsym::multiply(*g); } \
-  extern "C" void gsym_indexed_outer_##NAME(const gsym::Product<T, I> *g) {                        \
-    gsym::multiply_outer(*g);                                                                      \
+  extern "C" int gsym_indexed_outer_##NAME(const gsym::Product<T, I> *g) {                         \
+    return gsym::answer(gsym::spans(g->pointers, g->segments, g->rows),                            \
+                        [&] { gsym::multiply_outer(*g); });                                        \
   }
 
 GSYM_ROWS(float, int32_t, float32_int32)
