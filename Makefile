@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 # pip knows where local wheels lie from its own configuration; uv has to be told.
 INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt
 
-.PHONY: bench test test-scatter gate-extras mutants lint docs lock clean
+.PHONY: bench test test-scatter gate-extras mutants asan soak lint docs lock clean
 
 bench: $(VENV)/.ok  ## run the suite on embedded data: three tasks, every group, three seeds
 	@echo "Running the benchmark suite on embedded data; about six minutes on two cores."
@@ -26,6 +26,12 @@ gate-extras: $(VENV)/.ok  ## add what the gate tests beside: solvers under the G
 
 mutants: gate-extras  ## plant 320 small faults in the library, count what the tests notice; hours
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.mutants --count 320 --out docs/pages/results
+
+asan: $(VENV)/.ok  ## run 10,000 random shapes through the C++ kernels under the sanitizers
+	OMP_NUM_THREADS=1 $(RUN) tests/sanitize.py --shapes 10000
+
+soak: $(VENV)/.ok  ## run 30,000 steps and 300 choices, and watch memory and open files
+	OMP_NUM_THREADS=1 $(RUN) tests/soak.py --steps 30000 --choices 300
 
 lint: $(VENV)/.ok  ## check style and types
 	$(RUN) -m ruff check .

@@ -1,0 +1,235 @@
+"""Random calls of every primitive that has C++, compared with the definition in float64.
+
+Shapes are small, and odd: nothing at all, one row, widths that fill no vector, long segments,
+strides, shared and own operands, indices of either type.
+"""
+
+import random
+
+import torch
+
+from gsym.kernels import Segments, Tiles, _cpp_library, ops
+
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}
+
+
+class Draw(random.Random):
+    """Random shapes and tensors of one seed."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.torch = torch.Generator().manual_seed(seed)
+        self.dtype = self.choice([torch.float32, torch.float64])
+
+    def coin(self, chance=0.5):
+        return self.random() < chance
+
+    def size(self, least=0):
+        """Mostly small, sometimes none, sometimes more than a piece of work."""
+        kind = self.random()
+        if kind < 0.08:
+            return least
+        if kind < 0.2:
+            return max(1, least)
+        if kind < 0.97:
+            return self.randint(max(2, least), 60)
+        return self.randint(1000, 3000)
+
+    def width(self):
+        return self.choice([0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 65])
+
+    def batch(self):
+        return self.choice([(), (), (1,), (2,), (3,), (2, 3), (0,), (2, 0)])
+
+    def index(self, rows, segments, in_order=None):
+        """Segments of a random index, in some of the draws with tables of int64."""
+        if segments == 0:
+            rows = 0
+        high = self.choice([segments, max(segments // 3, 1)])  # the rest stays empty
+        index = torch.randint(max(high, 1), (rows,), generator=self.torch)
+        if in_order or (in_order is None and self.coin()):
+            index = index.sort().values
+        made = Segments.from_index(index, segments)
+        return widened(made) if self.coin(0.3) else made
+
+    def numbers(self, *shape, ties=False):
+        """A tensor that asks for a gradient, at times with strides of its own."""
+        kinds = ["plain", "plain", "every other", "from the middle", "turned", "repeated"]
+        kind = self.choice(kinds if len(shape) > 1 else kinds[:4])
+        given = {
+            "every other": (*shape[:-1], 2 * shape[-1]),
+            "from the middle": (shape[0] + 1, *shape[1:]),
+            "turned": (*shape[:-2], shape[-1], shape[0 if len(shape) < 2 else -2]),
+            "repeated": (min(shape[0], 1), *shape[1:]),
+        }.get(kind, shape)
+        x = torch.randn(given, generator=self.torch, dtype=torch.float64)
+        x = (x.round() if ties else x).to(self.dtype)
+        if kind == "every other":
+            x = x[..., ::2]
+        elif kind == "from the middle":
+            x = x[1:]
+        elif kind == "turned":
+            x = x.transpose(-1, -2)
+        elif kind == "repeated":
+            x = x.expand(shape)
+        assert x.shape == shape
+        return x.detach().requires_grad_()
+
+
+def widened(segments):
+    """The same index in tables of int64."""
+    made = object.__new__(Segments)
+    tables = {name: getattr(segments, name).long() for name in Segments._tables}
+    made._fill(**vars(segments) | tables)
+    return made
+
+
+def agree(primitive, x, *args, **options):
+    """Values and gradients of the compiled primitive are those of its definition."""
+    args = (x, *args)
+    given = list(tensors_of(args)) + list(tensors_of(tuple(options.values())))
+    exact = {id(t): t.detach().double().requires_grad_(t.requires_grad) for t in given}
+    y = primitive(*args, **options, backend="cpp")
+    truth = primitive(
+        *(replaced(arg, exact) for arg in args),
+        **{name: replaced(value, exact) for name, value in options.items()},
+        backend="reference",
+    )
+    results = [t for t in tensors_of((y,)) if t.requires_grad]
+    truths = [t for t in tensors_of((truth,)) if t.requires_grad]
+    compare("value", list(tensors_of((y,))), list(tensors_of((truth,))), x.dtype)
+    if not results:
+        return
+    outer = [torch.randn(t.shape, dtype=torch.float64) for t in truths]
+    wanted = [t for t in given if t.requires_grad]
+    grads = torch.autograd.grad(results, wanted, [o.to(x.dtype) for o in outer], allow_unused=True)
+    true_grads = torch.autograd.grad(
+        truths, [exact[id(t)] for t in wanted], outer, allow_unused=True
+    )
+    compare("gradient", grads, true_grads, x.dtype)
+
+
+def compare(what, ones, others, dtype):
+    """Errors are small beside the largest number of all: where terms cancel, rounding stays."""
+    largest = max([1.0, *(float(t.abs().max()) for t in others if t is not None and t.numel())])
+    limit = TOLERANCE[dtype] * largest
+    for number, (one, other) in enumerate(zip(ones, others, strict=True)):
+        if one is None or other is None:
+            assert one is None or not one.any(), f"{what} {number} is not zero"
+            assert other is None or not other.any(), f"{what} {number} is zero"
+            continue
+        assert one.shape == other.shape, f"{what} {number}: {one.shape}, not {other.shape}"
+        error = float((one.double() - other).abs().max()) if one.numel() else 0.0
+        assert error <= limit, f"{what} {number}: off by {error:.2e} of {limit:.2e}, {one.shape}"
+
+
+def tensors_of(values):
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from tensors_of(value)
+
+
+def replaced(value, exact):
+    if isinstance(value, torch.Tensor):
+        return exact[id(value)]
+    if isinstance(value, tuple):
+        return tuple(replaced(part, exact) for part in value)
+    return value
+
+
+def reductions(draw):
+    segments = draw.index(draw.size(), draw.size())
+    rows, count = segments._index.numel(), segments.num_segments
+    primitive = draw.choice([ops.segment_sum, ops.segment_mean, ops.segment_max])
+    if draw.coin(0.1):
+        y = draw.numbers(*draw.batch(), count, draw.width())
+        return agree(ops.segment_gather, y, segments)
+    x = draw.numbers(*draw.batch(), rows, draw.width(), ties=primitive is ops.segment_max)
+    return agree(primitive, x, segments)
+
+
+def gathers(draw):
+    source = draw.index(draw.size(), draw.size())
+    entries, batch = source._index.numel(), draw.batch()
+    segments = draw.index(entries, draw.size(1))
+    x = draw.numbers(*batch, source.num_segments, draw.width())
+    weight = draw.choice([None, (entries,), (*batch, entries)])
+    weight = None if weight is None else draw.numbers(*weight)
+    agree(ops.gather_segment_sum, x, source, segments, weight)
+
+
+def products(draw):
+    segments = draw.index(draw.size(), draw.size(1))
+    rows, k, batch = segments._index.numel(), segments.num_segments, draw.batch()
+    ins, outs = draw.width(), draw.width()
+    if k > 100:
+        ins, outs = min(ins, 5), min(outs, 5)
+    tiles = Tiles(segments, ins, outs)
+    weight = draw.numbers(draw.choice([1, k]), ins, outs)
+    shared = draw.choice([None, (k, outs), (*batch, k, outs)])
+    shared = None if shared is None else draw.numbers(*shared)
+    agree(ops.indexed_linear, draw.numbers(*batch, rows, ins), weight, tiles, shared)
+
+
+def clusters(draw):
+    k = draw.randint(1, 6)
+    sizes = torch.tensor([draw.randint(1, 9) for _ in range(k)])
+    if draw.coin(0.1):
+        sizes[draw.randrange(k)] = 2000
+    index = torch.repeat_interleave(torch.arange(k), sizes)
+    index = index[torch.randperm(index.numel(), generator=draw.torch)]
+    segments = Segments.from_index(index, k)
+    segments = widened(segments) if draw.coin(0.3) else segments
+    ins, outs = draw.width(), draw.width()
+    x = draw.numbers(*draw.batch(), index.numel(), ins)
+    weight = draw.numbers(draw.choice([1, k]), ins, outs)
+    matrix, bias = draw.numbers(k * ins, k * outs), draw.numbers(k, outs)
+    tiles = Tiles(segments, ins, outs)
+    agree(ops.cluster_linear, x, weight, matrix, bias, sizes.to(draw.dtype), tiles)
+
+
+def nodes(draw):
+    lanes = _cpp_library.library().gsym_vector_bytes() // draw.dtype.itemsize
+    ins, more, hidden, outs = (draw.randint(1, 3) * lanes for _ in range(4))
+    shape = (*draw.batch(), draw.size())
+    x = draw.numbers(*shape, ins)
+    if draw.coin():
+        weight, other = draw.numbers(1, ins, outs), draw.numbers(1, ins, outs)
+        return agree(ops.linear_pair, x, weight, draw.numbers(1, outs), other)
+    beside = draw.numbers(*shape, more) if draw.coin() else None
+    width = ins + (0 if beside is None else more)
+    first = draw.numbers(1, width, hidden), draw.numbers(1, hidden)
+    last = draw.numbers(1, hidden, outs), draw.numbers(1, outs)
+    return agree(ops.row_mlp, x, first, last, beside)
+
+
+def edges(draw):
+    n, h, dims = draw.size(), draw.width(), draw.randint(0, 4)
+    segments = draw.index(draw.size(), n, in_order=True)
+    entries, batch = segments._index.numel(), draw.batch()
+    source = draw.index(entries, n)
+
+    def small(*shape):
+        return (draw.numbers(*shape) * 0.3).detach().requires_grad_()
+
+    options = {}
+    if draw.coin(0.7):
+        options["pos"] = draw.numbers(*draw.choice([(), batch]), n, dims)
+        options["distance"] = small(h)
+        if draw.coin(0.7):
+            options["coord"] = small(h, h), small(h), small(1, h)
+            options["mean"], options["tanh"] = draw.coin(), draw.coin()
+            options["normalize"] = draw.coin(0.3)
+            options["clamp"] = draw.choice([None, 0.01, 100.0])
+    if draw.coin(0.4):
+        a = draw.randint(1, 5)
+        options["edge_attr"] = small(*draw.choice([(), batch]), entries, a), small(h, a)
+    if draw.coin(0.4):
+        options["gate"] = small(1, h), small(1)
+    ends = small(*batch, n, h), small(*batch, n, h)
+    agree(ops.edge_mlp_sum, ends[0], ends[1], source, segments, small(h, h), small(h), **options)
+
+
+CASES = {case.__name__: case for case in (reductions, gathers, products, clusters, nodes, edges)}
