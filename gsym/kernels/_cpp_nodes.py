@@ -15,7 +15,7 @@ from torch import Tensor
 from gsym.kernels._cpp_library import NUMBER_TYPES, call, library, pointer
 from gsym.kernels._edges import derive, on_their_own
 from gsym.kernels._memory import new_empty
-from gsym.kernels._transforms import is_eager
+from gsym.kernels._transforms import is_eager, is_transformed
 
 
 class _Mlp(Structure):
@@ -62,7 +62,7 @@ class _RowMlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transformed(grad):
             return None, *derive(ctx.compose, tensors, [grad])
         x, *weights = tensors[:5]
         by_x = new_empty(x, *x.shape)
@@ -93,7 +93,7 @@ class _LinearPair(torch.autograd.Function):
     @staticmethod
     def backward(ctx, by_y, by_z):  # type: ignore[no-untyped-def]
         tensors = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transformed(by_y, by_z):
             return None, *derive(ctx.compose, tensors, [by_y, by_z])
         x, *weights = tensors
         by_x = new_empty(x, *x.shape)

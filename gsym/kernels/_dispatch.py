@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.kernels import _cpp, _cpp_library, _trace, native, reference
+from gsym.kernels import _cpp, _cpp_library, _plain, _trace, native, reference
+from gsym.kernels._transforms import looks_inside
+from gsym.kernels.segments import Segments, Tiles
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -133,13 +135,19 @@ def run(op: str, name: str, x: Tensor, *args: object, **options: object) -> Any:
             f'the back-end "cpp" runs on the CPU, but the tensors are on {x.device}; move them, or '
             'use backend="auto"'
         )
+    if name != "reference" and (looks_inside() or any(map(_is_traced, args))):
+        module, implementation = native, getattr(_plain, op)
     if _trace.state.record is not None:
-        borrowed = implementation is getattr(native, op, None)
+        borrowed = module is native or implementation is getattr(native, op, None)
         _trace.state.record.append("native" if borrowed else name)
     if not torch.is_autocast_enabled(x.device.type):
         return implementation(x, *args, **options)
     with torch.autocast(x.device.type, enabled=False):
         return implementation(x, *args, **options)
+
+
+def _is_traced(value: object) -> bool:
+    return isinstance(value, Segments | Tiles) and value.is_traced
 
 
 def _fastest(x: Tensor) -> str:

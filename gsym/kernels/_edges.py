@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gsym.kernels._cpp_edges import CppPipeline
 from gsym.kernels._pipeline import Pipeline
-from gsym.kernels._transforms import is_eager
+from gsym.kernels._transforms import is_eager, is_transformed, looks_inside
 
 _CONTIGUOUS = torch.contiguous_format
 
@@ -133,13 +133,20 @@ def derive(
     tensors: Sequence[Tensor],
     outer: Sequence[Tensor],
 ) -> list[Tensor]:
-    """The gradient of what was composed of differentiable operators, itself differentiable."""
+    """The gradient of what was composed of differentiable operators, itself one if need be."""
+    again = torch.is_grad_enabled()
+    if looks_inside() and not again:
+        given = [x.detach() for x in tensors]
+        with torch.enable_grad():  # so that the gradient itself has derivatives
+            pull = torch.func.vjp(lambda *given: tuple(compose(list(given))), *given)[1]
+            found: tuple[Tensor, ...] = pull(tuple(outer))
+        return list(found)
     # Views, so that a tensor given twice, or made from another, counts once in each place.
-    views = [x.view_as(x) if x.requires_grad else x.detach() for x in tensors]
+    views = [x.view_as(x) if again and x.requires_grad else x.detach() for x in tensors]
     views = [x if x.requires_grad else x.requires_grad_() for x in views]
-    with torch.autocast(outer[0].device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(outer[0].device.type, enabled=False):
         outputs = compose(views)
-        grads = torch.autograd.grad(outputs, views, outer, create_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(outputs, views, outer, create_graph=again, allow_unused=True)
     return list(grads)
 
 
@@ -157,7 +164,7 @@ def differentiable(compose: Compose) -> Compose:
     def backward(ctx, *outer, first=edge_mlp_grads):  # type: ignore[no-untyped-def]
         *tensors, index, columns, pointers = ctx.saved_tensors
         args = (ctx.names, index, columns, pointers, *ctx.options)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_transformed(*outer):
             grads = derive(lambda views: compose(views, *args), tensors, outer)
         else:
             with torch.autocast(outer[0].device.type, enabled=False):

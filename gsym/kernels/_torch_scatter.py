@@ -11,16 +11,17 @@ import torch_scatter
 from torch import Tensor
 
 from gsym.kernels import native
+from gsym.kernels._plain import accumulation_type
 from gsym.kernels.segments import Segments
 
 
 def segment_sum(x: Tensor, segments: Segments) -> Tensor:
-    wide = native.accumulation_type(x.dtype)  # the package adds up half precision as it is
+    wide = accumulation_type(x.dtype)  # the package adds up half precision as it is
     return _Sum.apply(x.to(wide), segments).to(x.dtype)
 
 
 def segment_mean(x: Tensor, segments: Segments) -> Tensor:
-    wide = native.accumulation_type(x.dtype)
+    wide = accumulation_type(x.dtype)
     counts = segments._pointers.diff().clamp(min=1).to(wide)
     return (_Sum.apply(x.to(wide), segments) / counts[:, None]).to(x.dtype)
 
@@ -43,7 +44,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return native.segment_gather(grad, ctx.segments), None
+        return native.share_rows(grad, ctx.segments), None
 
 
 class _Max(torch.autograd.Function):

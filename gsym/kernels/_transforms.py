@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
 
 @contextmanager
@@ -29,15 +30,41 @@ def without_wrappers(index: Tensor) -> Tensor:
     return index
 
 
+def looks_inside() -> bool:
+    """Whether somebody asks of every operator what fused ones do not have.
+
+    That is a transform of ``torch.func``, forward-mode differentiation, ``torch.export`` and its
+    kin, or ``torch.jit.trace``.
+    """
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+    )
+
+
+def is_transformed(*grads: Tensor | None) -> bool:
+    """Whether a gradient under way is one of a batch, or differentiated by a transform."""
+    if torch.compiler.is_compiling():
+        return False  # the compiler has seen what the primitives chose
+    return looks_inside() or any(map(_is_batched, grads))
+
+
+def _is_batched(x: Tensor | None) -> bool:
+    """Whether this is one of the gradients of ``is_grads_batched=True``."""
+    return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
+
+
 # What holds numbers; others, fake tensors say, are for whoever traces operators.
 _EAGER_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def is_eager(*tensors: Tensor) -> bool:
-    """Whether nobody looks for operators: a compiler, a counter, fake tensors or ``torch.func``."""
+    """Whether nobody looks for operators: a compiler, a counter, fake tensors or a transform."""
     return not (
         torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or looks_inside()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(type(x) not in _EAGER_TYPES for x in tensors)
+        or any(type(x) not in _EAGER_TYPES or _is_batched(x) for x in tensors)
     )

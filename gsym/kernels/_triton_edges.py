@@ -20,15 +20,16 @@ lies in shared memory. Vectors along the edges are computed axis by axis.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from gsym.kernels import _trace
 from gsym.kernels import _triton_rows as rows
+from gsym.kernels._edges import derive
+from gsym.kernels._plain import accumulation_type, compose_edges, edge_tensors
+from gsym.kernels._transforms import is_transformed
 from gsym.kernels._triton_rows import BFLOAT16
-from gsym.kernels.native import accumulation_type
 from gsym.kernels.segments import Segments
 
 # Programs that add up gradients of the weights, two for each of the 132 multiprocessors of an H200.
@@ -129,27 +130,23 @@ def _compose(
 ) -> tuple[Tensor, Tensor]:
     """The same from differentiable primitives: messages and moves, both summed."""
     target, origin = (index, order, pointers), (source, source_order, source_pointers)
-    hidden = rows._segment_gather(receiver, *target) + rows._segment_gather(sender, *origin)
-    if attr is not None and attr_weight is not None:
-        hidden = hidden + F.linear(attr, attr_weight)
-    if pos is not None:
-        r = rows._segment_gather(pos, *target) - rows._segment_gather(pos, *origin)
-        s = r.square().sum(-1, keepdim=True)
-        hidden = hidden + (s * distance).to(hidden.dtype)
-    message = F.silu(F.linear(F.silu(hidden), weight, bias))
-    if gate is not None:
-        message = message * F.linear(message, gate, gate_bias).sigmoid()
-    total = rows._segment_sum(message, *target, False)
-    if coord is None or coord_last is None:
-        return total, total.new_empty(0)
-    if normalize:
-        length = s.detach().sqrt()
-        r = r / torch.where(length == 0, 1, length + 1e-8)
-    size = F.linear(F.silu(F.linear(message, coord, coord_bias)), coord_last)
-    move = r * (size.tanh() if tanh else size)
-    if clamp is not None:
-        move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
-    return total, rows._segment_sum(move, *target, True)
+    attrs = None if attr is None or attr_weight is None else (attr, attr_weight)
+    gates = None if gate is None or gate_bias is None else (gate, gate_bias)
+    coords = None
+    if coord is not None and coord_bias is not None and coord_last is not None:
+        coords = coord, coord_bias, coord_last
+    given = edge_tensors(receiver, sender, weight, bias, pos, distance, attrs, gates, coords)
+    total, moved = compose_edges(
+        given,
+        lambda x: rows.take_rows(x, *target),
+        lambda x: rows.take_rows(x, *origin),
+        lambda x: rows.sum_rows(x, *target, True),
+        lambda x: rows.sum_rows(x, *target, True),  # to be averaged by the caller
+        normalize=normalize,
+        tanh=tanh,
+        clamp=clamp,
+    )
+    return total.to(receiver.dtype), moved
 
 
 @triton.jit
@@ -932,22 +929,21 @@ def _save_edges(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _edges_backward(ctx, grad_total, grad_moved):  # type: ignore[no-untyped-def]
     tensors, flags = ctx.saved_tensors, ctx.flags
     nothing = [None] * (len(tensors) - 13 + len(flags))
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() or is_transformed(grad_total, grad_moved)):
         found = iter(_edge_gradients(grad_total, grad_moved, *tensors, *flags))
         return *(None if value is None else next(found) for value in tensors[:13]), *nothing
-    # A second derivative may follow. Views, so that one tensor in two places keeps them apart.
-    views = [None if value is None else value.view_as(value) for value in tensors[:13]]
-    places = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-    total, moved = _compose(*views, *tensors[13:], *flags)
-    results, grads = (total, moved), (grad_total, grad_moved)
-    if tensors[10] is None:
-        results, grads = results[:1], grads[:1]
-    wanted = [views[i] for i in places]
-    found = torch.autograd.grad(results, wanted, grads, create_graph=True, allow_unused=True)
-    gradients = [None] * 13
-    for i, value in zip(places, found, strict=True):
-        gradients[i] = value
-    return *gradients, *nothing
+    there = [value is not None for value in tensors[:13]]
+
+    def compose(views):  # type: ignore[no-untyped-def]
+        given = iter(views)
+        filled = [next(given) if is_there else None for is_there in there]
+        results = _compose(*filled, *tensors[13:], *flags)
+        return results if tensors[10] is not None else results[:1]
+
+    grads = (grad_total, grad_moved) if tensors[10] is not None else (grad_total,)
+    given = [value for value in tensors[:13] if value is not None]
+    found = iter(derive(compose, given, grads))
+    return *(next(found) if is_there else None for is_there in there), *nothing
 
 
 _edges.register_autograd(_edges_backward, setup_context=_save_edges)

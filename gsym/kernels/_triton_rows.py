@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gsym.kernels import _trace, native
-from gsym.kernels.native import accumulation_type
+from gsym.kernels import _plain, _trace, native
+from gsym.kernels._plain import accumulation_type
 from gsym.kernels.segments import Segments, Tiles
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -31,12 +31,12 @@ _OUTER_ROWS = 1024
 
 
 def segment_sum(x: Tensor, segments: Segments) -> Tensor:
-    return _segment_sum(x, segments._index, segments._order, segments._pointers, False)
+    return sum_rows(x, segments._index, segments._order, segments._pointers, False)
 
 
 def segment_mean(x: Tensor, segments: Segments) -> Tensor:
     # In the wide type: a sum may overflow where the mean does not.
-    sums = _segment_sum(x, segments._index, segments._order, segments._pointers, True)
+    sums = sum_rows(x, segments._index, segments._order, segments._pointers, True)
     counts = segments._pointers.diff().clamp(min=1).to(sums.dtype)
     return (sums / counts[:, None]).to(x.dtype)
 
@@ -47,7 +47,7 @@ def segment_max(x: Tensor, segments: Segments) -> Tensor:
 
 def segment_gather(y: Tensor, segments: Segments) -> Tensor:
     _trace.in_plain_torch()  # its gradient is in Triton
-    return _segment_gather(y, segments._index, segments._order, segments._pointers)
+    return take_rows(y, segments._index, segments._order, segments._pointers)
 
 
 def gather_segment_sum(
@@ -402,7 +402,7 @@ def _save_sum(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _segment_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _segment_gather(grad.to(ctx.dtype), *ctx.saved_tensors), None, None, None, None
+    return take_rows(grad.to(ctx.dtype), *ctx.saved_tensors), None, None, None, None
 
 
 def _save_tables(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -410,7 +410,7 @@ def _save_tables(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _segment_gather_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _segment_sum(grad, *ctx.saved_tensors, False), None, None, None
+    return sum_rows(grad, *ctx.saved_tensors, False), None, None, None
 
 
 _segment_sum.register_autograd(_segment_sum_backward, setup_context=_save_sum)
@@ -468,15 +468,15 @@ def _save_max(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _segment_max_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_spread(grad, *ctx.saved_tensors), None, None, None
+    return _spread_ties(grad, *ctx.saved_tensors), None, None, None
 
 
 def _tie_spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_mean(grad, *ctx.saved_tensors), None, None, None, None, None
+    return _average_ties(grad, *ctx.saved_tensors), None, None, None, None, None
 
 
 def _tie_mean_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_spread(grad, *ctx.saved_tensors), None, None, None, None, None
+    return _spread_ties(grad, *ctx.saved_tensors), None, None, None, None, None
 
 
 _segment_max.register_autograd(_segment_max_backward, setup_context=_save_max)
@@ -584,10 +584,10 @@ def _gather_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_weight, *_ = ctx.needs_input_grad
     grad_weight = None
     if weight is not None and needs_weight:
-        dots = _gather_dot(grad, x, *links)
+        dots = _dot_rows(grad, x, *links)
         grad_weight = dots.sum(0) if weight.dim() == 1 else dots
     return (
-        _gather_sum(grad, weight, *links[4:], *links[:4]) if needs_x else None,
+        _sum_taken(grad, weight, *links[4:], *links[:4]) if needs_x else None,
         grad_weight,
         *(None for _ in links),
     )
@@ -597,8 +597,8 @@ def _gather_dot_backward(ctx, grad):  # type: ignore[no-untyped-def]
     y, x, *links = ctx.saved_tensors
     needs_y, needs_x, *_ = ctx.needs_input_grad
     return (
-        _gather_sum(x, grad, *links) if needs_y else None,
-        _gather_sum(y, grad, *links[4:], *links[:4]) if needs_x else None,
+        _sum_taken(x, grad, *links) if needs_y else None,
+        _sum_taken(y, grad, *links[4:], *links[:4]) if needs_x else None,
         *(None for _ in links),
     )
 
@@ -821,9 +821,9 @@ def _indexed_linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_weight, needs_shared, *_ = ctx.needs_input_grad
     turned = weight.transpose(1, 2)
     return (
-        _indexed_linear(grad, turned, None, *tables) if needs_x else None,
-        _indexed_outer(x, grad, *tables) if needs_weight else None,
-        _segment_sum(grad, *tables[-3:], False) if ctx.shared and needs_shared else None,
+        _multiply(grad, turned, None, *tables) if needs_x else None,
+        _multiply_out(x, grad, *tables) if needs_weight else None,
+        sum_rows(grad, *tables[-3:], False) if ctx.shared and needs_shared else None,
         *(None for _ in tables),
     )
 
@@ -833,8 +833,8 @@ def _indexed_outer_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_y, *_ = ctx.needs_input_grad
     turned = grad.transpose(1, 2)
     return (
-        _indexed_linear(y, turned, None, *tables) if needs_x else None,
-        _indexed_linear(x, grad, None, *tables) if needs_y else None,
+        _multiply(y, turned, None, *tables) if needs_x else None,
+        _multiply(x, grad, None, *tables) if needs_y else None,
         *(None for _ in tables),
     )
 
@@ -843,16 +843,41 @@ _indexed_linear.register_autograd(_indexed_linear_backward, setup_context=_save_
 _indexed_outer.register_autograd(_indexed_outer_backward, setup_context=_save_gather_sum)
 
 
+take_rows = native.paired(_segment_gather, lambda y, index, *_: _plain.take(y, index))
+sum_rows = native.paired(
+    _segment_sum,
+    lambda x, index, order, pointers, wide: _plain.add(x, index, pointers.size(0) - 1, wide),
+)
+_sum_taken = native.paired(
+    _gather_sum, lambda x, weight, *links: _plain.gather_sum(x, weight, *links[:3])
+)
+_dot_rows = native.paired(_gather_dot, lambda y, x, *links: _plain.gather_dot(y, x, *links[:3]))
+_spread_ties = native.paired(
+    _tie_spread, lambda g, x, y, index, *_: _plain.tie_spread(g, x, y, index)
+)
+_average_ties = native.paired(_tie_mean, lambda h, x, y, index, *_: _plain.tie_mean(h, x, y, index))
+_multiply = native.paired(
+    _indexed_linear,
+    lambda x, weight, shared, *tables: _plain.tiled_linear(x, weight, shared, *tables[:3]),
+)
+_multiply_out = native.paired(
+    _indexed_outer,
+    lambda x, y, segment, rows, blocks, index, order, pointers: _plain.tiled_outer(
+        x, y, segment, rows, blocks, pointers.size(0) - 1
+    ),
+)
+
+
 class _ClusterLinear(torch.autograd.Function):
     """Every step is one of the differentiable operators, and so is every step of its gradient."""
 
     @staticmethod
     def forward(ctx, x, weight, matrix, bias, sizes, *tables):  # type: ignore[no-untyped-def]
-        means = (_segment_sum(x, *tables[-3:], True) / sizes[:, None]).to(x.dtype)
+        means = (sum_rows(x, *tables[-3:], True) / sizes[:, None]).to(x.dtype)
         ctx.save_for_backward(x, weight, matrix, sizes, means, *tables)
         k = sizes.numel()
         shared = (means.flatten(1) @ matrix).view(x.size(0), k, weight.size(-1)) + bias
-        return _indexed_linear(x, weight.expand(k, -1, -1), shared, *tables)
+        return _multiply(x, weight.expand(k, -1, -1), shared, *tables)
 
     @staticmethod
     @native.without_autocast
@@ -860,25 +885,23 @@ class _ClusterLinear(torch.autograd.Function):
         x, weight, matrix, sizes, means, *tables = ctx.saved_tensors
         k = sizes.numel()
         if torch.is_grad_enabled():  # else they would be constants of the second derivative
-            means = (_segment_sum(x, *tables[-3:], True) / sizes[:, None]).to(x.dtype)
-        sums = _segment_sum(grad, *tables[-3:], True)
+            means = (sum_rows(x, *tables[-3:], True) / sizes[:, None]).to(x.dtype)
+        sums = sum_rows(grad, *tables[-3:], True)
         x_needs, weight_needs, matrix_needs, bias_needs = ctx.needs_input_grad[:4]
         grad_x = grad_weight = None
         if x_needs:
-            spread = sums.flatten(1) @ matrix.t().to(sums.dtype)
-            spread = (spread.view(x.size(0), k, x.size(-1)) / sizes[:, None]).to(x.dtype)
+            spread = native.side_by_side(sums) @ matrix.t().to(sums.dtype)
+            spread = (spread.reshape(x.size(0), k, x.size(-1)) / sizes[:, None]).to(x.dtype)
             turned = weight.transpose(1, 2).expand(k, -1, -1)
-            grad_x = _indexed_linear(grad, turned, spread, *tables)
+            grad_x = _multiply(grad, turned, spread, *tables)
         if weight_needs and weight.size(0) == 1:
-            grad_weight = (x.flatten(0, 1).t() @ grad.flatten(0, 1))[None]
+            grad_weight = native.all_rows(x).t().mm(native.all_rows(grad))[None]
         elif weight_needs:
-            grad_weight = _indexed_outer(x, grad, *tables)
+            grad_weight = _multiply_out(x, grad, *tables)
         return (
             grad_x,
             grad_weight,
-            (means.to(sums.dtype).flatten(1).t() @ sums.flatten(1)).to(x.dtype)
-            if matrix_needs
-            else None,
+            native.cross(means.to(sums.dtype), sums).to(x.dtype) if matrix_needs else None,
             sums.sum(0).to(x.dtype) if bias_needs else None,
             *(None for _ in range(1 + len(tables))),
         )

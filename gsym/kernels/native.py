@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels import _cpp_nodes, _cpp_rows, _edges, _trace
+from gsym.kernels import _cpp_nodes, _cpp_rows, _edges, _plain, _trace
 from gsym.kernels._memory import new_empty, take_rows
-from gsym.kernels._transforms import is_eager
+from gsym.kernels._plain import accumulation_type
+from gsym.kernels._transforms import is_eager, is_transformed
 from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles
 
 # Samples with more entries than this are reduced one after another, which saves an index of the
@@ -47,7 +48,7 @@ def segment_sum(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
             _trace.in_plain_torch()
         return x.sum(dim=-2, keepdim=True)
     _tell(cpp, x)
-    return _segment_sum(x, segments._index, segments._order, segments._pointers, cpp)
+    return _sum_rows(x, segments._index, segments._order, segments._pointers, cpp)
 
 
 def segment_mean(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
@@ -64,7 +65,7 @@ def segment_max(x: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
 def segment_gather(y: Tensor, segments: Segments, *, cpp: bool = False) -> Tensor:
     if cpp:  # which has its gradient
         _trace.in_plain_torch()
-    return _segment_gather(y, segments._index, segments._order, segments._pointers, cpp)
+    return _take_rows(y, segments._index, segments._order, segments._pointers, cpp)
 
 
 def gather_segment_sum(
@@ -227,15 +228,9 @@ def edge_mlp_sum(
     mean: bool = True,
     cpp: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    given = {"receiver": receiver, "sender": sender, "weight": weight, "bias": bias}
-    optional = {
-        "pos": pos,
-        "distance": distance,
-        **dict(zip(("attr", "attr_weight"), edge_attr or (), strict=False)),
-        **dict(zip(("gate", "gate_bias"), gate or (), strict=False)),
-        **dict(zip(("coord", "coord_bias", "coord_last"), coord or (), strict=False)),
-    }
-    given |= {name: x for name, x in optional.items() if x is not None}
+    given = _plain.edge_tensors(
+        receiver, sender, weight, bias, pos, distance, edge_attr, gate, coord
+    )
     options = (normalize, tanh, clamp, mean)
     if receiver.device.type != "cpu":
         total, moved = _compose(given, source, segments, *options)
@@ -263,30 +258,19 @@ def _compose(
     clamp: float | None,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``edge_mlp_sum`` from the primitives: it stores ``[e, h]`` and has every derivative."""
-    hidden = segment_gather(given["receiver"], segments) + segment_gather(given["sender"], source)
-    if "attr" in given:
-        hidden = hidden + F.linear(given["attr"], given["attr_weight"])
-    if "pos" in given:
-        r = segment_gather(given["pos"], segments) - segment_gather(given["pos"], source)
-        s = r.square().sum(-1, keepdim=True)
-        hidden = hidden + (s * given["distance"]).to(hidden.dtype)
-    message = F.silu(F.linear(F.silu(hidden), given["weight"], given["bias"]))
-    if "gate" in given:
-        message = message * F.linear(message, given["gate"], given["gate_bias"]).sigmoid()
-    total = segment_sum(message, segments)
-    if "coord" not in given:
-        return total, total[..., :0]
-    if normalize:
-        # Half precision has no 1e-8, and coincident points no direction: their r stays 0.
-        length = s.detach().sqrt()
-        r = r / torch.where(length == 0, 1, length + 1e-8)
-    size = F.silu(F.linear(message, given["coord"], given["coord_bias"]))
-    size = F.linear(size, given["coord_last"])
-    move = r * (size.tanh() if tanh else size)
-    if clamp is not None:
-        move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
-    return total, segment_mean(move, segments) if mean else segment_sum(move, segments)
+    total, moved = _plain.compose_edges(
+        given,
+        lambda x: segment_gather(x, segments),
+        lambda x: segment_gather(x, source),
+        lambda x: segment_sum(x, segments),
+        lambda x: segment_mean(x, segments),
+        normalize=normalize,
+        tanh=tanh,
+        clamp=clamp,
+        mean=mean,
+    )
+    receiver = given["receiver"]
+    return total.to(receiver.dtype), moved.to(given.get("pos", receiver).dtype)
 
 
 def _compose_flat(  # type: ignore[no-untyped-def]
@@ -312,9 +296,14 @@ def _tables(tiles: Tiles) -> tuple[Any, ...]:
     )
 
 
+def share_rows(g: Tensor, segments: Segments) -> Tensor:
+    """The gradient of ``segment_sum``: every segment's row of ``g`` to its rows."""
+    return _take_rows(g, segments._index, segments._order, segments._pointers, False)
+
+
 def share_among_ties(g: Tensor, x: Tensor, y: Tensor, segments: Segments) -> Tensor:
     """The gradient of ``segment_max``: every segment's row of ``g`` to the rows that tie."""
-    return _tie_spread(g, x, y, segments._index, segments._order, segments._pointers, False)
+    return _spread_ties(g, x, y, segments._index, segments._order, segments._pointers, False)
 
 
 def _links(source: Segments, segments: Segments) -> tuple[Tensor, ...]:
@@ -336,9 +325,13 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def accumulation_type(dtype: torch.dtype) -> torch.dtype:
-    """Sums of half precision are accumulated in float32."""
-    return torch.float32 if dtype.itemsize < 4 else dtype
+def paired(operator: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """What gradients call: the operator, or where they are transformed the same in plain torch."""
+
+    def call(*args: Any) -> Any:
+        return plain(*args) if is_transformed(*args[:2]) else operator(*args)
+
+    return call
 
 
 def _bags(x: Tensor, columns: Tensor, pointers: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -417,11 +410,11 @@ def _save_tables(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _segment_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _segment_gather(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
+    return _take_rows(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
 
 
 def _segment_gather_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _segment_sum(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
+    return _sum_rows(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
 
 
 _segment_sum.register_autograd(_segment_sum_backward, setup_context=_save_tables)
@@ -493,10 +486,10 @@ def _gather_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_weight, *_ = ctx.needs_input_grad
     grad_weight = None
     if weight is not None and needs_weight:
-        dots = _gather_dot(grad, x, *links, ctx.cpp)
+        dots = _dot_rows(grad, x, *links, ctx.cpp)
         grad_weight = dots.sum(0) if weight.dim() == 1 else dots
     return (
-        _gather_sum(grad, weight, *links[3:], *links[:3], ctx.cpp) if needs_x else None,
+        _sum_taken(grad, weight, *links[3:], *links[:3], ctx.cpp) if needs_x else None,
         grad_weight,
         *(None for _ in (*links, ctx.cpp)),
     )
@@ -506,8 +499,8 @@ def _gather_dot_backward(ctx, grad):  # type: ignore[no-untyped-def]
     y, x, *links = ctx.saved_tensors
     needs_y, needs_x, *_ = ctx.needs_input_grad
     return (
-        _gather_sum(x, grad, *links, ctx.cpp) if needs_y else None,
-        _gather_sum(y, grad, *links[3:], *links[:3], ctx.cpp) if needs_x else None,
+        _sum_taken(x, grad, *links, ctx.cpp) if needs_y else None,
+        _sum_taken(y, grad, *links[3:], *links[:3], ctx.cpp) if needs_x else None,
         *(None for _ in (*links, ctx.cpp)),
     )
 
@@ -597,15 +590,15 @@ def _save_max(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _segment_max_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_spread(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
+    return _spread_ties(grad, *ctx.saved_tensors, ctx.cpp), None, None, None, None
 
 
 def _tie_spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_mean(grad, *ctx.saved_tensors, ctx.cpp), *(None for _ in range(6))
+    return _average_ties(grad, *ctx.saved_tensors, ctx.cpp), *(None for _ in range(6))
 
 
 def _tie_mean_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    return _tie_spread(grad, *ctx.saved_tensors, ctx.cpp), *(None for _ in range(6))
+    return _spread_ties(grad, *ctx.saved_tensors, ctx.cpp), *(None for _ in range(6))
 
 
 _segment_max.register_autograd(_segment_max_backward, setup_context=_save_max)
@@ -629,7 +622,7 @@ def _save_order(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _permute_rows_backward(ctx, grad):  # type: ignore[no-untyped-def]
     order, inverse = ctx.saved_tensors
-    return _permute_rows(grad, inverse, order), None, None
+    return _reorder(grad, inverse, order), None, None
 
 
 _permute_rows.register_autograd(_permute_rows_backward, setup_context=_save_order)
@@ -777,9 +770,9 @@ def _indexed_linear_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_weight, needs_shared, *_ = ctx.needs_input_grad
     turned = weight.transpose(1, 2)
     return (
-        _indexed_linear(grad, turned, None, *tables, ctx.cpp) if needs_x else None,
-        _indexed_outer(x, grad, *tables, ctx.cpp) if needs_weight else None,
-        _segment_sum(grad, *tables[-3:], ctx.cpp) if ctx.shared and needs_shared else None,
+        _multiply(grad, turned, None, *tables, ctx.cpp) if needs_x else None,
+        _multiply_out(x, grad, *tables, ctx.cpp) if needs_weight else None,
+        _sum_rows(grad, *tables[-3:], ctx.cpp) if ctx.shared and needs_shared else None,
         *(None for _ in (*tables, ctx.cpp)),
     )
 
@@ -849,13 +842,37 @@ def _indexed_outer_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_y, *_ = ctx.needs_input_grad
     turned = grad.transpose(1, 2)
     return (
-        _indexed_linear(y, turned, None, *tables, ctx.cpp) if needs_x else None,
-        _indexed_linear(x, grad, None, *tables, ctx.cpp) if needs_y else None,
+        _multiply(y, turned, None, *tables, ctx.cpp) if needs_x else None,
+        _multiply(x, grad, None, *tables, ctx.cpp) if needs_y else None,
         *(None for _ in (*tables, ctx.cpp)),
     )
 
 
 _indexed_outer.register_autograd(_indexed_outer_backward, setup_context=_save_outer)
+
+
+_take_rows = paired(_segment_gather, lambda y, index, *_: _plain.take(y, index))
+_sum_rows = paired(
+    _segment_sum,
+    lambda x, index, order, pointers, cpp: _plain.add(x, index, pointers.size(0) - 1),
+)
+_sum_taken = paired(_gather_sum, lambda x, weight, *links: _plain.gather_sum(x, weight, *links[:3]))
+_dot_rows = paired(_gather_dot, lambda y, x, *links: _plain.gather_dot(y, x, *links[:3]))
+_spread_ties = paired(_tie_spread, lambda g, x, y, index, *_: _plain.tie_spread(g, x, y, index))
+_average_ties = paired(_tie_mean, lambda h, x, y, index, *_: _plain.tie_mean(h, x, y, index))
+_reorder = paired(_permute_rows, lambda x, order, inverse: _plain.take(x, order))
+_multiply = paired(
+    _indexed_linear,
+    lambda x, weight, shared, is_sorted, segment, rows, places, blocks, *_: _plain.tiled_linear(
+        x, weight, shared, segment, rows, blocks
+    ),
+)
+_multiply_out = paired(
+    _indexed_outer,
+    lambda x, y, is_sorted, segment, rows, places, blocks, local, index, order, pointers, cpp: (
+        _plain.tiled_outer(x, y, segment, rows, blocks, pointers.size(0) - 1)
+    ),
+)
 
 
 class _ClusterLinear(torch.autograd.Function):
@@ -881,28 +898,51 @@ class _ClusterLinear(torch.autograd.Function):
         x_needs, weight_needs, matrix_needs, bias_needs = ctx.needs_input_grad[:4]
         grad_x = None
         if x_needs:
-            spread = sums.flatten(1) @ matrix.t().to(sums.dtype)
-            spread = (spread.view(x.size(0), k, x.size(-1)) / sizes[:, None]).to(x.dtype)
+            spread = side_by_side(sums) @ matrix.t().to(sums.dtype)
+            spread = (spread.reshape(x.size(0), k, x.size(-1)) / sizes[:, None]).to(x.dtype)
             grad_x = _spread(grad, weight.transpose(1, 2), spread, tables, cpp)
         return (
             grad_x,
             _outer(x, grad, weight.size(0), k, tables, cpp) if weight_needs else None,
-            (means.to(sums.dtype).flatten(1).t() @ sums.flatten(1)).to(x.dtype)
-            if matrix_needs
-            else None,
+            cross(means.to(sums.dtype), sums).to(x.dtype) if matrix_needs else None,
             sums.sum(0).to(x.dtype) if bias_needs else None,
             *(None for _ in range(2 + len(tables))),
         )
+
+
+def _runs(x: Tensor, k: int) -> Tensor:
+    """Equal runs of rows, ``[b, k, r, c]``."""
+    return x.reshape(x.size(0), k, x.size(1) // k, x.size(2))
+
+
+def cross(x: Tensor, y: Tensor) -> Tensor:
+    """Products of all entries of two tables, summed over samples."""
+    return side_by_side(x).t() @ side_by_side(y)
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """The rows of every sample side by side; batches of gradients know no ``flatten``."""
+    return x.reshape(x.size(0), x.size(1) * x.size(2))
+
+
+def all_rows(x: Tensor) -> Tensor:
+    """The rows of all samples, one below the other."""
+    return x.reshape(x.size(0) * x.size(1), x.size(2))
+
+
+def _grouped(x: Tensor, weight: Tensor, shared: Tensor) -> Tensor:
+    plain = is_transformed(x, weight)
+    return (_plain.grouped_linear if plain else grouped_linear)(x, weight, shared)
 
 
 def _pool(x: Tensor, k: int, tables: Sequence[Any], cpp: bool) -> Tensor:
     """Sums of the rows of every cluster, ``[b, k, c]``; float32 for half precision."""
     wide = accumulation_type(x.dtype)
     if not tables:
-        return x.unflatten(1, (k, x.size(1) // k)).sum(dim=2, dtype=wide)
+        return _runs(x, k).sum(dim=2, dtype=wide)
     if _is_direct(cpp, x):
         return _cpp_rows.segment_sum(x, *tables[-3:])
-    return _segment_sum(x.to(wide), *tables[-3:], cpp)
+    return _sum_rows(x.to(wide), *tables[-3:], cpp)
 
 
 def _is_direct(cpp: bool, *tensors: Tensor) -> bool:
@@ -919,24 +959,25 @@ def _spread(x: Tensor, weight: Tensor, shared: Tensor, tables: Sequence[Any], cp
     """Each row times the matrix of its cluster, plus the row ``shared`` of its cluster."""
     k = shared.size(1)
     if not tables:
-        return grouped_linear(x.unflatten(1, (k, x.size(1) // k)), weight, shared).flatten(1, 2)
+        y = _grouped(_runs(x, k), weight, shared)
+        return y.reshape(*x.shape[:2], y.size(-1))
     weight = weight.expand(k, -1, -1)
     if _is_direct(cpp, x, weight, shared):
         local, index, *_ = tables[-4:]
         return _cpp_rows.indexed_linear(x, weight, shared, index, local)
-    return _indexed_linear(x, weight, shared, *tables, cpp)
+    return _multiply(x, weight, shared, *tables, cpp)
 
 
 def _outer(x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Any], cpp: bool) -> Tensor:
     """``x^T y`` summed over the samples and over the rows of every cluster, or over all rows."""
     if matrices == 1:
-        return (x.flatten(0, 1).t() @ y.flatten(0, 1))[None]
+        return (all_rows(x).t() @ all_rows(y))[None]
     if tables and _is_direct(cpp, x, y):
         local, index, order, pointers = tables[-4:]
         return _cpp_rows.indexed_outer(x, y, index, local, order, pointers)
     if tables:
-        return _indexed_outer(x, y, *tables, cpp)
-    x, y = (value.unflatten(1, (k, value.size(1) // k)) for value in (x, y))
+        return _multiply_out(x, y, *tables, cpp)
+    x, y = _runs(x, k), _runs(y, k)
     if y.size(-1) == 1:  # a row on the left is faster than a column on the right
         return (y.transpose(2, 3) @ x).sum(0).transpose(1, 2)
     return (x.transpose(2, 3) @ y).sum(0)

@@ -3,7 +3,10 @@
 Every primitive here checks shapes and types and calls a back-end: :mod:`gsym.kernels.reference`
 holds the definitions, :mod:`gsym.kernels.native` the fast code, and
 :func:`gsym.kernels.backend` names another. All are deterministic and have derivatives of any order
-in reverse mode (``backward``, ``torch.autograd.grad``); there is no forward mode.
+in reverse mode (``backward``, ``torch.autograd.grad``) and in forward mode, under every transform
+of ``torch.func`` and for batches of gradients (``is_grads_batched=True``). There, and under
+``torch.export``, which ONNX and AOTInductor start from, they are composed of operators of torch,
+whatever the back-end but ``"reference"``, and ``trace`` says ``"native"``.
 
 Where a tensor may have leading axes ``[..., ]`` of its own, they are those of ``x``, or there are
 none: then all samples share it. Values are never looked at, which would stop a GPU to wait for it.
@@ -169,7 +172,7 @@ def indexed_linear(
     _check_tiles(tiles)
     _check_rows("x", x, tiles.segments)
     x, weight, shared = _operands("x", x, {"weight": weight, "shared": shared})
-    count = tiles.segments._pointers.size(0) - 1
+    count = tiles.segments._count
     _check_matrices("weight", weight, count, x.size(-1))
     if shared is not None:
         _check_shape("shared", shared, (count, weight.size(2)), x.shape[:-2])
@@ -513,7 +516,7 @@ def _check_edges(
     """Sizes of what :func:`edge_mlp_sum` takes."""
     _check_segments("sender", given["sender"], source)
     _check_pair(source, segments, "edges")
-    if not segments.is_sorted:
+    if not (segments.is_sorted or segments.is_traced):
         raise ValueError(
             "edges must be sorted by receiver; sort them with segments.order, and edge_attr alike"
         )
@@ -562,7 +565,9 @@ def _check_sizes(x: Tensor, sizes: Tensor, tiles: Tiles | None) -> None:
     if tiles is not None:
         _check_tiles(tiles)
         _check_rows("x", x, tiles.segments)
-        _check_shape("sizes", sizes, (tiles.segments._pointers.size(0) - 1,))
+        _check_shape("sizes", sizes, (tiles.segments._count,))
+        if tiles.is_traced:
+            return
         right, empty = tiles._sizes, tiles._has_empty
     elif count == 0 or x.size(-2) % count:
         raise ValueError(
@@ -619,7 +624,7 @@ def _check_rows(name: str, x: Tensor, segments: Segments) -> None:
 
 def _check_segments(name: str, y: Tensor, segments: Segments) -> None:
     _check_index(segments)
-    _check(name, y, segments._pointers.size(0) - 1, "there is one row per segment", segments)
+    _check(name, y, segments._count, "there is one row per segment", segments)
 
 
 def _check(name: str, x: Tensor, rows: int, why: str, segments: Segments) -> None:

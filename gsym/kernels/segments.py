@@ -97,13 +97,14 @@ class Segments(_Value):
         [[2.0], [4.0]]
     """
 
-    _tables = ("_index", "_order", "_pointers")
+    _tables: ClassVar[tuple[str, ...]] = ("_index", "_order", "_pointers")
     _index: Tensor
     _order: Tensor
     _pointers: Tensor
     _last_columns: tuple[Tensor, Tensor] | None
     num_segments: int
     is_sorted: bool
+    is_traced = False
 
     def __init__(self, index: Tensor, num_segments: int) -> None:
         num_segments = check_segment_index(index, num_segments)
@@ -145,6 +146,20 @@ class Segments(_Value):
                 )
         return cls(index, num_segments)
 
+    @staticmethod
+    def traced(index: Tensor, num_segments: int) -> Segments:
+        """An index that is not known yet, int64 ``[e]``, for use while a compiler traces.
+
+        Nothing is checked and nothing sorted, so it may be an input of the traced program. The
+        primitives take it in plain torch; it has no ``order`` and no ``pointers``.
+        """
+        return _TracedSegments(index, num_segments)
+
+    @property
+    def _count(self) -> int:
+        """The number of segments, which the compiler takes for a size and not for a constant."""
+        return self._pointers.size(0) - 1
+
     index = _copy_of("_index", "Segment of every row, ``[e]``.")
     order = _copy_of("_order", "Rows sorted by segment, ``[e]``.")
     pointers = _copy_of("_pointers", "Where each segment begins, ``[num_segments + 1]``.")
@@ -180,6 +195,18 @@ class Segments(_Value):
         return f"Segments({self._index.numel()} rows, {self.num_segments} segments)"
 
 
+class _TracedSegments(Segments):
+    _tables = ("_index",)
+    is_traced = True
+
+    def __init__(self, index: Tensor, num_segments: int) -> None:
+        self._fill(num_segments=num_segments, is_sorted=False, _index=index, _last_columns=None)
+
+    @property
+    def _count(self) -> int:
+        return self.num_segments
+
+
 class Tiles(_Value):
     """Rows of equal weight gathered into tiles of one height, for batched matrix products.
 
@@ -199,7 +226,14 @@ class Tiles(_Value):
         local: Rows sorted by segment within blocks of ``LOCAL_ROWS``, ``[r]``.
     """
 
-    _tables = ("_segment", "_rows", "_places", "_blocks", "_local", "_sizes")
+    _tables: ClassVar[tuple[str, ...]] = (
+        "_segment",
+        "_rows",
+        "_places",
+        "_blocks",
+        "_local",
+        "_sizes",
+    )
     _segment: Tensor
     _rows: Tensor
     _places: Tensor
@@ -209,12 +243,18 @@ class Tiles(_Value):
     _has_empty: bool
     segments: Segments
     height: int
+    is_traced = False
 
     def __init__(self, segments: Segments, in_channels: int, out_channels: int) -> None:
         if not isinstance(segments, Segments):
             raise TypeError(f"segments must be Segments; got {type(segments).__name__}")
         with undisturbed():
             self._fill(segments=segments, **_tiles(segments, in_channels, out_channels))
+
+    @staticmethod
+    def traced(segments: Segments) -> Tiles:
+        """Tiles of :meth:`Segments.traced`: each row will have a copy of its matrix."""
+        return _TracedTiles(segments)
 
     segment = _copy_of("_segment", "Segment of every tile, ``[t]``.")
     rows = _copy_of("_rows", "Row of the block in every place of a tile, ``[t, height]``.")
@@ -227,6 +267,22 @@ class Tiles(_Value):
 
     def __repr__(self) -> str:
         return f"Tiles({self._segment.numel()} tiles of {self.height} rows)"
+
+
+class _TracedTiles(Tiles):
+    _tables = ()
+    is_traced = True
+
+    def __init__(self, segments: Segments) -> None:
+        self._fill(segments=segments)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the index lies."""
+        return self.segments.device
+
+    def __repr__(self) -> str:
+        return f"Tiles.traced({self.segments})"
 
 
 def _tiles(segments: Segments, in_channels: int, out_channels: int) -> dict[str, object]:
