@@ -10,6 +10,7 @@ precision, and every step has a temporary of its size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,8 @@ def take(y: Tensor, index: Tensor) -> Tensor:
 def add(x: Tensor, index: Tensor, count: int, wide: bool = False) -> Tensor:
     """Sums ``[..., count, c]`` of the rows of ``x`` by ``index``, left in the type of sums."""
     rows = x.to(accumulation_type(x.dtype))
-    sums = rows.new_zeros(*x.shape[:-2], count, x.size(-1)).index_add(-2, index, rows)
+    # ONNX scatters by int64 alone.
+    sums = rows.new_zeros(*x.shape[:-2], count, x.size(-1)).index_add(-2, index.long(), rows)
     return sums if wide else sums.to(x.dtype)
 
 
@@ -301,7 +303,7 @@ def tiled_linear(
     every = _places(rows, blocks, x.size(-2))
     (tiles, height), batch = every.shape, x.shape[:-2]
     y = torch.bmm(_tiled(x, every), weight.index_select(0, segment))
-    y = y.reshape(tiles, batch.numel(), height, weight.size(-1)).transpose(0, 1)
+    y = y.reshape(tiles, math.prod(batch), height, weight.size(-1)).transpose(0, 1)
     y = y.reshape(*batch, tiles, height, weight.size(-1))
     if shared is not None:
         y = y + take(shared, segment).unsqueeze(-2)
@@ -359,7 +361,7 @@ def _places(rows: Tensor, blocks: Tensor, count: int) -> Tensor:
 
 def _tiled(x: Tensor, every: Tensor) -> Tensor:
     """The rows of every tile, samples one after another, ``[t, b * height, c]``."""
-    (tiles, height), batch, channels = every.shape, x.shape[:-2].numel(), x.size(-1)
+    (tiles, height), batch, channels = every.shape, math.prod(x.shape[:-2]), x.size(-1)
     rows = take(F.pad(x, (0, 0, 0, 1)), every.flatten())
     rows = rows.reshape(batch, tiles, height, channels).transpose(0, 1)
     return rows.reshape(tiles, batch * height, channels)

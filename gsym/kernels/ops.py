@@ -656,7 +656,11 @@ def _check_shape(
 ) -> None:
     """``own``, or that behind the leading axes of what it goes with."""
     _check_tensor(name, value)
-    if value.shape != own and value.shape != (*batch, *own):
+    # The number of axes first: to compare the first ones would tie a symbolic size to a number.
+    fits = value.dim() == len(own) and value.shape == own
+    if not fits and value.dim() == len(batch) + len(own):
+        fits = value.shape == (*batch, *own)
+    if not fits:
         more = f" or {[*batch, *own]}" if batch else ""
         raise ValueError(f"{name} must be {list(own)}{more}; got {list(value.shape)}")
 
