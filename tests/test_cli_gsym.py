@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -183,6 +187,13 @@ def test_symmetries(folder, capsys):
         (("choose", "--signals", "nowhere.npz"), "no file nowhere.npz; check the name"),
         ((*CHOOSE, "--method", "wrad"), "unknown method 'wrad'; did you mean ward"),
         ((*CHOOSE, "--out", "no/report.html"), "make it first"),
+        (
+            (*CHOOSE, "--out", "r.pdf"),
+            "got r.pdf; open the page in a browser and print it to a PDF",
+        ),
+        ((*CHOOSE, "--save", "x.npz"), "would overwrite a file of this command"),
+        (("symmetries", "--graph", "graph.csv", "--out", "a.csv"), "must end in .npz"),
+        (("choose", "--graph", "graph.csv", "--signals", "turned.npz"), "transpose the signals"),
         ((*CHOOSE, "--save", "."), "is a folder; name a file"),
         ((*CHOOSE, "--levels", "99"), "99"),
         ((*CHOOSE, "--method", "louvain", "--use", "signals"), "does not look at signals"),
@@ -224,6 +235,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, capsys, args, message):
     values[2, 3] = np.nan
     np.savez("nan.npz", x=values)
     np.savez("one.npz", x=np.arange(N)[None] * 1.0)
+    np.savez("turned.npz", x=np.random.default_rng(0).normal(size=(N, 80)))
     np.savez("flat.npz", x=np.ones((5, N)))
     np.savez("small.npz", x=np.random.default_rng(0).normal(size=(80, N - 1)))
     edge = np.array([[0], [1]])
@@ -247,6 +259,77 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, capsys, args, message):
     assert message in errors[0]
     assert captured.out == ""
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_was_read_comes_first_and_in_json(folder, capsys):
+    ids = [f"sensor {i}" for i in range(N)]
+    with np.load("x.npz") as held:
+        rows = [",".join(["", *ids])]
+        rows += [f"{i}," + ",".join(map(repr, row.tolist())) for i, row in enumerate(held["x"])]
+    (folder / "x.csv").write_text("\n".join(rows))
+    edges = "".join(f"{a},{b}\n" for a, b in itertools.pairwise(ids))
+    (folder / "named.csv").write_text("from,to\n" + edges)
+    args = ("choose", "--graph", "named.csv", "--signals", "x.csv", "--levels", "4")
+    captured = run(capsys, *args, "--save", "best.npz")
+    lines = [line for line in captured.err.splitlines() if line.startswith("read: ")]
+    assert lines[0].startswith("read: named.csv: 12 nodes, 22 edges; ")
+    assert lines[1].startswith("read: x.csv: 80 samples, 12 nodes, 0 missing; header: row 1; index")
+    with np.load("best.npz") as saved:
+        assert saved["names"].tolist() == ids
+    answer = json.loads(run(capsys, *args, "--json").out)
+    assert answer["names"] == ids
+    assert [(r["file"], r["nodes"]) for r in answer["read"]] == [("named.csv", N), ("x.csv", N)]
+    for command in ("coarsen", "symmetries"):
+        answer = json.loads(run(capsys, command, "--graph", "named.csv", "--json").out)
+        # Without signals the nodes stand in the order of their names.
+        assert answer["names"] == sorted(ids) and answer["read"][0]["edges"] == 22
+    run(capsys, "coarsen", "--graph", "named.csv", "--levels", "4", "--out", "clusters.npz")
+    # Labels follow the names of their nodes into the order of the signals.
+    choice = json.loads(run(capsys, *args[:5], "--partitions", "clusters.npz", "--json").out)
+    with np.load("clusters.npz") as saved:
+        label = dict(zip(saved["names"].tolist(), saved["labels"][0].tolist(), strict=True))
+    assert [label[name] for name in ids] == choice["labels"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_and_returns_130(folder, sent):
+    # A search that takes long, in a worker of its own.
+    graph = nx.random_regular_graph(3, 3000, seed=0)
+    np.savez("long.npz", edge_index=np.array([*graph.edges, *[e[::-1] for e in graph.edges]]).T)
+    command = [sys.executable, "-m", "gsym", "symmetries", "--graph", "long.npz"]
+    command += ["--solver", "networkx", "--time-budget", "600", "--out", "orbits.npz"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stderr:
+        if line.startswith("read: "):
+            break
+    deadline = time.monotonic() + 60
+    while not children(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = children(process.pid)
+    assert workers
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("interrupted: nothing half-written is left; run the")
+    assert "Traceback" not in err and not (folder / "orbits.npz").exists()
+    assert not list(folder.glob("*.tmp"))
+    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(worker) for worker in workers)
+
+
+def children(pid):
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    if not path.exists():
+        pytest.skip("this system does not tell the children of a process")
+    return [int(child) for child in path.read_text().split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_help_teaches_with_an_example(capsys):

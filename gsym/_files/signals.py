@@ -214,6 +214,8 @@ def read_partitions(
 ) -> list[Partition]:
     """Partitions of a file: ``labels`` ``[n]`` or ``[m, n]``, or a text file with one row each.
 
+    Labels that come with the names of their nodes are put in the order of ``names``.
+
     Raises:
         FileError: Labels of another number of nodes, or written for another graph, or for nodes of
             other names.
@@ -232,20 +234,19 @@ def read_partitions(
             f"{path}: a partition of this graph has one label for each of {num_nodes} nodes; "
             f"got labels {list(labels.shape)}; it belongs to another graph"
         )
+    if "names" in arrays and names is not None:
+        written = np.asarray(arrays["names"]).astype(str).tolist()
+        if sorted(written) != sorted(names):
+            raise FileError(f"{path}: was written for nodes of other names, as {written[0]!r:.60}")
+        if written != list(names):
+            place = {name: i for i, name in enumerate(written)}
+            labels, edge_index = labels[:, [place[name] for name in names]], None
     if "graph" in arrays and edge_index is not None:
-        written, here = str(arrays["graph"]), fingerprint(edge_index, num_nodes)
-        if written != here:
+        there, here = str(arrays["graph"]), fingerprint(edge_index, num_nodes)
+        if there != here:
             raise FileError(
                 f"{path}: was written for another graph of {num_nodes} nodes "
-                f"(its fingerprint is {written:.12}, that of this graph {here:.12})"
-            )
-    if "names" in arrays and names is not None:
-        differ = np.flatnonzero(np.asarray(arrays["names"]).astype(str) != np.asarray(names))
-        if differ.size:
-            raise FileError(
-                f"{path}: was written for other nodes, or for these in another order: node "
-                f"{differ[0]} was {str(arrays['names'][differ[0]])!r:.60}, here it is "
-                f"{names[differ[0]]!r:.60}"
+                f"(its fingerprint is {there:.12}, that of this graph {here:.12})"
             )
     return [Partition.from_labels(torch.from_numpy(integers(path, row))) for row in labels]
 
