@@ -165,36 +165,51 @@ def parse_amc(text: str, skeleton: Skeleton) -> dict[str, np.ndarray]:
         of the file, before its three angles.
 
     Raises:
-        DataError: If the text is not such a file, or belongs to another skeleton.
+        DataError: If the text is not such a file, or belongs to another skeleton; if a frame is
+            missing, or lacks a bone or has it twice: nothing is filled in.
     """
     width = {name: len(bone.axes) for name, bone in skeleton.bones.items() if bone.axes}
     width["root"] += 3
-    rows: dict[str, list[list[float]]] = {name: [] for name in width}
-    frames = 0
     _, mark, body = text.partition(":DEGREES")
     if not mark:
         raise DataError("not an AMC file in degrees: there is no line :DEGREES")
+    frames: list[dict[str, list[float]]] = []
+    number = None
     for line in body.splitlines():
         words = line.split()
         if len(words) == 1 and words[0].isdecimal():
-            frames += 1
+            if number is not None and int(words[0]) != number + 1:
+                raise DataError(f"frame {words[0]} follows frame {number}: frames are missing")
+            number = int(words[0])
+            frames.append({})
         elif words:
             name, *values = words
+            if number is None:
+                raise DataError(f"bone {name} comes before the first frame")
+            if name in frames[-1]:
+                raise DataError(f"frame {number}: bone {name} is there twice")
             if len(values) != width.get(name):
                 raise DataError(
-                    f"frame {frames}: expected {width.get(name, 'no')} values for bone {name}, "
+                    f"frame {number}: expected {width.get(name, 'no')} values for bone {name}, "
                     f"got {len(values)}; the ASF and AMC files must be of one subject"
                 )
             try:
-                rows[name].append([float(value) for value in values])
+                frames[-1][name] = [float(value) for value in values]
             except ValueError as error:
-                raise DataError(f"frame {frames}, bone {name}: {error}") from error
-    short = [name for name in width if len(rows[name]) != frames]
-    if short or not frames:
+                raise DataError(f"frame {number}, bone {name}: {error}") from error
+            if not np.isfinite(frames[-1][name]).all():
+                raise DataError(f"frame {number}, bone {name}: {' '.join(values)} is not finite")
+    if not frames:
+        raise DataError("0 frames; file cut off?")
+    assert number is not None
+    short = [frame for frame, moved in enumerate(frames) if len(moved) < len(width)]
+    if short:
+        lacking = [name for name in width if name not in frames[short[0]]]
         raise DataError(
-            f"{frames} frames, and not every one moves the bones {short}; file cut off?"
+            f"{len(short)} of {len(frames)} frames lack bones: frame "
+            f"{number - len(frames) + 1 + short[0]} does not move {lacking}; file cut off?"
         )
-    return {name: np.array(values) for name, values in rows.items()}
+    return {name: np.array([moved[name] for moved in frames]) for name in width}
 
 
 def bone_ends(skeleton: Skeleton, motion: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

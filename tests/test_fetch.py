@@ -612,7 +612,13 @@ def test_parse_asf_says_what_is_wrong(old, new, reason):
         ("upper 90", "wing 90", "expected no values for bone wing"),
         ("upper 90", "nail 90", "expected no values for bone nail"),
         ("upper 90", "upper x", "frame 2, bone upper"),
-        ("hand 90 90 0\n", "", r"4 frames.*\['hand'\]"),
+        ("hand 90 90 0\n", "", r"1 of 4 frames lack bones: frame 4 does not move \['hand'\]"),
+        # A bone twice and another frame without it add up to the right number of rows.
+        ("upper 90\n", "upper 90\nupper 90\n", "frame 2: bone upper is there twice"),
+        ("upper 90\n", "", r"1 of 4 frames lack bones: frame 2 does not move \['upper'\]"),
+        ("\n3\n", "\n5\n", "frame 5 follows frame 2: frames are missing"),
+        ("1\nroot", "root", "bone root comes before the first frame"),
+        ("upper 90", "upper nan", "frame 2, bone upper: nan is not finite"),
         (MOTION[MOTION.index("1\nroot") :], "", "0 frames"),
     ],
 )
