@@ -263,20 +263,22 @@ class Pipeline:
         return moved / self.pointers.diff().clamp(min=1).to(moved.dtype)[:, None]
 
     def move(self, r: Tensor, size: Tensor) -> Tensor:
-        move = r / self.length(r) * (size.tanh() if self.tanh else size)
-        return move if self.clamp is None else move * self.shortening(move)
+        scale = (size.tanh() if self.tanh else size) / self.length(r)
+        if self.clamp is None:
+            return r * scale
+        return r * scale * self.shortening(_length(r) * scale.abs())
 
     def move_backward(self, r: Tensor, size: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of :meth:`move` by ``r`` and ``size``."""
         length = self.length(r)
         unit, factor = r / length, size.tanh() if self.tanh else size
         if self.clamp is not None:
-            move = unit * factor
-            square = move.square().sum(-1, keepdim=True)
-            along = (grad * move).sum(-1, keepdim=True) / square
-            shortened = (grad - along * move) * self.shortening(move)
-            # Rounding leaves the factor of short moves below 1 as well.
-            grad = torch.where(square > self.clamp**2, shortened, grad)
+            distance = _length(r)
+            reach = distance * (factor / length).abs()
+            direction = r / distance
+            along = (grad * direction).sum(-1, keepdim=True)
+            shortened = (grad - along * direction) * self.shortening(reach)
+            grad = torch.where(reach > self.clamp, shortened, grad)
         grad_size = (grad * unit).sum(-1, keepdim=True)
         if self.tanh:
             grad_size = grad_size * (1 - factor.square())
@@ -286,13 +288,20 @@ class Pipeline:
         """What a difference is divided by; coincident points have no direction, their r stays 0."""
         if not self.normalize:
             return 1
-        length = r.square().sum(-1, keepdim=True).sqrt_()
+        length = _length(r)
         return (length + 1e-8).masked_fill_(length == 0, 1)
 
-    def shortening(self, move: Tensor) -> Tensor:
-        """The factor that keeps a move within the clamp."""
+    def shortening(self, reach: Tensor) -> Tensor:
+        """The factor that keeps a move within the clamp.
+
+        By lengths, as the square of one may be beyond all numbers.
+        """
         assert self.clamp is not None
-        return self.clamp / move.square().sum(-1, keepdim=True).clamp(min=self.clamp**2).sqrt()
+        return self.clamp / reach.clamp(min=self.clamp)
+
+
+def _length(r: Tensor) -> Tensor:
+    return r.square().sum(-1, keepdim=True).sqrt_()
 
 
 def _rows(x: Tensor, block: _Block) -> Tensor:

@@ -483,7 +483,7 @@ def _forward_kernel(
         factor = (_tanh(size) if TANH else size) * _inverse_length(s, NORMALIZE)
         if CLAMP is not None:
             longest = tl.full([E], CLAMP, ACC)
-            factor *= longest / tl.sqrt(tl.maximum(s * factor * factor, longest * longest))
+            factor *= longest / tl.maximum(tl.sqrt(s) * tl.abs(factor), longest)
         member, first = _owners(i, index, None, place, real, E)
         _store_moves(
             *(factor, None, None, pos_i, pos_j, i, j, real, member, i, first, pointers),
@@ -513,12 +513,11 @@ def _move_gradient(
     q = tl.zeros(s.shape, ACC)
     if CLAMP is not None:
         longest = tl.full(s.shape, CLAMP, ACC)
-        squares = s * p * p
-        beyond = squares >= longest * longest
-        squares = tl.maximum(squares, longest * longest)
+        reach = tl.sqrt(s) * tl.abs(p)  # a length, as its square may be beyond all numbers
+        beyond = reach >= longest
         grad_size = tl.where(beyond, 0.0, grad_size)
-        shrunk = p * longest / tl.sqrt(squares)
-        q = tl.where(beyond, -shrunk * p * p * along / squares, 0.0)
+        shrunk = p * longest / tl.maximum(reach, longest)
+        q = tl.where(beyond, -shrunk * along / tl.where(beyond, s, 1.0), 0.0)
         p = shrunk
     if TANH:
         grad_size *= 1.0 - factor * factor

@@ -486,8 +486,10 @@ def _gather_sum_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs_x, needs_weight, *_ = ctx.needs_input_grad
     grad_weight = None
     if weight is not None and needs_weight:
-        dots = _dot_rows(grad, x, *links, ctx.cpp)
-        grad_weight = dots.sum(0) if weight.dim() == 1 else dots
+        # Summed over samples before they are rounded.
+        wide = accumulation_type(x.dtype) if weight.dim() == 1 else x.dtype
+        dots = _dot_rows(grad.to(wide), x.to(wide), *links, ctx.cpp)
+        grad_weight = dots.sum(0).to(x.dtype) if weight.dim() == 1 else dots
     return (
         _sum_taken(grad, weight, *links[3:], *links[:3], ctx.cpp) if needs_x else None,
         grad_weight,
@@ -978,6 +980,9 @@ def _outer(x: Tensor, y: Tensor, matrices: int, k: int, tables: Sequence[Any], c
     if tables:
         return _multiply_out(x, y, *tables, cpp)
     x, y = _runs(x, k), _runs(y, k)
+    if x.dtype.itemsize < 4:  # no sum over samples of what was rounded
+        x, y = (v.transpose(0, 1).reshape(k, -1, v.size(-1)) for v in (x, y))
+        return x.transpose(1, 2) @ y
     if y.size(-1) == 1:  # a row on the left is faster than a column on the right
         return (y.transpose(2, 3) @ x).sum(0).transpose(1, 2)
     return (x.transpose(2, 3) @ y).sum(0)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gsym._validate import check_clamp
 from gsym.kernels._dispatch import run
+from gsym.kernels._plain import accumulation_type
 from gsym.kernels._transforms import is_eager
 from gsym.kernels.segments import Segments, Tiles
 
@@ -107,7 +108,9 @@ def gather_segment_sum(
         x: Rows ``[..., n, c]``.
         source: Which row of ``x`` every entry reads, ``e`` entries into ``n`` segments.
         segments: To which segment every entry belongs, in the same order of entries.
-        weight: Factor of every entry, ``[e]`` or ``[..., e]``; 1 where ``None``.
+        weight: Factor of every entry, ``[e]`` or ``[..., e]``; 1 where ``None``. With ``x`` of half
+            precision it may be float32, which a share in a large mean needs; then both are
+            multiplied in float32 and the sum is rounded once.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
@@ -133,10 +136,15 @@ def gather_segment_sum(
     _check_pair(source, segments, "entries")
     if weight is not None:
         _check_device("x", x, "weight", weight)
-        if torch.is_autocast_enabled(x.device.type):
+        wide = accumulation_type(x.dtype)
+        if torch.is_autocast_enabled(x.device.type) and weight.dtype != wide:
             weight = weight.to(x.dtype)
-        _check_type("x", x, "weight", weight)
+        if weight.dtype != wide:
+            _check_type("x", x, "weight", weight)
         _check_shape("weight", weight, (segments._index.size(0),), x.shape[:-2])
+        if weight.dtype != x.dtype:
+            y: Tensor = run("gather_segment_sum", backend, x.to(wide), source, segments, weight)
+            return y.to(x.dtype)
     return run("gather_segment_sum", backend, x, source, segments, weight)
 
 

@@ -199,24 +199,17 @@ template <typename T, typename I> struct Walk {
 
   T factor(int64_t e) const { return g.tanh ? std::tanh(size[e]) : size[e]; }
 
-  T longest_squared() const { return T(g.clamp * g.clamp); }
-
-  // How far a clamp shortens a vector of this squared length; rounding leaves it below 1 for short
-  // ones as well.
-  T shortening(T square) const {
-    return T(g.clamp) / std::sqrt(std::max(square, longest_squared()));
-  }
+  // How far a clamp shortens a move: by lengths, as the square of one may be beyond all numbers.
+  T shortening(T reach) const { return T(g.clamp) / std::max(reach, T(g.clamp)); }
 
   void displace() {
     for (int64_t e = 0; e < count; e++) {
       const T *r = difference + e * g.dims;
-      T *out = move + e * g.dims, scale = factor(e) / length(e), square = 0;
-      for (int64_t d = 0; d < g.dims; d++) {
-        out[d] = r[d] * scale;
-        square += out[d] * out[d];
-      }
-      if (g.clamped)
-        for (int64_t d = 0; d < g.dims; d++) out[d] *= shortening(square);
+      T *out = move + e * g.dims, scale = factor(e) / length(e);
+      for (int64_t d = 0; d < g.dims; d++) out[d] = r[d] * scale;
+      if (!g.clamped) continue;
+      const T shorter = shortening(std::sqrt(squared[e]) * std::abs(scale));
+      for (int64_t d = 0; d < g.dims; d++) out[d] *= shorter;
     }
   }
 
@@ -225,17 +218,13 @@ template <typename T, typename I> struct Walk {
     const T *r = difference + e * g.dims;
     T *out = move + e * g.dims, scale = T(1) / length(e), f = factor(e), grad_size = 0;
     for (int64_t d = 0; d < g.dims; d++) out[d] = given[d] * g.share(node[e]);
-    bool shortened = false;
-    if (g.clamped) {
-      T square = 0, along = 0;
-      for (int64_t d = 0; d < g.dims; d++) {
-        T moved = r[d] * scale * f;
-        square += moved * moved;
-        along += out[d] * moved;
-      }
-      shortened = square > longest_squared();
-      for (int64_t d = 0; shortened && d < g.dims; d++)
-        out[d] = (out[d] - along / square * (r[d] * scale * f)) * shortening(square);
+    const T distance = std::sqrt(squared[e]), reach = distance * std::abs(f * scale);
+    const bool shortened = g.clamped && reach > T(g.clamp);
+    if (shortened) {
+      T along = 0;
+      for (int64_t d = 0; d < g.dims; d++) along += out[d] * (r[d] / distance);
+      for (int64_t d = 0; d < g.dims; d++)
+        out[d] = (out[d] - along * (r[d] / distance)) * shortening(reach);
     }
     for (int64_t d = 0; d < g.dims; d++) {
       grad_size += out[d] * r[d] * scale;
