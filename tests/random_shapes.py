@@ -111,7 +111,9 @@ def agree(primitive, x, *args, **options):
 
 def compare(what, ones, others, dtype):
     """Errors are small beside the largest number of all: where terms cancel, rounding stays."""
-    largest = max([1.0, *(float(t.abs().max()) for t in others if t is not None and t.numel())])
+    largest = max(
+        [1.0, *(float(t.detach().abs().max()) for t in others if t is not None and t.numel())]
+    )
     limit = TOLERANCE[dtype] * largest
     for number, (one, other) in enumerate(zip(ones, others, strict=True)):
         if one is None or other is None:
@@ -119,7 +121,7 @@ def compare(what, ones, others, dtype):
             assert other is None or not other.any(), f"{what} {number} is zero"
             continue
         assert one.shape == other.shape, f"{what} {number}: {one.shape}, not {other.shape}"
-        error = float((one.double() - other).abs().max()) if one.numel() else 0.0
+        error = float((one.double() - other).detach().abs().max()) if one.numel() else 0.0
         assert error <= limit, f"{what} {number}: off by {error:.2e} of {limit:.2e}, {one.shape}"
 
 

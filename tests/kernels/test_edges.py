@@ -180,8 +180,9 @@ def test_parity_of_layouts(path, variant, layout):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_parity_of_types(fused, variant, dtype):
-    # Sums of large terms that cancel: either order of adding has its own digits.
-    allowed = 5e-5 if (fused, dtype) == ("cpp", torch.float32) else None
+    # Sums of large terms that cancel: either order of adding has its own digits, the fewer the
+    # narrower the vectors of the processor are, and without fused products.
+    allowed = 1e-4 if (fused, dtype) == ("cpp", torch.float32) else None
     assert_parity(on(fused), *make_case(variant, "65 edges", dtype=dtype), allowed)
 
 

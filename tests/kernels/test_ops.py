@@ -891,13 +891,15 @@ class TestCompiledRows:
                 source, segments = with_wide_index(source), with_wide_index(segments)
             y = on("cpp", "gather_segment_sum")(x, source, segments, weight)
             results.append([y, *torch.autograd.grad(y.square().sum(), (x, weight))])
-        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        # No equal bits: a compiler may fuse products in the one loop and not in the other.
+        for a, b in zip(*results, strict=True):
+            assert_near(a, b, 1e-14, "wide tables")
 
     def test_reads_wide_indices(self):
         both = list(large_cases(2_000, 9, 3, 5)), list(large_cases(2_000, 9, 3, 5))
         for (op, args), (_, wide) in zip(*both, strict=True):
             wide = [with_wide_index(a) if isinstance(a, Segments | Tiles) else a for a in wide]
-            assert torch.equal(on("cpp", op)(*args), on("cpp", op)(*wide))
+            assert_near(on("cpp", op)(*args), on("cpp", op)(*wide), 1e-14, op)
 
     def test_of_no_channels(self):
         for op, args in large_cases(2_000, 9, 0, 3):
