@@ -1,6 +1,10 @@
 """Kernels that were built ahead of time, and are refused where they would not run."""
 
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from stub_compiler import builds, library_in, told, total
@@ -112,3 +116,51 @@ def test_names_of_features_are_those_of_linux():
     assert compiler.needs() == {
         *("pni", "sse41", "bmi1", "abm", "avx512vnni", "avx512vbmi2", "3dnowprefetch", "fma"),
     }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_trusts_what_root_built_and_no_one_else_did():
+    code = f"""
+import importlib.util, os, pathlib, sys
+spec = importlib.util.spec_from_file_location("cache", {_cpp_cache.__file__!r})
+cache = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cache)
+os.setgid(12345)
+os.setuid(12345)
+def attempt(name, create=False):
+    try:
+        with cache.opened(pathlib.Path(sys.argv[1], name), create=create) as folder:
+            print(folder.read("file", 99).decode())
+            with folder.locked():
+                print("locked")
+    except (cache.CacheError, OSError) as error:
+        print(type(error).__name__, error)
+attempt("of root")
+attempt("of a stranger")
+attempt("private")
+attempt("new", create=True)
+"""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        for name, owner, mode in (
+            ("of root", 0, 0o755),
+            ("of a stranger", 12346, 0o755),
+            ("private", 0, 0o700),
+        ):
+            folder = Path(place, name)
+            folder.mkdir()
+            (folder / "file").write_text(f"what lies in the folder {name}")
+            os.chown(folder, owner, owner)
+            folder.chmod(mode)
+        command = [sys.executable, "-c", code, place]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "what lies in the folder of root"
+    assert lines[1].startswith("PermissionError")  # it is not theirs to write
+    assert lines[2].startswith("CacheError")
+    assert "belongs to user 12346, and you are 12345" in lines[2]
+    assert lines[3].startswith("CacheError")
+    assert "permission denied" in lines[3]
+    assert lines[4].startswith("CacheError")
+    assert "permission denied" in lines[4]
+    assert len(lines) == 5
