@@ -60,7 +60,12 @@ class Text:
 
     def words(self, start: int, columns: Sequence[int]) -> np.ndarray:
         """Columns as they are written, ``[rows, columns]``, from one row on."""
-        table = self._read(start, columns, dtype=str, na_filter=False)
+        try:
+            table = self._read(start, columns, dtype=str, na_filter=False)
+        except FileError:
+            raise
+        except ValueError as cause:
+            raise FileError(f"{self.path}: cannot be read ({brief(cause)})") from cause
         return np.char.strip(table.to_numpy(dtype=str)) if len(table) else table.to_numpy(dtype=str)
 
     def floats(self, start: int, columns: Sequence[int], names: Sequence[str]) -> np.ndarray:
@@ -74,6 +79,8 @@ class Text:
             table = self._read(
                 start, columns, dtype=np.float64, keep_default_na=False, na_values=list(MISSING)
             )
+        except FileError:
+            raise
         except (ValueError, TypeError) as cause:
             raise self._bad_cell(start, columns, names, cause) from cause
         return table.to_numpy(dtype=np.float64)
