@@ -132,6 +132,7 @@ def test_names(text):
     graph = read_graph(text("from,to\nOak St,Elm St\nElm St,Ash St\n"))
     assert graph.names == ("Ash St", "Elm St", "Oak St") and graph.num_nodes == 3
     assert pairs(graph) == {(2, 1), (1, 2), (1, 0), (0, 1)}
+    assert read_graph(text("a b\nb c\n")).names == ("a", "b", "c")
     floats = text("from,to\n773869.0,767541.0\n767541.0,767542.0\n")
     graph = read_graph(floats, names=["767542", "773869", "767541"], directed=True)
     assert graph.edge_index.tolist() == [[1, 2], [2, 0]]

@@ -114,8 +114,9 @@ def _labelled(text: Text, summary: Summary) -> networks.Network | None:
     width = text.columns
     if n < 1 or width != n + 1:
         return None
-    corner, *header = text.head(1)[0]
-    if is_number(corner, text.decimal):
+    (corner, *header), *body = text.head()
+    numbers = (is_missing(c) or is_number(c, text.decimal) for row in body for c in row[1:])
+    if is_number(corner, text.decimal) or not all(numbers):
         return None
     rows = text.words(1, [0])[:, 0].tolist()
     if sorted(rows) != sorted(header):
