@@ -173,7 +173,7 @@ class Pipeline:
 
     @cached_property
     def parts(self) -> int:
-        """Of the rows of a block, by sizes alone: any number of threads gives the same bits."""
+        """Of the rows of a block, by sizes alone and not by the number of threads."""
         return PARTS if self.block_rows >= PARTS * max(PART_ROWS, self.h) else 1
 
     @property
