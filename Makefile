@@ -24,7 +24,7 @@ test-scatter: $(VENV)/.ok  ## build torch-scatter (ten minutes and more), test t
 gate-extras: $(VENV)/.ok  ## add what the gate tests beside: solvers under the GPL, and faults
 	$(INSTALL) -e '.[sym,mutants]'
 
-mutants: gate-extras  ## plant 320 small faults in the library, count what the tests notice; hours
+mutants: gate-extras  ## plant 320 small faults in the library, count what the tests notice; an hour
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.mutants --count 320 --out docs/pages/results
 
 asan: $(VENV)/.ok  ## run 10,000 random shapes through the C++ kernels under the sanitizers

@@ -4,7 +4,8 @@
 
 Results go to ``mutants.csv`` as they come. A stopped run goes on: a fault that was noticed is not
 tried again while its file stands as it was; one that was missed is, for tests may have been added.
-Faults that change nothing that can be observed are named in ``equivalent.csv`` with the reason.
+Faults that survive are judged by hand in ``verdicts.csv``: they are equivalent, for they change
+nothing that can be observed, or a test is missing; and why.
 """
 
 from __future__ import annotations
@@ -28,23 +29,34 @@ from benchmarks.mutants.trial import copied, trace, try_out
 from benchmarks.results import BenchmarkError
 
 ROOT = Path(__file__).parents[2]
-EQUIVALENT = Path(__file__).with_name("equivalent.csv")
+VERDICTS = Path(__file__).with_name("verdicts.csv")
 FILE, PAGE = "mutants.csv", "mutants.md"
 
 # Which tests answer for which files; a folder stands for all that lies in it.
 TARGETS: dict[str, tuple[str, ...]] = {
     "gsym/groups": ("tests/groups/test_*.py",),
-    "gsym/coarsening/ridge.py": (
-        "tests/coarsening/test_ridge*.py",
-        "tests/coarsening/test_risk*.py",
+    **dict.fromkeys(
+        (
+            "gsym/coarsening/samples.py",
+            "gsym/coarsening/ridge.py",
+            "gsym/coarsening/regressions.py",
+            "gsym/coarsening/orbit_ridge.py",
+        ),
+        ("tests/coarsening/test_ridge*.py", "tests/coarsening/test_risk*.py"),
     ),
-    "gsym/check.py": ("tests/test_check*.py", "tests/test_controls.py"),
-    "gsym/nn/linear.py": (
-        "tests/groups/test_oracle.py",
-        "tests/nn/test_linear*.py",
-        "tests/nn/test_gnet.py",
-        "tests/nn/test_golden.py",
-        "tests/test_controls.py",
+    **dict.fromkeys(
+        ("gsym/check/equivariance.py", "gsym/check/layer.py", "gsym/check/report.py"),
+        ("tests/test_check*.py", "tests/test_controls.py"),
+    ),
+    **dict.fromkeys(
+        ("gsym/nn/linear.py", "gsym/nn/_mixing.py"),
+        (
+            "tests/groups/test_oracle.py",
+            "tests/nn/test_linear*.py",
+            "tests/nn/test_gnet.py",
+            "tests/nn/test_golden.py",
+            "tests/test_controls.py",
+        ),
     ),
 }
 
@@ -105,12 +117,11 @@ def run(count: int, seed: int, out: Path) -> list[Row]:
     known = {row.key: row for row in read_rows(out / FILE)}
     sample = draw(ROOT, list(TARGETS), count, seed)
     sources = {path: digest((ROOT / path).read_text()) for path in {f.path for f in sample}}
-    same = equivalent()
     rows = {}
     for fault in sample:
         row = known.get(fault.key)
         stands = row is not None and row.source == sources[fault.path]
-        if row is not None and stands and (row.outcome != "survived" or fault.key in same):
+        if row is not None and stands and (row.outcome != "survived" or is_equivalent(row)):
             rows[fault.key] = row
     todo = [fault for fault in sample if fault.key not in rows]
     console.print(f"{len(sample)} faults, {len(rows)} of them known; trying {len(todo)}.")
@@ -169,26 +180,27 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         file.write(text.getvalue().encode())
 
 
-def equivalent() -> dict[str, str]:
-    """Keys of faults that change nothing that can be observed, with the reason."""
-    if not EQUIVALENT.exists():
-        return {}
-    with EQUIVALENT.open(newline="", encoding="utf-8") as file:
-        return {line["key"]: line["reason"] for line in csv.DictReader(file)}
+def verdicts() -> dict[str, tuple[str, str]]:
+    """Keys of faults that survived, each with ``"equivalent"`` or ``"missing"`` and why."""
+    with VERDICTS.open(newline="", encoding="utf-8") as file:
+        return {line["key"]: (line["verdict"], line["reason"]) for line in csv.DictReader(file)}
+
+
+def is_equivalent(row: Row) -> bool:
+    """Whether a fault survived because it changes nothing."""
+    return row.outcome == "survived" and verdicts().get(row.key, ("", ""))[0] == "equivalent"
 
 
 def page(rows: Sequence[Row], made: str) -> str:
     """The page: a table by target, and every fault that survived."""
-    same = equivalent()
     body = []
     for target in (*TARGETS, ""):
         own = [row for row in rows if not target or belongs(row.path, target)]
-        survived = [row for row in own if row.outcome == "survived"]
-        none = sum(row.key in same for row in survived)
-        missed = len(survived) - none
+        survived = sum(row.outcome == "survived" for row in own)
+        same = sum(is_equivalent(row) for row in own)
         slow = sum(row.outcome == "timeout" for row in own)
-        share = 100 * (1 - missed / max(len(own) - none, 1))
-        counts = (len(own), len(own) - len(survived), slow, none, missed)
+        share = 100 * (1 - (survived - same) / max(len(own) - same, 1))
+        counts = (len(own), len(own) - survived, slow, same, survived - same)
         body.append([f"`{target}`" if target else "all", *map(str, counts), f"{share:.1f} %"])
     head = ["code", "faults", "killed", "by time-out", "equivalent", "missed", "killed of the rest"]
     parts = [
@@ -200,11 +212,17 @@ def page(rows: Sequence[Row], made: str) -> str:
         "changes nothing that can be observed.",
         _table(head, body),
     ]
+    known = verdicts()
     for title, wanted in (("Missed", False), ("Equivalent", True)):
-        left = [r for r in rows if r.outcome == "survived" and (r.key in same) == wanted]
+        left = [r for r in rows if r.outcome == "survived" and is_equivalent(r) == wanted]
         if left:
             table = [
-                [f"`{r.path}` {r.scope}", f"`{r.before}`", f"`{r.after}`", same.get(r.key, "-")]
+                [
+                    f"`{r.path}` {r.scope}",
+                    f"`{r.before}`",
+                    f"`{r.after}`",
+                    known.get(r.key, "-" * 2)[1],
+                ]
                 for r in left
             ]
             parts += [f"## {title}", _table(["where", "code", "fault", "verdict"], table)]

@@ -161,14 +161,16 @@ def row(outcome, key="k", path="gsym/groups/chain.py"):
 
 
 def test_the_page_counts_and_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "EQUIVALENT", tmp_path / "equivalent.csv")
-    suite.EQUIVALENT.write_text("key,reason\nsame,the seed alone changes\n")
+    monkeypatch.setattr(suite, "VERDICTS", tmp_path / "verdicts.csv")
+    suite.VERDICTS.write_text(
+        "key,verdict,reason\nsame,equivalent,the seed alone changes\nmissed,missing,no such graph\n"
+    )
     rows = [row("killed"), row("timeout"), row("survived", "missed"), row("survived", "same")]
     page = suite.page([*rows, row("killed", path="gsym/nn/linear.py")], "`command`")
     assert "| `gsym/groups` | 4 | 2 | 1 | 1 | 1 | 66.7 % |" in page
     assert "| all | 5 | 3 | 1 | 1 | 1 | 75.0 % |" in page
     missed, same = page.split("## Missed")[1].split("## Equivalent")
-    assert "| `gsym/groups/chain.py` f | `if a \\| b:` | `if b:` | - |" in missed
+    assert "| `gsym/groups/chain.py` f | `if a \\| b:` | `if b:` | no such graph |" in missed
     assert "the seed alone changes" in same and "Made with `command`" in same
     suite.write_rows(tmp_path / suite.FILE, rows)
     assert suite.read_rows(tmp_path / suite.FILE) == rows
