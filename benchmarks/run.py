@@ -189,7 +189,7 @@ class _Runner:
         fingerprint = symmetry.fingerprint().hex() if symmetry else ""
         key = _hash({**config, "fingerprint": fingerprint})
         if key in self.finished:
-            display.finish(f"{label}: already in the results")
+            display.finish(f"{label}: already in the results", trained=False)
             return self.finished[key]
 
         device = self.fabric.device if group else torch.device("cpu")
@@ -496,8 +496,8 @@ class _Display:
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
         self._total = total
-        self._done = 0
-        self._spoke = time.monotonic()
+        self._done = self._trained = 0
+        self._start = self._spoke = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -527,9 +527,14 @@ class _Display:
             left = (epochs - epoch) * (now - then) / (epoch - first)
             self._say(f"{text}, epoch {epoch}/{epochs}, {left:.0f} s left")
 
-    def finish(self, text: str) -> None:
-        """One cell is over."""
+    def finish(self, text: str, *, trained: bool = True) -> None:
+        """One cell is over; `trained` in this run, or found in the results."""
         self._done += 1
+        self._trained += trained
+        left = self._total - self._done
+        if trained and left:
+            seconds = (time.monotonic() - self._start) / self._trained * left
+            text += f"; about {max(seconds / 60, 1):.0f} min left"
         self._began = None
         self._progress.update(self._cells, completed=self._done)
         self._progress.reset(self._epochs, description="", total=None)

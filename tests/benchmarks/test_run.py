@@ -211,3 +211,12 @@ def test_provenance_names_versions():
     found = running.provenance()
     assert found["torch"] == torch.__version__
     assert all(found.values())
+
+
+def test_the_time_that_is_left_is_told(go, capsys):
+    go(ToyTask(), groups=("S_4", "trivial"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.endswith("; about 1 min left") for line in lines] == [True, True, False]
+    go(ToyTask(), groups=("S_4", "trivial"))
+    again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.endswith("already in the results") for line in again] == [True] * 3
