@@ -208,7 +208,7 @@ class Twin:
     def _two_layer(self) -> Callable[[NDArray], NDArray]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(self.rng.integers(2**31)))
-            net = GNet([1, 8, 1], ClusterGroup(self.partition)).double()
+            net = GNet([1, 8, 1], ClusterGroup(self.partition), propagate="none").double()
             with torch.no_grad():
                 for name, parameter in net.named_parameters():
                     if name.endswith("bias"):

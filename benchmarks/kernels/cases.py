@@ -529,7 +529,7 @@ def _dense(size: Size, device: torch.device) -> Work:
 def _dense_net(size: Size, device: torch.device) -> Work:
     """As `_dense`, two layers with one channel at both ends."""
     partition, c = _patches(size), size.channels
-    ours = GNet([1, c, 1], ClusterGroup(partition)).to(device)
+    ours = GNet([1, c, 1], ClusterGroup(partition), propagate="none").to(device)
     first, last = (m for m in ours.modules() if isinstance(m, OrbitLinear))
     dense = nn.Sequential(
         DenseClusterLinear(first, partition), nn.ReLU(), DenseClusterLinear(last, partition)

@@ -14,6 +14,8 @@ def unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:
         raise TypeError(f"x must be a tensor [b*n, c]; got {type(x).__name__}")
     if x.dim() != 2:
         raise SignalError(f"with batch_size, x must be [b*n, c]; got {list(x.shape)}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | torch.SymInt):
+        raise TypeError(f"batch_size must be a number of graphs; got {batch_size!r:.80}")
     if batch_size == 0 and x.size(0) == 0:
         return x.view(0, num_nodes or 0, x.size(1))
     if batch_size < 1 or x.size(0) % batch_size:

@@ -56,6 +56,8 @@ class _Seen(Generic[T]):
 class LastGraph(Generic[T]):
     """Keeps what was built for the last graph seen, which is recognised by its values.
 
+    Compiled code keeps the tables of the graph that was seen before; any other is an input of it.
+
     Where reading them would stop the host, on CUDA and in compiled code, the very tensor is
     recognised, and an assertion on the device compares its values. Several threads may call one
     layer: they see a graph with what belongs to it or miss it. Copies and pickles start empty.
@@ -76,6 +78,7 @@ class LastGraph(Generic[T]):
         x: Tensor,
         batch_size: int | None,
         build: Callable[[Tensor, int], T],
+        trace: Callable[[Tensor, int], T],
     ) -> T:
         """What ``build`` makes of one copy of the graph and its number of nodes.
 
@@ -84,6 +87,8 @@ class LastGraph(Generic[T]):
             x: The signal ``[..., n, c]`` it belongs to.
             batch_size: Number of stacked graphs, if they are stacked.
             build: Called on a graph other than the last; it checks the values.
+            trace: Called instead while a compiler traces a graph that was not seen before: it
+                reads no value, so that the graph may be an input of the compiled program.
         """
         plain = check_edge_index_type(edge_index)
         if edge_index.device != x.device:
@@ -102,7 +107,12 @@ class LastGraph(Generic[T]):
                 self._seen = replace(seen, **_identity(edge_index, plain))
             return seen.built
         if torch.compiler.is_compiling():
-            raise GraphError("call the layer once on this graph before it is compiled")
+            if batch_size is not None:
+                raise GraphError(
+                    "compiled code cannot see whether edge_index holds one graph or its copies; "
+                    "pass x as [b, n, c] with one graph, or call the layer once before"
+                )
+            return trace(plain, n)
         if plain.is_meta:
             raise GraphError(
                 "edge_index is on meta and has no values to prepare; move it and x to the device "

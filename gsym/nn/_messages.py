@@ -44,6 +44,12 @@ class EdgeGraph:
             target=kernels.Segments(target[order], num_nodes),
         )
 
+    @classmethod
+    def trace(cls, edge_index: Tensor, num_nodes: int) -> EdgeGraph:
+        """The edges as they come, while a compiler traces; values are not read."""
+        source, target = (kernels.Segments.traced(end, num_nodes) for end in edge_index.unbind())
+        return cls(edge_index.size(1), None, None, source, target)
+
     def sort(self, edge_attr: Tensor) -> Tensor:
         """Attributes ``[..., e, a]`` of the given edges in the order of the sorted ones."""
         if self.order is None or self.rank is None:

@@ -19,14 +19,18 @@ from gsym._validate import (
     check_signal,
 )
 from gsym.groups import PermutationGroup
-from gsym.nn._batch import unstack
+from gsym.nn._batch import count_graphs, unstack
 from gsym.nn._graph import LastGraph
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
 from gsym.nn._tied import TiedLayer, as_clusters
 from gsym.nn.linear import OrbitLinear
 
-PROPAGATIONS = ("none", "adjacency", "weighted", "pointwise")
+PROPAGATIONS = ("auto", "none", "adjacency", "weighted", "pointwise")
+
+# By how much an edge of weight 0 may lie above the others before its exponential, which is
+# multiplied by 0, is cut: below it float32 does not overflow.
+_LARGEST_EXPONENT = 80.0
 
 
 @dataclass
@@ -34,7 +38,7 @@ class _Graph:
     """What a layer derives from one graph: its edges, self-loops included, sorted by target."""
 
     num_edges: int
-    order: Tensor  # [f] position of every edge among the given ones followed by n loops
+    order: Tensor | None  # [f] position of every edge among the given ones and n loops; as they are
     has_loop: Tensor  # [n]
     source: kernels.Segments
     target: kernels.Segments
@@ -112,7 +116,8 @@ class GNetConv(TiedLayer[_ConvTables]):
         in_channels: Channels per node of the input.
         out_channels: Channels per node of the output.
         group: Group to tie along; ``None`` is the full symmetric group on any number of nodes.
-        propagate: One of the four ways.
+        propagate: One of the four ways, or ``"auto"``: ``"adjacency"`` in a call with a graph, and
+            the map and bias alone, as ``"none"``, in a call without.
         bias: Add one learned vector per node orbit.
         mixing: As in :class:`OrbitLinear`; ``"pointwise"`` has none and refuses the choice.
         rank: As in :class:`OrbitLinear`.
@@ -139,9 +144,9 @@ class GNetConv(TiedLayer[_ConvTables]):
     Cost:
         That of :class:`OrbitLinear` and ``O(e d')`` per signal (``"pointwise"``: ``O(e d d')``).
         What depends on the graph alone is prepared at its first use and kept for the last graph
-        seen; the very tensor is recognised for free, a copy of it by comparing values. Under
-        ``torch.compile(fullgraph=True)`` call the layer once on the graph before, and do not
-        change ``edge_index`` in place after.
+        seen, which is recognised by its values. Under ``torch.compile`` and ``torch.export`` a
+        graph that the layer was called on before is a constant with these tables, and an
+        assertion refuses another; any other is an input of the compiled program, in plain torch.
 
     Example:
         >>> group = ClusterGroup(Partition.from_labels([0, 0, 1, 1]))
@@ -162,7 +167,7 @@ class GNetConv(TiedLayer[_ConvTables]):
         out_channels: int,
         group: PermutationGroup | None = None,
         *,
-        propagate: str = "adjacency",
+        propagate: str = "auto",
         bias: bool = True,
         mixing: str = "full",
         rank: int | None = None,
@@ -234,31 +239,40 @@ class GNetConv(TiedLayer[_ConvTables]):
         edge_index: Tensor | None = None,
         edge_weight: Tensor | None = None,
         *,
+        batch: Tensor | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
         """Map signals on one graph; see the class for shapes.
 
         Args:
             x: Signals ``[..., n, in_channels]``.
-            edge_index: The graph; may be left out with ``propagate="none"``.
+            edge_index: The graph; ``"auto"`` does without, and ``"none"`` refuses one.
             edge_weight: Non-negative weight of every edge; 1 where ``None``. ``"weighted"``
                 multiplies its learned weights by them before it normalises. The copies of a
                 stacked batch may differ in their weights. A node whose weights are all 0
                 receives 0.
-            batch_size: Number of graphs in a stacked batch ``[b*n, in_channels]``.
+            batch: PyG's vector, the graph of every row of a stacked batch ``[b*n, in_channels]``;
+                all of one size.
+            batch_size: Number of graphs in a stacked batch, instead. Without either, ``x [n, c]``
+                is one graph.
         """
+        batch_size = count_graphs(x, batch, batch_size, self.num_nodes)
         if batch_size is not None:
             x = unstack(x, batch_size, self.num_nodes)
         check_signal(x, self.num_nodes, self.in_channels)
         check_like_weights(self._like(), x=x)
         if self.propagate == "none":
+            _check_unused(edge_index, edge_weight)
+        if self.propagate in ("none", "auto") and edge_index is None:
+            if edge_weight is not None:
+                raise GraphError("edge_weight needs the edges that it weighs; pass edge_index too")
             assert self.linear is not None
             y = self.linear(x)
         else:
             graph = self._prepare(edge_index, x, batch_size)
             y = self._propagate(x, graph, self._edge_weights(graph, edge_weight, x, batch_size))
-            if self.bias is not None:
-                y = y + self.bias.index_select(0, self._tables(x.device).node_orbit)
+        if self.bias is not None:
+            y = y + self.bias.index_select(0, self._tables(x.device).node_orbit)
         return y if batch_size is None else y.flatten(0, 1)
 
     def _like(self) -> Tensor | None:
@@ -268,33 +282,51 @@ class GNetConv(TiedLayer[_ConvTables]):
         return linear._like() if own is None and isinstance(linear, OrbitLinear) else own
 
     def _propagate(self, x: Tensor, graph: _Graph, weight: Tensor) -> Tensor:
+        """The sum over the neighbours, accumulated and weighted in float32 at least."""
         if self.linear is not None:
             sent = self.linear(x)
-            return kernels.gather_segment_sum(sent, graph.source, graph.target, weight[..., 0])
+            wide = sent.to(weight.dtype)
+            y = kernels.gather_segment_sum(wide, graph.source, graph.target, weight[..., 0])
+            return y.to(sent.dtype)
         assert self.weight is not None and graph.tiles is not None
-        sent = kernels.segment_gather(x, graph.source) * weight
-        messages = kernels.indexed_linear(sent, self.weight, graph.tiles)
-        return kernels.segment_sum(messages, graph.target)
+        sent = kernels.segment_gather(x.to(weight.dtype), graph.source) * weight
+        messages = kernels.indexed_linear(sent, self.weight.to(weight.dtype), graph.tiles)
+        return kernels.segment_sum(messages, graph.target).to(x.dtype)
 
     def _edge_weights(
         self, graph: _Graph, edge_weight: Tensor | None, x: Tensor, batch_size: int | None
     ) -> Tensor:
-        """Weights ``[f, 1]`` or ``[b, f, 1]`` of the sorted edges; each neighbourhood sums to 1."""
+        """Weights ``[f, 1]`` or ``[b, f, 1]`` of the sorted edges; each neighbourhood sums to 1.
+
+        In float32 at least. What is divided by the largest of a neighbourhood first cannot
+        overflow, whatever the weights and however many there are.
+        """
+        target = graph.target
         given = _given_weights(graph, edge_weight, x, batch_size)
-        loops = (~graph.has_loop).to(x.dtype).expand(*given.shape[:-1], -1)
-        weight = torch.cat([given, loops], dim=-1).index_select(-1, graph.order)[..., None]
+        loops = (~graph.has_loop).to(given.dtype).expand(*given.shape[:-1], -1)
+        weight = torch.cat([given, loops], dim=-1)
+        weight = (weight if graph.order is None else weight.index_select(-1, graph.order))[
+            ..., None
+        ]
+        if edge_weight is not None:
+            largest = kernels.segment_max(weight.detach().abs(), target)
+            weight = weight / kernels.segment_gather(torch.where(largest == 0, 1, largest), target)
         if self.edge_logit is not None:
-            logit = kernels.segment_gather(self.edge_logit[:, None], graph.tie)
-            highest = kernels.segment_max(logit.detach(), graph.target)
-            weight = weight * (logit - kernels.segment_gather(highest, graph.target)).exp()
-        total = kernels.segment_sum(weight, graph.target)
+            logits = self.edge_logit.to(weight.dtype)
+            logit = kernels.segment_gather(logits[:, None], graph.tie)
+            # An edge of weight 0 takes no part: it must not push the others down to 0 either.
+            counted = logit.detach().masked_fill(weight.detach() == 0, -math.inf)
+            highest = kernels.segment_max(counted, target).nan_to_num(neginf=0.0)
+            above = logit - kernels.segment_gather(highest, target)
+            weight = weight * above.clamp(max=_LARGEST_EXPONENT).exp()
+        total = kernels.segment_sum(weight, target)
         total = torch.where(total == 0, 1, total)
-        return weight / kernels.segment_gather(total, graph.target)
+        return weight / kernels.segment_gather(total, target)
 
     def _prepare(self, edge_index: Tensor | None, x: Tensor, batch_size: int | None) -> _Graph:
         if edge_index is None:
             raise TypeError(f'propagate="{self.propagate}" needs edge_index')
-        return self._graph.get(edge_index, x, batch_size, self._build)
+        return self._graph.get(edge_index, x, batch_size, self._build, self._trace)
 
     def _build(self, edge_index: Tensor, n: int) -> _Graph:
         source, target = check_edge_index(edge_index, n)
@@ -323,6 +355,28 @@ class GNetConv(TiedLayer[_ConvTables]):
             tiles=tiles,
         )
 
+    def _trace(self, edge_index: Tensor, n: int) -> _Graph:
+        """The graph as an input of compiled code: no value is read, and every node gets a loop.
+
+        The weight of a loop that is there already is 0, which :attr:`_Graph.has_loop` tells.
+        """
+        source, target = edge_index.unbind()
+        nodes = torch.arange(n, device=edge_index.device)
+        loops = torch.zeros_like(nodes).index_add(0, target, (source == target).long())
+        source, target = torch.cat([source, nodes]), torch.cat([target, nodes])
+        ties = self._tables(edge_index.device).ties
+        tie = torch.zeros_like(source) if ties is None else ties.orbits(target, source)
+        tied = kernels.Segments.traced(tie, 1 if ties is None else ties.num_orbits)
+        return _Graph(
+            num_edges=edge_index.size(1),
+            order=None,
+            has_loop=loops > 0,
+            source=kernels.Segments.traced(source, n),
+            target=kernels.Segments.traced(target, n),
+            tie=tied,
+            tiles=kernels.Tiles.traced(tied) if self.propagate == "pointwise" else None,
+        )
+
     def extra_repr(self) -> str:
         """Channels, group and propagation, for ``repr``."""
         return (
@@ -337,7 +391,8 @@ class GNet(nn.Module):
     Args:
         channels: Channels before, between and after the layers, two or more.
         group: Group of every layer; ``None`` is the full symmetric group on any number of nodes.
-        propagate: How every layer meets the graph; ``"none"`` gives the paper's inpainting net.
+        propagate: How every layer meets the graph, as in :class:`GNetConv`; ``"none"`` gives the
+            paper's inpainting net.
         mixing: As in :class:`OrbitLinear`.
         rank: As in :class:`OrbitLinear`.
         cluster_edge_index: As in :class:`OrbitLinear`.
@@ -350,7 +405,8 @@ class GNet(nn.Module):
         Nodes: that of its layers; ReLU acts on every entry alone and keeps it.
 
     Example:
-        >>> net = GNet([1, 28, 1], ClusterGroup(Partition.grid(28, 28, 7)))
+        >>> group = ClusterGroup(Partition.grid(28, 28, 7))
+        >>> net = GNet([1, 28, 1], group, propagate="none")
         >>> sum(p.numel() for p in net.parameters())
         15696
         >>> net(torch.randn(2, 784, 1)).shape
@@ -366,12 +422,14 @@ class GNet(nn.Module):
         channels: Sequence[int],
         group: PermutationGroup | None = None,
         *,
-        propagate: str = "none",
+        propagate: str = "auto",
         mixing: str = "full",
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(channels, Sequence):
+            raise TypeError(f"channels must list two widths or more; got {channels!r:.80}")
         if len(channels) < 2:
             raise ValueError(f"channels must list two widths or more; got {list(channels)}")
         self.in_channels, self.out_channels = channels[0], channels[-1]
@@ -402,11 +460,16 @@ class GNet(nn.Module):
         edge_index: Tensor | None = None,
         edge_weight: Tensor | None = None,
         *,
+        batch: Tensor | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
         """Apply the layers in turn; arguments as for :class:`GNetConv`."""
+        if batch is not None:
+            nodes = None if self.group is None else self.group.num_nodes
+            batch_size = count_graphs(x, batch, batch_size, nodes)
         maps = self._plain_maps()
         if maps:
+            _check_unused(edge_index, edge_weight)
             return self._sorted_stack(maps, x, batch_size)
         for i, conv in enumerate(self.convs):
             x = conv(x if i == 0 else x.relu(), edge_index, edge_weight, batch_size=batch_size)
@@ -439,17 +502,27 @@ class GNet(nn.Module):
         return x if batch_size is None else x.flatten(0, 1)
 
 
+def _check_unused(edge_index: object, edge_weight: object) -> None:
+    """Refuse a graph that nothing would look at."""
+    if edge_index is not None or edge_weight is not None:
+        raise GraphError(
+            'propagate="none" uses no graph, but one was given; leave it out, or choose another '
+            "way to propagate"
+        )
+
+
 def _given_weights(
     graph: _Graph, edge_weight: Tensor | None, x: Tensor, batch_size: int | None
 ) -> Tensor:
     """The caller's weights ``[e]``, or ``[b, e]`` where a stacked batch has its own."""
+    wide = torch.promote_types(x.dtype, torch.float32)
     if edge_weight is None:
-        return x.new_ones(graph.num_edges)
+        return x.new_ones(graph.num_edges, dtype=wide)
     copies = batch_size or 1
     check_edge_weight(edge_weight, graph.num_edges, copies)
     if edge_weight.device != x.device:
         raise GraphError(
             f"edge_weight is on {edge_weight.device} but x on {x.device}; move one of them"
         )
-    weight = edge_weight.to(x.dtype)
+    weight = edge_weight.to(wide)
     return weight if weight.numel() == graph.num_edges else weight.view(copies, -1)

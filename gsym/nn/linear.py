@@ -13,6 +13,7 @@ from gsym._validate import check_like_weights, check_signal
 from gsym.groups import PermutationGroup
 from gsym.kernels._dispatch import chosen
 from gsym.kernels.segments import BLOCK_ROWS
+from gsym.nn._batch import count_graphs, unstack
 from gsym.nn._mixing import MIXINGS, FullMixing, LowRankMixing, QuotientMixing
 from gsym.nn._modules import Tables, is_plain, own_parameter
 from gsym.nn._tied import TiedLayer, as_clusters
@@ -181,11 +182,24 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         if self.bias is not None:
             self.bias.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map signals ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
+    def forward(
+        self, x: Tensor, *, batch: Tensor | None = None, batch_size: int | None = None
+    ) -> Tensor:
+        """Map signals ``[..., n, in_channels]`` to ``[..., n, out_channels]``.
+
+        Args:
+            x: Signals; ``[n, in_channels]`` is one graph unless one of the others is given.
+            batch: PyG's vector, the graph of every row of a stacked batch ``[b*n, in_channels]``;
+                all of one size.
+            batch_size: Number of graphs in a stacked batch, instead.
+        """
+        batch_size = count_graphs(x, batch, batch_size, self.num_nodes)
+        if batch_size is not None:
+            x = unstack(x, batch_size, self.num_nodes)
         check_signal(x, self.num_nodes, self.in_channels)
         check_like_weights(self._like(), x=x)
-        return self.from_layout(self.map_in_layout(self.to_layout(x)))
+        y = self.from_layout(self.map_in_layout(self.to_layout(x)))
+        return y if batch_size is None else y.flatten(0, 1)
 
     def keeps_order(self, x: Tensor) -> bool:
         """Whether the map of this signal takes nodes in their order, so that nothing is sorted."""

@@ -202,7 +202,7 @@ class _ScoredLayer(GeometricLayer):
         check_signal(x, self.num_nodes, self.in_channels)
         check_positions(pos, x, self.dim)
         check_like_weights(self._like(), x=x, pos=pos)
-        graph = self._graph.get(edge_index, x, None, EdgeGraph.build)
+        graph = self._graph.get(edge_index, x, None, EdgeGraph.build, EdgeGraph.trace)
         score = self._score(x, pos, graph, None)
         return score if isinstance(score, Tensor) else x.new_tensor(score)
 

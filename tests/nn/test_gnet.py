@@ -4,6 +4,7 @@ The definitions below read a layer's parameters and follow the formulas with one
 of nodes, target first.
 """
 
+import copy
 import io
 from collections.abc import Callable
 from itertools import product
@@ -121,6 +122,11 @@ def pair_orbit(group: PermutationGroup | None, n: int, t: int, s: int) -> int:
     return pairs.num_orbits + large.index(int(nodes[labels[t]]))
 
 
+def on(layer, *graph):
+    """The graph, for a layer that looks at one."""
+    return () if layer.propagate == "none" else graph
+
+
 def dense_adjacency(conv, n, edge_index, edge_weight=None):
     """The effective adjacency ``[target, source]``, rows summing to one."""
     one = torch.ones((), dtype=torch.float64)
@@ -206,7 +212,7 @@ def test_conv_is_its_definition(name, propagate, weighted):
     edge_weight = torch.rand(EDGES.size(1), dtype=torch.float64) + 0.1
     given = edge_weight.requires_grad_() if weighted else None
     inputs = {"x": x} | ({"edge_weight": edge_weight} if weighted and propagate != "none" else {})
-    fast, slow = conv(x, EDGES, given), dense_conv(conv, x, EDGES, given)
+    fast, slow = conv(x, *on(conv, EDGES, given)), dense_conv(conv, x, EDGES, given)
     assert_same(conv, fast, slow, **inputs)
 
 
@@ -228,7 +234,7 @@ def test_conv_with_each_mixing_is_its_definition(mixing, propagate):
     group = GROUPS["swaps"]
     conv = randomised(GNetConv(2, 3, group, propagate=propagate, **options(mixing, group)))
     x = signal(2, N, 2).requires_grad_()
-    assert_same(conv, conv(x, EDGES), dense_conv(conv, x, EDGES), x=x)
+    assert_same(conv, conv(x, *on(conv, EDGES)), dense_conv(conv, x, EDGES), x=x)
 
 
 def test_quotient_mixes_only_along_the_coarse_graph():
@@ -299,7 +305,7 @@ def test_commutes_when_the_group_preserves_the_graph(name, propagate):
     edge_index, edge_weight = preserved_graph(group)
     assert group.preserves(edge_index, edge_weight)
     conv = randomised(GNetConv(2, 3, group, propagate=propagate))
-    assert_equivariant(conv, group, signal(2, N, 2), edge_index, edge_weight)
+    assert_equivariant(conv, group, signal(2, N, 2), *on(conv, edge_index, edge_weight))
 
 
 @pytest.mark.parametrize("propagate", WAYS)
@@ -308,7 +314,7 @@ def test_a_graph_that_the_group_changes_breaks_the_symmetry(name, propagate):
     group = GROUPS[name]
     assert not group.preserves(EDGES)
     conv = randomised(GNetConv(2, 3, group, propagate=propagate))
-    error = equivariance_error(conv, group, signal(2, N, 2), EDGES)
+    error = equivariance_error(conv, group, signal(2, N, 2), *on(conv, EDGES))
     assert error < 1e-10 if propagate == "none" else error > 0.05
 
 
@@ -319,8 +325,8 @@ def test_relabelling_graph_and_signal_together(propagate):
     edge_weight = torch.rand(EDGES.size(1), dtype=torch.float64) + 0.1
     relabelled = torch.empty_like(x)
     relabelled[:, perm] = x
-    y = net(relabelled, perm[EDGES], edge_weight)
-    torch.testing.assert_close(y[:, perm], net(x, EDGES, edge_weight))
+    y = net(relabelled, *on(net, perm[EDGES], edge_weight))
+    torch.testing.assert_close(y[:, perm], net(x, *on(net, EDGES, edge_weight)))
 
 
 @pytest.mark.parametrize("propagate", WAYS)
@@ -331,9 +337,9 @@ def test_no_group_is_the_symmetric_group_of_every_size(propagate):
         with torch.no_grad():
             for ours, theirs in zip(fixed.parameters(), free.parameters(), strict=True):
                 ours.copy_(theirs)
-        x, edge_index = signal(2, n, 2), EDGES[:, EDGES.amax(0) < n]
-        torch.testing.assert_close(free(x, edge_index), fixed(x, edge_index))
-    assert free(signal(1, 2), torch.empty(2, 0).long()).isfinite().all()
+        x, graph = signal(2, n, 2), on(free, EDGES[:, EDGES.amax(0) < n])
+        torch.testing.assert_close(free(x, *graph), fixed(x, *graph))
+    assert free(signal(1, 2), *on(free, torch.empty(2, 0).long())).isfinite().all()
 
 
 # Shapes and batches
@@ -344,11 +350,12 @@ def test_no_group_is_the_symmetric_group_of_every_size(propagate):
 def test_leading_axes_are_independent(name, propagate):
     conv = randomised(GNetConv(2, 3, GROUPS[name], propagate=propagate))
     x = signal(2, 3, N, 2)
-    y = conv(x, EDGES)
-    torch.testing.assert_close(conv(x[1], EDGES), y[1])
-    torch.testing.assert_close(conv(x[1, 2], EDGES), y[1, 2])
-    torch.testing.assert_close(conv(x.transpose(0, 1), EDGES), y.transpose(0, 1))
-    assert conv(x[:0], EDGES).shape == (0, 3, N, 3)
+    graph = on(conv, EDGES)
+    y = conv(x, *graph)
+    torch.testing.assert_close(conv(x[1], *graph), y[1])
+    torch.testing.assert_close(conv(x[1, 2], *graph), y[1, 2])
+    torch.testing.assert_close(conv(x.transpose(0, 1), *graph), y.transpose(0, 1))
+    assert conv(x[:0], *graph).shape == (0, 3, N, 3)
 
 
 def stacked(x: Tensor, graphs: list[Tensor], weights: list[Tensor]) -> Data:
@@ -366,14 +373,16 @@ def test_stacked_batch_of_one_graph(name, propagate):
     x, weight = signal(4, N, 2), torch.rand(EDGES.size(1)).double() + 0.1
     batch = stacked(x, [EDGES] * 4, [weight] * 4)
     assert batch.edge_index.max() >= N
-    expected = net(x, EDGES, weight).flatten(0, 1)
+    expected = net(x, *on(net, EDGES, weight)).flatten(0, 1)
     for edge_index, edge_weight in (
         (batch.edge_index, batch.edge_weight),
         (EDGES, weight),
         (EDGES, batch.edge_weight),
     ):
-        y = net(batch.x, edge_index, edge_weight, batch_size=batch.num_graphs)
+        given = on(net, edge_index, edge_weight)
+        y = net(batch.x, *given, batch_size=batch.num_graphs)
         torch.testing.assert_close(y, expected)
+        assert torch.equal(net(batch.x, *given, batch=batch.batch), y)
 
 
 def test_stacked_batch_of_unequal_graphs_is_refused():
@@ -443,6 +452,75 @@ def test_training_after_evaluation_in_inference_mode(propagate):
     assert all(parameter.grad is not None for parameter in conv.parameters())
 
 
+# What of the graph counts
+
+
+@pytest.mark.parametrize("cls", [GNetConv, GNet])
+def test_by_default_a_graph_is_used_where_one_is_given(cls):
+    widths = (2, 3) if cls is GNetConv else ([2, 4, 3],)
+    layer = randomised(cls(*widths, GROUPS["unequal"]))
+    assert layer.propagate == "auto"
+    held = dict(layer.named_parameters())
+    x, ways = signal(2, N, 2), {}
+    for propagate in ("none", "adjacency"):
+        ways[propagate] = cls(*widths, GROUPS["unequal"], propagate=propagate).double()
+        with torch.no_grad():
+            for name, parameter in ways[propagate].named_parameters():
+                if name.endswith("bias"):  # which orbits of clusters and of nodes number otherwise
+                    parameter.zero_()
+                else:
+                    parameter.copy_(held[name])
+    with torch.no_grad():
+        for name, parameter in held.items():
+            if name.endswith("bias"):
+                parameter.zero_()
+    torch.testing.assert_close(layer(x), ways["none"](x))
+    torch.testing.assert_close(layer(x, EDGES), ways["adjacency"](x, EDGES))
+    assert (layer(x) - layer(x, EDGES)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("cls", [GNetConv, GNet])
+def test_a_graph_that_nothing_would_look_at_is_refused(cls):
+    layer = cls(*((2, 3) if cls is GNetConv else ([2, 3],)), propagate="none")
+    for given in ((EDGES,), (None, torch.ones(10))):
+        with pytest.raises(GraphError, match="uses no graph, but one was given"):
+            layer(torch.randn(2, N, 2), *given)
+    with pytest.raises(GraphError, match="pass edge_index too"):
+        conv("auto")(WIDE, None, torch.ones(10))
+
+
+def test_an_edge_of_weight_0_takes_no_part_in_the_softmax():
+    layer = randomised(GNetConv(2, 3, GROUPS["trivial"], propagate="weighted"))
+    x = signal(2, N, 2)
+    pairs = torch.tensor([[0, 1], [2, 2]])
+    ties = layer._tables(x.device).ties
+    with torch.no_grad():
+        layer.edge_logit[ties.orbits(pairs[1], pairs[0])[0]] = 800.0  # its exponential overflows
+    alone = layer(x, pairs[:, 1:])
+    weight = torch.tensor([0.0, 1.0]).double().requires_grad_()
+    found = layer(x, pairs, weight)
+    torch.testing.assert_close(found, alone)
+    found.sum().backward()
+    assert weight.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("propagate", GRAPH_WAYS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_large_weights_and_neighbourhoods_do_not_overflow(dtype, propagate):
+    count = 70_000 if dtype == torch.float16 else 2_000
+    star = torch.stack([torch.arange(1, count + 1), torch.zeros(count).long()])
+    layer = randomised(GNetConv(1, 1, propagate=propagate)).to(dtype)
+    x = torch.rand(count + 1, 1).to(dtype) + 1
+    largest = torch.finfo(dtype).max
+    for weight in (None, torch.full((count,), largest / 2), torch.full((count,), 1e-30)):
+        expected = copy.deepcopy(layer).double()(
+            x.double(), star, None if weight is None else weight.double()
+        )
+        found = layer(x, star, weight)
+        torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
+
+
 # The compiler
 
 
@@ -450,12 +528,13 @@ def test_training_after_evaluation_in_inference_mode(propagate):
 def test_compiles_in_one_graph_for_all_batch_sizes(propagate):
     torch.compiler.reset()
     net = randomised(GNet([2, 3, 2], GROUPS["unequal"], propagate=propagate))
-    net(signal(2, N, 2), EDGES)
+    graph = on(net, EDGES)
+    net(signal(2, N, 2), *graph)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
     for b in (2, 3, 5, 8, 13):
         x = signal(b, N, 2).requires_grad_()
-        assert_same(net, compiled(x, EDGES), net(x, EDGES), x=x)
+        assert_same(net, compiled(x, *graph), net(x, *graph), x=x)
     assert counter.frame_count <= 2
 
 
@@ -491,7 +570,7 @@ def test_state_dict_round_trip_through_a_file(propagate):
     loaded = GNet([2, 3, 2], group, propagate=propagate).double()
     loaded.load_state_dict(torch.load(file, weights_only=True))
     x = signal(2, N, 2)
-    assert torch.equal(loaded(x, EDGES), saved(x, EDGES))
+    assert torch.equal(loaded(x, *on(loaded, EDGES)), saved(x, *on(saved, EDGES)))
 
 
 @pytest.mark.parametrize("propagate", WAYS)
@@ -530,8 +609,8 @@ def test_a_refused_state_leaves_the_layer_as_it_was():
 def test_precisions_agree(propagate, dtype, tolerance):
     conv = GNetConv(2, 3, GROUPS["unequal"], propagate=propagate).double()
     x = signal(2, N, 2)
-    wide = conv(x, EDGES)
-    narrow = conv.to(dtype)(x.to(dtype), EDGES)
+    wide = conv(x, *on(conv, EDGES))
+    narrow = conv.to(dtype)(x.to(dtype), *on(conv, EDGES))
     assert narrow.dtype == dtype
     assert (narrow - wide).norm() < tolerance * wide.norm()
 
@@ -607,7 +686,7 @@ def test_ten_layers_keep_the_size_of_a_signal(name):
 
 
 def test_the_last_layer_of_a_net_has_gain_one():
-    net, x = GNet([3, 256, 256], INITIALISED["unequal"]), torch.randn(12, 256)
+    net, x = GNet([3, 256, 256], INITIALISED["unequal"], propagate="none"), torch.randn(12, 256)
     squares = []
     for _ in range(8):
         net.reset_parameters()
@@ -727,7 +806,7 @@ def test_a_node_whose_edges_all_weigh_zero(propagate):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: conv("gcn"), ValueError, "none, adjacency, weighted, pointwise; got 'gcn'"),
+        (lambda: conv("gcn"), ValueError, "auto, none, adjacency, weighted, pointwise; got 'gcn'"),
         (lambda: conv(mixing="half"), ValueError, "full, low_rank, quotient, none; got 'half'"),
         (lambda: conv(mixing="low_rank"), ValueError, "rank must be given.*got None"),
         (lambda: conv(mixing="low_rank", rank=0), ValueError, "at least 1.*got 0"),
@@ -792,18 +871,45 @@ def test_edge_weights_are_a_floating_point_tensor(weight):
         conv()(WIDE, EDGES, weight)
 
 
-def test_a_compiled_layer_asks_for_its_graph_first():
+@pytest.mark.parametrize("name", ["any n", "unequal", "swaps", "3-cycle"])
+@pytest.mark.parametrize("propagate", GRAPH_WAYS)
+def test_compiles_a_graph_that_it_never_saw_as_an_input(propagate, name):
+    torch.compiler.reset()
+    layer = randomised(GNetConv(2, 3, GROUPS[name], propagate=propagate))
+    compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
+    x, weight = signal(2, N, 2).requires_grad_(), torch.rand(EDGES.size(1)).double()
+    for edge_index in (EDGES, EDGES.flip(0), (EDGES + 2) % N):  # loops and repeated edges are there
+        expected = dense_conv(layer, x, edge_index, weight)
+        assert_same(layer, compiled(x, edge_index, weight), expected, x=x)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("propagate", WAYS)
+def test_exports_with_the_graph_as_an_input_and_any_batch(propagate, strict):
+    layer = randomised(GNetConv(2, 3, GROUPS["unequal"], propagate=propagate))
+    given = (signal(2, N, 2), *on(layer, EDGES))
+    shapes = ({0: torch.export.Dim("b")}, *({} for _ in given[1:]))
+    program = torch.export.export(layer, given, dynamic_shapes=shapes, strict=strict)
+    plain = program.run_decompositions()
+    assert not [node for node in plain.graph.nodes if "gsym" in str(node.target)]
+    x = signal(5, N, 2)
+    for edge_index in (EDGES, EDGES.flip(0)):
+        found = program.module()(x, *on(layer, edge_index))
+        torch.testing.assert_close(found, layer(x, *on(layer, edge_index)))
+
+
+def test_stacked_copies_of_an_unknown_graph_are_refused_in_compiled_code():
     torch.compiler.reset()
     compiled = torch.compile(conv(), fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match="call the layer once on this graph"):
-        compiled(WIDE, EDGES)
+    with pytest.raises(Exception, match="cannot see whether edge_index holds one graph"):
+        compiled(WIDE.view(-1, 2), EDGES, batch_size=WIDE.size(0))
 
 
 @pytest.mark.parametrize("propagate", WAYS)
 def test_one_node(propagate):
     layer = conv(propagate, group=PermutationGroup.trivial(1))
     loop = torch.zeros(2, 1, dtype=torch.int64)
-    assert layer(torch.randn(3, 1, 2), loop).shape == (3, 1, 3)
+    assert layer(torch.randn(3, 1, 2), *on(layer, loop)).shape == (3, 1, 3)
 
 
 @pytest.mark.parametrize("labels", [[0] * 8 + [1] * 8, [0, 0, 1, 1, 1], [0, 1, 2], [0, 0]], ids=str)
