@@ -116,6 +116,20 @@ print(y.tolist())
     assert builds(stub) == 2
 
 
+def test_where_memory_cannot_be_executed_a_private_copy_is_loaded(
+    stub, place, monkeypatch, recwarn
+):
+    def refuse(data):
+        raise OSError("not permitted")
+
+    monkeypatch.setattr(_cpp_library, "_load_from_memory", refuse)
+    assert total() == ["cpp"]
+    forget()
+    assert total() == ["cpp"]
+    assert builds(stub) == 1
+    assert not told(recwarn)
+
+
 def foreign(data):
     """The library as if for another processor: the header says so."""
     other = bytearray(data)
