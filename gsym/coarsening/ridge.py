@@ -211,6 +211,15 @@ def _solve_group(data: Samples, clusters: ClusterGroup, strength: float | None) 
     return CommutantRidge(data, clusters, means, own)
 
 
+def residuals(data: Samples) -> NDArray:
+    """Errors of the fit of S_n, which has few weights, ``[s, n c_out]``; 0 where not observed."""
+    fit = _fit(data, ClusterGroup(Partition.single(data.num_nodes)), None)
+    error = fit.apply(data.x) - data.targets
+    seen = data.observed[1]
+    error = error if seen is None else np.where(seen, error, 0.0)
+    return error.reshape(len(error), -1)
+
+
 def can_regress(group: ClusterGroup, channels: int) -> bool:
     """Whether :func:`commutant_ridge` takes the swaps of a group, for inputs of so many channels.
 

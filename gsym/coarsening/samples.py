@@ -214,7 +214,7 @@ class Samples:
     @property
     def is_plain(self) -> bool:
         """Whether all entries were observed and none are standardised."""
-        return self.standardize is None and self.observed == (None, None)
+        return self.standardize is None and all(seen is None for seen in self.observed)
 
     @property
     def num_signals(self) -> int:

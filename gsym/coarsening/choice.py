@@ -1,0 +1,314 @@
+"""What a choice among groups is: candidates, their scores, and how sure the answer is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+from torch import Tensor
+
+from gsym._validate import optional_module
+from gsym.coarsening.coarsen import Hierarchy
+from gsym.coarsening.dependence import Dependence, inflation
+from gsym.groups import Partition, PermutationGroup
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Candidate:
+    """A group and how well its predictors do.
+
+    Attributes:
+        group: The group.
+        partition: Its clusters; ``None`` for a general permutation group.
+        score: Estimated risk, lower is better: squared error per number to predict, or what the
+            scoring function returns.
+        standard_error: Of the score, over signals (or folds).
+        gap: Score less that of the best candidate, on what both were scored on.
+        gap_error: Standard error of the gap, from paired differences; ``nan`` where unknown.
+        bias: How much worse the best map in the commutant is than in that of the best candidate,
+            0 where it is better; ``None`` with ``score=``.
+        variance: What estimating the map from these signals costs; ``None`` with ``score=``.
+            ``score = noise + bias + variance`` with the same noise for all candidates.
+        matrix: Fitted map between cluster means, targets first, averaged over channels,
+            ``[k, k]``; ``None`` above 512 clusters or with ``score=``.
+        errors: Error of every left-out signal, block or fold, ``nan`` where not scored.
+        jackknife: Score without each of several parts of the signals, where signals are few;
+            standard errors are not below what follows from it.
+    """
+
+    group: PermutationGroup
+    partition: Partition | None
+    score: float
+    standard_error: float
+    errors: NDArray
+    gap: float = math.nan
+    gap_error: float = math.nan
+    bias: float | None = None
+    variance: float | None = None
+    matrix: NDArray | None = None
+    jackknife: NDArray = field(default_factory=lambda: np.zeros(0))
+
+    @cached_property
+    def num_clusters(self) -> int:
+        """Number of clusters, or of node orbits where there are none."""
+        if self.partition is not None:
+            return self.partition.num_clusters
+        return self.group.node_orbits().num_orbits
+
+    @cached_property
+    def commutant_dim(self) -> int:
+        """Free weights of an equivariant linear map, per pair of channels."""
+        return self.group.commutant_dim()
+
+    def __repr__(self) -> str:
+        return (
+            f"Candidate({self.group}: {self.num_clusters} clusters, dim {self.commutant_dim:,}, "
+            f"score {self.score:.4g} ± {self.standard_error:.2g})"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupChoice:
+    """What :func:`choose_group` returns; prints as a table.
+
+    Attributes:
+        candidates: Every candidate scored, fine to coarse (by falling ``commutant_dim``).
+        best: The candidate of the lowest score.
+        simplest: The candidate of the smallest ``commutant_dim`` whose gap to the best is at most
+            one standard error of that gap.
+        regret_bound: Upper bound, at 95 % confidence, on the risk of ``best`` less that of the
+            truly best candidate, in units of the score; see :func:`choose_group`.
+        criterion: What the score is.
+        hierarchy: Where the candidates came from, or ``None``.
+        edge_index: The graph, or ``None``.
+        block: Consecutive signals that were left out together.
+        gap: Signals on either side of a block that were left out of the fit with it.
+        dependence: How errors of consecutive signals depend on each other.
+    """
+
+    candidates: tuple[Candidate, ...]
+    best: Candidate
+    simplest: Candidate
+    regret_bound: float
+    criterion: str
+    hierarchy: Hierarchy | None = None
+    edge_index: Tensor | None = None
+    block: int = 1
+    gap: int = 0
+    dependence: Dependence | None = None
+
+    @property
+    def group(self) -> PermutationGroup:
+        """The group of the best candidate."""
+        return self.best.group
+
+    @property
+    def partition(self) -> Partition | None:
+        """The clusters of the best candidate."""
+        return self.best.partition
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """A distinct name for each candidate."""
+        seen: dict[str, int] = {}
+        out = []
+        for candidate in self.candidates:
+            name = str(candidate.group)
+            seen[name] = seen.get(name, 0) + 1
+            out.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
+        return tuple(out)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Score of each candidate by its label."""
+        pairs = zip(self.labels, self.candidates, strict=True)
+        return {label: candidate.score for label, candidate in pairs}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the scores with their error bands against the number of clusters.
+
+        The wide band is the standard error of the score, which the candidates share for the most
+        part; the bars are standard errors of the gap to the best, which is what decides.
+
+        Args:
+            ax: Matplotlib axes; new ones if ``None``.
+
+        Returns:
+            The axes.
+        """
+        pyplot = optional_module("matplotlib.pyplot", "matplotlib", "bench", "GroupChoice.plot")
+        ax = pyplot.subplots(layout="constrained")[1] if ax is None else ax
+        shown = [c for c in self.candidates if math.isfinite(c.score)]
+        k = np.array([c.num_clusters for c in shown])
+        score = np.array([c.score for c in shown])
+        spread = np.nan_to_num([c.standard_error for c in shown])
+        paired = np.nan_to_num([c.gap_error for c in shown])
+        plain = np.array([getattr(c.group, "swaps", None) is None for c in shown])
+        ax.fill_between(
+            k[plain], (score - spread)[plain], (score + spread)[plain], alpha=0.15, linewidth=0
+        )
+        ax.plot(k[plain], score[plain], linewidth=1.2, zorder=2)
+        for mask, marker in ((plain, "o"), (~plain, "D")):
+            if mask.any():
+                ax.errorbar(
+                    k[mask], score[mask], paired[mask], fmt=marker, markersize=4, capsize=2,
+                    label="with exchanges of clusters" if marker == "D" else "clusters",
+                )  # fmt: skip
+        for candidate, name, size in ((self.best, "best", 180), (self.simplest, "simplest", 90)):
+            ax.scatter(
+                candidate.num_clusters,
+                candidate.score,
+                s=size,
+                facecolor="none",
+                edgecolor="black",
+                linewidth=1.4 if name == "best" else 0.8,
+                label=f"{name}: {candidate.group}",
+                zorder=5,
+            )
+        ax.set_xscale("log")
+        ax.set_xlabel("clusters (left: S_n, right: trivial)")
+        ax.set_ylabel(self.criterion)
+        ax.legend(frameon=False, fontsize="small")
+        return ax
+
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """Write the page that shows this choice; see :func:`gsym.coarsening.page.write_page`."""
+        from gsym.coarsening.page import write_page
+
+        return write_page(self, path, **options)
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        for label, c in zip(self.labels, self.candidates, strict=True):
+            mark = "best" if c is self.best else "simplest" if c is self.simplest else ""
+            gap = "" if c is self.best else f"{c.gap:+.3g} ± {c.gap_error:.2g}"
+            yield (
+                label,
+                f"{c.num_clusters:,}",
+                f"{c.commutant_dim:,}",
+                f"{c.score:.5g} ± {c.standard_error:.2g}",
+                gap,
+                "" if c.bias is None else f"{c.bias:.3g}",
+                "" if c.variance is None else f"{c.variance:.3g}",
+                mark,
+            )
+
+    def _header(self) -> tuple[str, ...]:
+        return ("group", "clusters", "dim", "score", "gap to best", "bias", "variance", "")
+
+    def _footer(self) -> str:
+        return (
+            f"{self.criterion}; regret at most {self.regret_bound:.3g} "
+            f"({CONFIDENCE:.0%} confidence)"
+        )
+
+    def __str__(self) -> str:
+        rows = [self._header(), *self._rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i in (0, 7) else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], self._footer()])
+
+    def __rich__(self) -> Any:
+        rich = optional_module("rich.table", "rich", "cli", "a coloured table")
+        table = rich.Table(*self._header()[:7], caption=self._footer())
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for *cells, mark in self._rows():
+            style = {"best": "bold green", "simplest": "cyan"}.get(mark)
+            table.add_row(*cells, style=style)
+        return table
+
+    def __repr__(self) -> str:
+        return (
+            f"GroupChoice({self.best.group} of {len(self.candidates)} candidates, "
+            f"score {self.best.score:.4g} ± {self.best.standard_error:.2g})"
+        )
+
+
+def judge(
+    found: Sequence[Candidate],
+    criterion: str,
+    hierarchy: Hierarchy | None,
+    edge_index: Tensor | None,
+    block: int,
+    gap: int,
+    dependence: Dependence | None,
+) -> GroupChoice:
+    """Compare all candidates with the best one, on what both were scored on."""
+    ordered = sorted(found, key=lambda c: (-c.commutant_dim, -c.num_clusters))
+    most = max(int((~np.isnan(c.errors)).sum()) for c in ordered)
+    finalists = [c for c in ordered if int((~np.isnan(c.errors)).sum()) == most]
+    winner = min(finalists, key=lambda c: (c.score, c.commutant_dim))
+    serial = dependence is not None and dependence.found
+    judged, bounds = [], [0.0]
+    pairs = max(len(ordered) * (len(ordered) - 1), 1)
+    for candidate in ordered:
+        both = ~np.isnan(candidate.errors) & ~np.isnan(winner.errors)
+        with np.errstate(invalid="ignore"):
+            paired = (candidate.errors - winner.errors)[both]
+            parts = candidate.jackknife - winner.jackknife
+        difference, (error, freedom) = float(paired.mean()), standard_error(paired, parts, serial)
+        if candidate is winner:
+            difference, error = 0.0, 0.0
+        elif math.isfinite(error):
+            # Quantile of Student's t; scipy.stats, which has it too, takes a second to import.
+            quantile = stdtrit(freedom, 1 - (1 - CONFIDENCE) / pairs)
+            bounds.append(-difference + float(quantile) * error)
+        own, _ = standard_error(candidate.errors, candidate.jackknife, serial)
+        judged.append(replace(candidate, gap=difference, gap_error=error, standard_error=own))
+    best = judged[ordered.index(winner)]
+    within = [c for c in judged if c is best or c.gap <= c.gap_error]
+    simplest = min(within, key=lambda c: (c.commutant_dim, c.score))
+    return GroupChoice(
+        tuple(judged),
+        best,
+        simplest,
+        max(bounds),
+        criterion,
+        hierarchy,
+        edge_index,
+        block,
+        gap,
+        dependence,
+    )
+
+
+def standard_error(values: NDArray, parts: NDArray, serial: bool) -> tuple[float, float]:
+    """Standard error of a mean of left-out errors, and its degrees of freedom.
+
+    The spread of the errors alone takes the fits as given. Without some of the signals they would
+    be others, which matters where signals are few: the jackknife over parts says by how much.
+
+    Args:
+        values: Errors, or differences of errors, of each block.
+        parts: The mean without each of several parts of the signals, or nothing.
+        serial: Whether consecutive blocks may depend on each other; a series of them is then worth
+            fewer independent ones.
+    """
+    known = values[~np.isnan(values)]
+    count = float(len(known))
+    if count < 2 or not np.isfinite(known).all():
+        return math.nan, 1.0
+    if serial:
+        count /= inflation(known)
+    error = float(known.std(ddof=1)) / math.sqrt(count)
+    freedom = count - 1
+    m = len(parts)
+    if m > 1:
+        jackknife = math.sqrt((m - 1) / m * float(((parts - parts.mean()) ** 2).sum()))
+        error, freedom = max(error, jackknife), min(freedom, m - 1)
+    return error, max(freedom, 1.0)

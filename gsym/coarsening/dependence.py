@@ -1,0 +1,139 @@
+r"""Serial dependence: whether errors of consecutive signals are alike, how far, and what to do.
+
+A leave-one-out error takes signals as independent. In a slowly changing series the neighbours of
+a left-out signal stay in the fit and are almost the same: the most flexible model looks best. The
+errors tell. Under independence their order says nothing, so their lag correlation is compared with
+that of the same errors in random order, which holds its level whatever they are distributed like.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.01
+# Correlations below this matter little; the distance at which they fall below is the length.
+SMALL = 0.1
+_LAGS = (1, 2, 3)
+_SHUFFLES = 199
+# What the test looks at, at most: dependence is local, and so many directions hold it.
+_MOST_SIGNALS, _MOST_DIRECTIONS = 4096, 64
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """How errors of consecutive signals depend on each other.
+
+    Attributes:
+        correlation: Correlation of errors of neighbouring signals.
+        p_value: Share of random orders whose correlation at lag 1, 2 or 3 is as large.
+        length: Signals after which the correlation is below 0.1; 1 for independent ones.
+        signals: Number of signals.
+    """
+
+    correlation: float
+    p_value: float
+    length: int
+    signals: int
+
+    @property
+    def found(self) -> bool:
+        """Whether errors depend on each other by more than chance and more than a little."""
+        return self.p_value <= LEVEL and self.length > 1
+
+    @property
+    def block(self) -> int:
+        """Signals to leave out together: one length, but five blocks in all."""
+        return max(1, min(self.length, self.signals // 5)) if self.found else 1
+
+    @property
+    def gap(self) -> int:
+        """Signals to leave out on either side, while half of all remain to fit to."""
+        if not self.found:
+            return 0
+        return max(0, min(self.length, (self.signals // 2 - self.block) // 2))
+
+    def hides(self, block: int, gap: int) -> bool:
+        """Whether a signal in the middle of a block is still known to the fit by its neighbours."""
+        return self.found and gap + block // 2 < min(self.length, self.block // 2 + self.gap)
+
+
+def serial_dependence(errors: NDArray) -> Dependence:
+    """Test the errors of signals ``[s, m]`` in their order for dependence.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> serial_dependence(rng.standard_normal((200, 4))).found
+        False
+        >>> serial_dependence(np.cumsum(rng.standard_normal((200, 4)), axis=0)).found
+        True
+    """
+    s = len(errors)
+    values = errors[:_MOST_SIGNALS]
+    rng = np.random.default_rng(0)
+    if values.shape[1] > _MOST_DIRECTIONS:
+        values = values @ rng.standard_normal((values.shape[1], _MOST_DIRECTIONS))
+    values = values - values.mean(0)
+    square = float((values**2).sum())
+    if len(values) < 8 or square <= 0:
+        return Dependence(0.0, 1.0, 1, s)
+    lags = [lag for lag in _LAGS if lag < len(values) // 2]
+
+    def products(order: NDArray) -> list[float]:
+        moved = values[order]
+        return [float(np.vdot(moved[:-lag], moved[lag:])) for lag in lags]
+
+    own = np.array(products(np.arange(len(values))))
+    shuffled = np.array([products(rng.permutation(len(values))) for _ in range(_SHUFFLES)])
+    middle, spread = shuffled.mean(0), shuffled.std(0) + 1e-300
+    largest = ((shuffled - middle) / spread).max(1)
+    p_value = (1 + int((largest >= ((own - middle) / spread).max()).sum())) / (_SHUFFLES + 1)
+    correlation = _correlations(values, square)
+    length = _length(correlation)
+    # Alternating series may be uncorrelated at lag 1 and dependent at the next.
+    if p_value <= LEVEL and correlation[lags].max() >= SMALL:
+        length = max(length, 1 + max(lag for lag in lags if correlation[lag] >= SMALL))
+    return Dependence(float(correlation[1]), p_value, length, s)
+
+
+def inflation(values: NDArray) -> float:
+    """By how much correlation along a series raises the variance of its mean, at least 1.
+
+    The series is worth ``len(values) / inflation`` independent numbers.
+    """
+    centred = values - values.mean()
+    square = float(centred @ centred)
+    if len(values) < 8 or square <= 0:
+        return 1.0
+    correlation = _correlations(centred[:, None], square)
+    return max(1.0, _time(correlation, _length(correlation)))
+
+
+def _correlations(values: NDArray, square: float) -> NDArray:
+    """Correlation at lags 0 to s / 2 of centred values, less the bias of their own mean."""
+    s = len(values)
+    width = 1 << (2 * s - 1).bit_length()
+    power = (np.abs(np.fft.rfft(values, width, axis=0)) ** 2).sum(1)
+    lags = np.arange(s // 2 + 1)
+    raw = np.fft.irfft(power, width)[: len(lags)] / square * s / (s - lags)
+    correlation = raw
+    # A mean that was fitted takes time / s off every correlation; the time follows from them.
+    for _ in range(5):
+        share = min(_time(correlation, _length(correlation)) / s, 0.5)
+        correlation = raw * (1 - share) + share
+    return correlation
+
+
+def _length(correlation: NDArray) -> int:
+    """First lag of a correlation below :data:`SMALL`."""
+    below = np.flatnonzero(correlation[1:] < SMALL)
+    return int(below[0]) + 1 if below.size else len(correlation)
+
+
+def _time(correlation: NDArray, length: int) -> float:
+    """Sum of correlations over all lags either way, up to the length."""
+    value = 1 + 2 * float(correlation[1:length].sum())
+    return value if math.isfinite(value) else 1.0
