@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from kernels import test_transforms as transformed
 from kernels.test_ops import (
     INDICES,
     LAYOUTS,
@@ -19,7 +20,7 @@ from kernels.test_ops import (
     with_wide_index,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from gsym import kernels
 from gsym.kernels import Segments, Tiles, reference
@@ -719,3 +720,20 @@ class TestDevice:
         args = placed(args)
         compiled = torch.compile(getattr(kernels, name), fullgraph=True, dynamic=True)
         assert torch.equal(compiled(*args), getattr(kernels, name)(*args))
+
+
+@pytest.mark.skipif(CUDA, reason="the cases lie on the CPU")
+@pytest.mark.parametrize("op", ["segment_max", "indexed_linear shared", "edge_mlp_sum clamp"])
+def test_gradients_that_are_batched_or_have_tangents(op):
+    on_backend, definition, leaves = transformed.make(op)
+    inputs = [leaf.clone().requires_grad_() for leaf in leaves]
+    y = on_backend("triton")(*inputs)
+    outer = torch.randn(2, *y.shape, dtype=y.dtype)
+    pulled = map(torch.func.vjp(definition, *leaves)[1], outer)
+    expected = [torch.stack(parts) for parts in zip(*pulled, strict=True)]
+    found = torch.autograd.grad(y, inputs, outer, is_grads_batched=True, retain_graph=True)
+    transformed.near_all(found, expected)
+    with forward_ad.dual_level():
+        found = torch.autograd.grad(y, inputs, forward_ad.make_dual(outer[0], outer[1]))
+        found = [forward_ad.unpack_dual(x).tangent for x in found]
+    transformed.near_all(found, [x[1] for x in expected])
