@@ -63,6 +63,9 @@ Output = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Directory = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Block = Annotated[int | Literal["auto"] | None, tyro.conf.arg(metavar="{auto,INT}")]
+Standard = Annotated[Literal["node"] | None, tyro.conf.arg(metavar="{node}")]
+Number = Annotated[float | None, tyro.conf.arg(metavar="NUMBER")]
 Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
 Row = Annotated[FirstRow, tyro.conf.arg(metavar="{auto,ids,sample}")]
 Column = Annotated[FirstColumn, tyro.conf.arg(metavar="{auto,index,node}")]
@@ -82,7 +85,11 @@ def choose(
     levels: Counts = (),
     height: Pixels = None,
     width: Pixels = None,
-    block: int = 1,
+    block: Block = None,
+    gap: int = 0,
+    standardize: Standard = None,
+    mask: File = None,
+    missing: Number = None,
     no_swaps: bool = False,
     directed: bool = False,
     names: File = None,
@@ -116,7 +123,13 @@ def choose(
         height: Rows of the image, for the method grid.
         width: Columns of the image, for the method grid.
         block: Consecutive samples left out together: for overlapping windows, the number of
-            windows that share a time step.
+            windows that share a time step, or auto, as many as depend on each other. By default
+            auto for signals with times, and else 1.
+        gap: Samples on either side of a block that are left out of the fit with it.
+        standardize: With node, every node's mean is taken off and its standard deviation divided
+            out.
+        mask: Which signals were observed: a file of ones and zeros in the form of the signals.
+        missing: A number that stands for a missing value, such as 0; empty cells always do.
         no_swaps: Do not offer exchanges of whole clusters where the coarse graph has symmetries.
         directed: Take an edge list in one direction only.
         names: Text file with the names of the nodes, one per line, in the order of the signals;
@@ -146,6 +159,7 @@ def choose(
             signals,
             targets,
             names,
+            mask=mask,
             directed=directed,
             first_row=first_row,
             first_column=first_column,
@@ -164,6 +178,10 @@ def choose(
         else:
             step(f"Proposing clusters: {method}")
             candidates = _propose(loaded, n, x, y, method, use, levels, height, width, seed)
+        if block is None:
+            block = "auto" if read.is_series else 1
+        if missing is None and any(v is not None and bool(v.isnan().any()) for v in (x, y)):
+            missing = math.nan
         step("Estimating risks")
         # The graph of a hierarchy comes with its weights.
         given = None if getattr(candidates, "edge_index", None) is not None else loaded
@@ -175,6 +193,10 @@ def choose(
             edge_weight=None if given is None else given.edge_weight,
             swaps=None if no_swaps else "auto",
             block=block,
+            gap=gap,
+            standardize=standardize,
+            mask=read.mask,
+            missing=missing,
             seed=seed,
         )
         step("Writing")

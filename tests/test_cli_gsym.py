@@ -355,3 +355,44 @@ def test_as_a_program(folder):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines()[-1] == "error: no file nowhere.csv; check the name"
     assert "Traceback" not in done.stderr
+
+
+def test_what_choose_leaves_out_and_takes_for_missing(folder, capsys, monkeypatch):
+    told = {}
+    choose_group = gsym.choose_group
+
+    def spy(*args, **options):
+        told.update(options, x=args[1], y=args[2])
+        return choose_group(*args, **options)
+
+    monkeypatch.setattr("gsym._cli.choose_group", spy)
+    with np.load("x.npz") as held:
+        x = held["x"]
+    times = np.datetime64("2012-03-01T00:00") + np.arange(len(x)) * np.timedelta64(5, "m")
+    x[3, 4] = np.nan
+    rows = [",".join(["time", *(f"n{i}" for i in range(N))])]
+    rows += [
+        f"{moment}," + ",".join("" if np.isnan(value) else repr(value) for value in row.tolist())
+        for moment, row in zip(times, x, strict=True)
+    ]
+    (folder / "series.csv").write_text("\n".join(rows[:1] + rows[:0:-1]))
+    seen = np.random.default_rng(0).random(x.shape) < 0.9
+    np.save("seen.npy", seen[::-1])
+    args = ("choose", "--graph", "graph.csv", "--signals", "series.csv", "--levels", "4")
+    err = run(capsys, *args, "--mask", "seen.npy", "--json").err
+    assert told["block"] == "auto" and np.isnan(told["missing"])
+    np.testing.assert_array_equal(told["x"][..., 0].numpy(), x)
+    np.testing.assert_array_equal(told["mask"].numpy().reshape(x.shape), seen)
+    assert "1 value is missing, at 1 node (4)" in err and "put in the order of times" in err
+    run(capsys, *args, "--block", "2", "--gap", "1", "--missing", "0", "--standardize", "node")
+    assert (told["block"], told["gap"], told["missing"]) == (2, 1, 0)
+    assert told["standardize"] == "node"
+    run(capsys, *CHOOSE, "--levels", "4")
+    assert told["block"] == 1 and told["missing"] is None and told["mask"] is None
+    run(capsys, *CHOOSE, "--levels", "4", "--block", "auto")
+    assert told["block"] == "auto"
+    for mask, message in ((seen[:, :5], "must have 12 nodes"), (seen * 2, "holds 1 where a value")):
+        np.save("seen.npy", mask)
+        with pytest.raises(SystemExit):
+            run(capsys, *args, "--mask", "seen.npy")
+        assert message in capsys.readouterr().err

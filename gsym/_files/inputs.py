@@ -13,7 +13,14 @@ from torch import Tensor
 from gsym._files.edges import Graph
 from gsym._files.errors import FileError
 from gsym._files.graphs import read_graph
-from gsym._files.signals import Signals, check_nodes, load_signals, load_targets, read_names
+from gsym._files.signals import (
+    Signals,
+    check_nodes,
+    load_signals,
+    load_targets,
+    read_mask,
+    read_names,
+)
 from gsym._files.summary import Summary
 from gsym._files.tables import FirstColumn, FirstRow
 
@@ -31,6 +38,7 @@ class Inputs:
         graph: The graph, or ``None``.
         x: Signals ``[samples, n, c]``, NaN where a value is missing, or ``None``.
         y: Targets ``[samples, n, c]`` or ``[samples]``, or ``None``.
+        mask: Which signals were observed, boolean ``[samples, n]`` or as ``x``, or ``None``.
         names: Of the nodes, or ``None``.
         is_series: The samples have times, and stand in their order.
         summaries: What was read, file by file.
@@ -40,6 +48,7 @@ class Inputs:
     graph: Graph | None
     x: Tensor | None
     y: Tensor | None
+    mask: Tensor | None
     names: tuple[str, ...] | None
     is_series: bool
     summaries: tuple[Summary, ...]
@@ -51,6 +60,7 @@ def read_inputs(
     targets: str | None = None,
     names: str | None = None,
     *,
+    mask: str | None = None,
     directed: bool = False,
     first_row: FirstRow = "auto",
     first_column: FirstColumn = "auto",
@@ -95,6 +105,7 @@ def read_inputs(
         y = load_targets(targets, n, **told)  # type: ignore[arg-type]
         if x is not None:
             y = _aligned(x, y, str(signals), str(targets))
+    seen = None if mask is None or x is None else read_mask(mask, x.values.shape)
     order = None if x is None else _time_order(x)
     summaries = [part.summary for part in (loaded, x, y) if part is not None]
     return Inputs(
@@ -102,6 +113,7 @@ def read_inputs(
         graph=loaded,
         x=None if x is None else x.values if order is None else x.values[order],
         y=None if y is None else y.values if order is None else y.values[order],
+        mask=seen if seen is None or order is None else seen[order],
         names=known,
         is_series=x is not None and x.times is not None,
         summaries=tuple(summaries),

@@ -157,6 +157,28 @@ def _where(bad: np.ndarray, how: str) -> str:
     return f"{values} {how}, at {nodes.size} node{'s' * (nodes.size > 1)} ({shown})"
 
 
+def read_mask(source: str, shape: Sequence[int]) -> Tensor:
+    """Which values were observed, boolean ``[samples, n]`` or ``[samples, n, c]``.
+
+    Args:
+        source: A file of ones and zeros, or of booleans.
+        shape: Of the signals, ``[samples, n, c]``.
+
+    Raises:
+        FileError: As :func:`load_signals`; another shape, or values but 0 and 1.
+    """
+    path, _ = split_source(source)
+    values = load_signals(source, shape[1], "mask").values
+    if tuple(values.shape) not in (tuple(shape), (*shape[:2], 1)):
+        raise FileError(
+            f"{path}: a mask of signals {list(shape)} is {list(shape[:2])} or {list(shape)}; got "
+            f"{list(values.shape)}"
+        )
+    if not ((values == 0) | (values == 1)).all():
+        raise FileError(f"{path}: a mask holds 1 where a value was observed and 0 where not")
+    return (values == 1).squeeze(2) if values.shape != tuple(shape) else values == 1
+
+
 def load_targets(
     source: str,
     num_nodes: int,
