@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from sklearn.metrics import adjusted_rand_score
 
+from benchmarks.choosing_conditions import lines as condition_lines
+from benchmarks.choosing_conditions import measure as measure_conditions
 from benchmarks.data import replacing
 from benchmarks.results import BenchmarkError, read_rows
 from benchmarks.run import provenance
@@ -33,6 +35,7 @@ from gsym.coarsening.choose import choose_group
 from gsym.coarsening.ridge import commutant_ridge
 from gsym.nn import GNet
 
+METR_LA = Path("traffic") / "metr_la.npz"
 COMMAND = "python -m benchmarks choosing"
 TRUTHS = ("linear", "two-layer", "nearly linear")
 INPUTS = ("isotropic", "correlated")
@@ -390,6 +393,7 @@ def main(out: Path, trials: int, data: Path | None = None, console: Console | No
     searches = [(*case, seed) for case in cases for seed in range(min(trials, RECOVERY_TRIALS))]
     found = [run_recovery(*job, commit) for job in track(searches, "recovery", console=console)]
     _write(out / "choosing_recovery.csv", found)
+    measure_conditions(out, trials, None if data is None else data / METR_LA, console)
     if data is not None:
         write_real(out, data, console)
     return write_page(out)
@@ -513,6 +517,7 @@ def write_page(out: Path) -> Path:
         "partition, so what looks at the graph alone cannot find it.",
         "",
         *_recovery_lines(found),
+        *condition_lines(out),
         *_real_lines(out),
     ]
     page = out / "choosing.md"

@@ -305,6 +305,11 @@ class CommutantRidge:
         return float(self._totals.sum() / self._per_block.sum())
 
     @property
+    def units(self) -> NDArray:
+        """What errors are divided by: ``[n, c_out]``, or 1 where nothing is standardised."""
+        return self._scale[1]
+
+    @property
     def strengths(self) -> tuple[float, float | None]:
         """Weight of the penalty for the means and for the own values."""
         return self._means.strength, None if self._own is None else self._own.strength
