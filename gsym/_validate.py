@@ -72,9 +72,25 @@ def warn(message: str) -> None:
 _INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+def check_dense(name: str, tensor: Tensor, error: type[ValueError], *, values: bool) -> None:
+    """Refuse a tensor that has no plain numbers: nested, sparse, quantised, or on meta.
+
+    The last has shapes all the same, which is enough where ``values`` are not read.
+    """
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        raise error(f"{name} must be a dense tensor; got {kind}; use .to_dense() or padding")
+    if tensor.is_quantized:
+        raise error(f"{name} must hold plain numbers; got {tensor.dtype}; use .dequantize()")
+    if values and tensor.is_meta:
+        raise error(f"{name} must have values to read; got a tensor on meta; move it to a device")
+
+
 def integer_tensor(values: object, what: str, error: type[ValueError]) -> Tensor:
     """Copy ``values`` to a new int64 tensor on the CPU, or say why that cannot be done."""
     refuse_masked(values, what, error)
+    if isinstance(values, Tensor):
+        check_dense(what, values, error, values=True)
     if isinstance(values, list | tuple):
         kinds = set(map(type, values))
         if len(kinds) > 1 and kinds & {bool, np.bool_}:
@@ -119,6 +135,15 @@ def check_whole(value: object, what: str, error: type[ValueError] = ValueError) 
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise error(f"{what} must be a whole number; got {value!r:.80}") from None
+
+
+def check_widths(least: int = 1, **widths: object) -> None:
+    """Check numbers of channels and the like: whole numbers, ``least`` or more."""
+    for name, value in widths.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number of at least {least}; got {value!r:.80}")
+        if not least <= value < 2**31:
+            raise ValueError(f"{name} must be at least {least} and below 2^31; got {value}")
 
 
 def check_labels(labels: object, num_nodes: int | None = None) -> Tensor:
@@ -205,6 +230,7 @@ def check_edge_index_type(edge_index: object) -> Tensor:
     tensor = edge_index
     if is_wrapper(edge_index):
         tensor = edge_index.as_tensor()  # type: ignore[attr-defined]
+    check_dense("edge_index", tensor, GraphError, values=False)
     if tensor.dim() != 2 or tensor.size(0) != 2:
         hint = "; transpose it" if tensor.dim() == 2 and tensor.size(1) == 2 else ""
         raise GraphError(f"edge_index must have shape [2, e]; got {list(tensor.shape)}{hint}")
@@ -223,6 +249,7 @@ def check_edge_index(edge_index: object, num_nodes: int) -> Tensor:
     is prepared and never into every forward pass.
     """
     edge_index = check_edge_index_type(edge_index)
+    check_dense("edge_index", edge_index, GraphError, values=True)
     if edge_index.numel():
         low, high = int(edge_index.min()), int(edge_index.max())
         if low < 0 or high >= num_nodes:
@@ -244,6 +271,7 @@ def check_edge_weight(edge_weight: object, edges: int, copies: int = 1) -> Tenso
     if not isinstance(edge_weight, Tensor) or not edge_weight.is_floating_point():
         came = getattr(edge_weight, "dtype", type(edge_weight).__name__)
         raise TypeError(f"edge_weight must be a floating-point tensor [e]; got {came}")
+    check_dense("edge_weight", edge_weight, GraphError, values=False)
     if edge_weight.shape not in ((edges,), (copies * edges,)):
         raise GraphError(
             f"edge_weight must hold one number for each of {edges} edges; "
@@ -267,6 +295,7 @@ def check_finite_weight(edge_weight: Tensor | None) -> None:
     """Check that every edge has a number for a weight."""
     if edge_weight is None:
         return
+    check_dense("edge_weight", edge_weight, GraphError, values=True)
     finite = torch.isfinite(edge_weight)
     if not bool(finite.all()):
         edge = int((~finite).nonzero()[0])
@@ -292,6 +321,7 @@ def check_signal(x: Tensor, num_nodes: int | None, channels: int) -> None:
         raise TypeError(f"x must be a tensor [..., n, c]; got {type(x).__name__}")
     if not x.is_floating_point():
         raise SignalError(f"x must be floating point; got {x.dtype}; convert with x.float()")
+    check_dense("x", x, SignalError, values=False)
     if x.dim() < 2:
         raise SignalError(f"x must have shape [..., n, {channels}]; got {list(x.shape)}")
     if num_nodes is not None and x.size(-2) != num_nodes:
@@ -328,6 +358,7 @@ def check_positions(
     """
     if not isinstance(pos, Tensor):
         raise TypeError(f"{what} must be a tensor [..., n, d]; got {type(pos).__name__}")
+    check_dense(what, pos, SignalError, values=False)
     if pos.dim() < 2 or pos.shape[:-1] != x.shape[:-1]:
         raise SignalError(
             f"{what} must be [..., n, d] with the leading axes of x, {list(x.shape[:-1])}; "
@@ -402,6 +433,7 @@ def check_edge_attr(edge_attr: Tensor | None, x: Tensor, num_edges: int, edge_di
         raise GraphError("edge_attr was given to a layer without; build it with edge_dim=")
     if not isinstance(edge_attr, Tensor):
         raise TypeError(f"edge_attr must be a tensor [e, a]; got {type(edge_attr).__name__}")
+    check_dense("edge_attr", edge_attr, GraphError, values=False)
     one = (num_edges, edge_dim)
     if edge_attr.shape not in (one, (*x.shape[:-2], *one)):
         raise GraphError(
@@ -421,8 +453,7 @@ def check_segment_index(index: object, num_segments: object) -> int:
         raise ValueError(
             f"a segment index must be int64 or int32 [e]; got {index.dtype} {list(index.shape)}"
         )
-    if index.is_meta:
-        raise ValueError("a segment index must hold values to sort; got one on meta")
+    check_dense("a segment index", index, ValueError, values=True)
     count = check_whole(num_segments, "num_segments")
     if count < 0:
         raise ValueError(f"num_segments must not be negative; got {count}")
@@ -431,7 +462,11 @@ def check_segment_index(index: object, num_segments: object) -> int:
 
 def check_clamp(clamp: float | None) -> None:
     """Refuse a longest move whose square float32 does not hold."""
-    if clamp is not None and not 1e-15 <= clamp <= 1e15:
+    if clamp is None:
+        return
+    if isinstance(clamp, bool) or not isinstance(clamp, int | float):
+        raise TypeError(f"clamp must be a length between 1e-15 and 1e15; got {clamp!r:.80}")
+    if not 1e-15 <= clamp <= 1e15:
         raise ValueError(f"clamp must be a length between 1e-15 and 1e15; got {clamp}")
 
 

@@ -229,7 +229,8 @@ def _of_arrays(
     path, arrays = read_arrays(source)
     if "edge_index" in arrays:
         return _from_edge_index(path, arrays, summary)
-    found = next((arrays[key] for key in (*_ADJACENCY, "") if key in arrays), None)
+    named = next((key for key in _ADJACENCY if key in arrays), "")
+    found = arrays.get(named)
     if found is None and len(arrays) == 1:
         found = next(iter(arrays.values()))
     if found is None:
@@ -239,7 +240,7 @@ def _of_arrays(
     if issparse(found):
         return _from_matrix(path, found, summary)
     matrix = _numbers(path, "the graph", found)
-    if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:
+    if named or (matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]):
         return _from_matrix(path, matrix, summary)
     if matrix.ndim == 2 and matrix.shape[0] == 2:
         return _from_edge_index(path, {"edge_index": matrix}, summary)

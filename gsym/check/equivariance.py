@@ -66,7 +66,7 @@ def equivariance_error(layer: Layer, group: PermutationGroup, x: Tensor, *args: 
     Reference:
         The metric of Kim et al. 2023, projection-based equivariance regularisers.
     """
-    _check_nodes(x, group)
+    _check_inputs(layer, group, x)
     if not x.numel():
         raise ValueError(f"there is nothing to measure on an empty x; got shape {list(x.shape)}")
     return max((error for error, _ in errors(layer, permutations(group), x, *args)), default=0.0)
@@ -93,8 +93,8 @@ def assert_equivariant(
             check is vacuous.
     """
     __tracebackhide__ = True
+    _check_inputs(layer, group, x)
     allowed = TOLERANCE[x.dtype] if tolerance is None and x.dtype in TOLERANCE else tolerance
-    _check_nodes(x, group)
     if allowed is None:
         raise TypeError(f"there is no default tolerance for {x.dtype}; pass tolerance=")
     if not x.numel():
@@ -230,7 +230,15 @@ def _outputs(value: Any, where: str, num_nodes: int) -> Iterator[tuple[str, Tens
         )
 
 
-def _check_nodes(x: Tensor, group: PermutationGroup) -> None:
+def _check_inputs(layer: Layer, group: PermutationGroup, x: Tensor) -> None:
+    if not callable(layer):
+        raise TypeError(f"layer must be a module or a function; got {type(layer).__name__}")
+    if not isinstance(group, PermutationGroup):
+        raise TypeError(
+            f"group must be a PermutationGroup or a ClusterGroup; got {type(group).__name__}"
+        )
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor [..., n, c]; got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point; got {x.dtype}; convert with x.double()")
     if x.dim() < 2 or x.size(-2) != group.num_nodes:

@@ -58,7 +58,7 @@ def cross_validate(
         starts = np.flatnonzero(np.diff(owner[validation], prepend=-1))
         per_block = np.diff(np.append(starts, len(validation)))
         for index in alive:
-            value = np.atleast_1d(np.asarray(runs(groups[index], *split), dtype=float))
+            value = _numbers(runs(groups[index], *split))
             single = len(value) == 1
             known = errors[index]
             if known is None:
@@ -135,3 +135,13 @@ def _take(values: Any, rows: NDArray) -> Any:
     if isinstance(values, Tensor):
         return values[torch.from_numpy(rows)]
     return np.asarray(values)[rows]
+
+
+def _numbers(value: object) -> np.ndarray:
+    """What a score returned: one number, or one for each signal."""
+    try:
+        return np.atleast_1d(np.asarray(value, dtype=float))
+    except (TypeError, ValueError) as cause:
+        raise TypeError(
+            f"score must return a number, or one for each signal; got {value!r:.80}"
+        ) from cause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +78,10 @@ class Partition:
             >>> Partition.from_clusters([[0, 3], [1, 2]]).labels.tolist()
             [0, 1, 1, 0]
         """
+        if not isinstance(clusters, Iterable):
+            raise TypeError(
+                f"clusters must be lists of nodes, one for each; got {type(clusters).__name__}"
+            )
         parts = [integer_tensor(c, f"cluster {i}", PartitionError) for i, c in enumerate(clusters)]
         empty = [i for i, part in enumerate(parts) if part.numel() == 0]
         if empty:
@@ -246,6 +250,11 @@ class Partition:
         return torch.cumsum(self._sizes, 0) - self._sizes
 
     def _check_same_nodes(self, other: Partition) -> None:
+        if not isinstance(other, Partition):
+            raise TypeError(
+                f"partitions are compared with a Partition; got {type(other).__name__}; make one "
+                "with Partition.from_labels"
+            )
         if self.num_nodes != other.num_nodes:
             raise PartitionError(
                 f"partitions of {self.num_nodes} and of {other.num_nodes} nodes cannot be compared"

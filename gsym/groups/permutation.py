@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 
 from gsym._graphs import as_graph, coalesce
-from gsym._validate import GroupError, IntegerArray, check_permutation, check_whole
+from gsym._validate import (
+    GroupError,
+    IntegerArray,
+    check_dense,
+    check_permutation,
+    check_whole,
+)
 from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain
 from gsym.groups.orbits import Orbits
@@ -103,12 +109,14 @@ class PermutationGroup:
         """
         images = []
         for cycles in generators:
-            if not all(isinstance(cycle, Sequence) for cycle in cycles):
+            listed = isinstance(cycles, Sequence) and not isinstance(cycles, str)
+            if not listed or not all(isinstance(cycle, Sequence) for cycle in cycles):
                 raise GroupError(
                     f"each generator is a list of cycles; got {cycles}; write [{cycles}] for one"
                 )
             perm = list(range(num_nodes))
             points = [point for cycle in cycles for point in cycle]
+            points = [check_whole(point, "a node in a cycle", GroupError) for point in points]
             outside = [point for point in points if not 0 <= point < num_nodes]
             if outside:
                 raise GroupError(f"a cycle names node {outside[0]}, outside 0..{num_nodes - 1}")
@@ -350,6 +358,9 @@ class PermutationGroup:
         return f"{type(self).__name__}({self} on {self.num_nodes} nodes)"
 
     def _check_matrix(self, weight: Tensor) -> None:
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weight must be a tensor [..., n, n]; got {type(weight).__name__}")
+        check_dense("weight", weight, GroupError, values=False)
         if not weight.is_floating_point() and not weight.is_complex():
             raise TypeError(f"weight must be floating point; got {weight.dtype}")
         if weight.shape[-2:] != (self.num_nodes, self.num_nodes):

@@ -695,3 +695,5 @@ def _check_floating(name: str, x: Tensor) -> None:
 def _check_tensor(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
+    if x.layout is not torch.strided:
+        raise ValueError(f"{name} must be a dense tensor; got layout {x.layout}; use .to_dense()")

@@ -110,12 +110,17 @@ class Segments(_Value):
         num_segments = check_segment_index(index, num_segments)
         with undisturbed():
             index = without_wrappers(index)
-            counts = torch.bincount(index, minlength=num_segments)
-            if counts.size(0) != num_segments:
+            highest = int(index.max()) if index.numel() else -1
+            if highest >= num_segments:  # before counts are made for as many
                 raise ValueError(
-                    f"a segment index must lie in 0..{num_segments - 1}; "
-                    f"got values up to {counts.size(0) - 1}"
+                    f"a segment index must lie in 0..{num_segments - 1}; got values up to {highest}"
                 )
+            try:
+                counts = torch.bincount(index, minlength=num_segments)
+            except RuntimeError as cause:
+                raise ValueError(
+                    f"a segment index must lie in 0..{num_segments - 1}; got a negative value"
+                ) from cause
             fits = max(index.numel(), num_segments) < 2**31
             dtype = torch.int32 if fits else torch.int64  # half of what an index takes to read
             self._fill(

@@ -15,6 +15,7 @@ from gsym._validate import (
     check_like_weights,
     check_positions,
     check_signal,
+    check_widths,
 )
 from gsym.groups import PermutationGroup
 from gsym.nn._batch import check_batch, count_graphs, unstack, unstack_rows
@@ -22,7 +23,7 @@ from gsym.nn._graph import LastGraph
 from gsym.nn._messages import EdgeGraph
 from gsym.nn._modules import Tables, own_parameter
 from gsym.nn._nodewise import NodeLinear
-from gsym.nn._tied import TiedLayer
+from gsym.nn._tied import TiedLayer, check_group
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,19 @@ class GeometricLayer(TiedLayer[Tables]):
         self,
         in_channels: int,
         out_channels: int,
+        hidden_channels: int,
         group: PermutationGroup | None,
         *,
         dim: int | None,
         edge_dim: int,
         velocity: bool,
     ) -> None:
-        super().__init__(group)
+        super().__init__(check_group(group))
+        check_widths(in_channels=in_channels, out_channels=out_channels)
+        check_widths(hidden_channels=hidden_channels)
+        check_widths(0, edge_dim=edge_dim)
+        if dim is not None:
+            check_widths(dim=dim)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.dim, self.edge_dim, self.velocity = dim, edge_dim, velocity
         self.num_nodes = None if group is None else group.num_nodes
@@ -143,8 +150,7 @@ class GeometricStack(GeometricLayer):
         options: dict[str, Any],
     ) -> None:
         """Make ``num_layers`` of ``conv``, and the maps before and behind them."""
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1; got {num_layers}")
+        check_widths(num_layers=num_layers)
         # Several axes would leave fewer symmetries than one. The stack owns it and hands it on.
         learns_axis = options.get("learn_axis", False) is True
         if learns_axis:

@@ -57,15 +57,21 @@ class TiedLayer(TabledModule[T]):
 
 def as_clusters(group: PermutationGroup | None) -> ClusterGroup:
     """Any group as clusters with swaps: a general one exchanges single nodes."""
+    check_group(group)
     if group is None:
         return ClusterGroup(Partition.single(1))
     if isinstance(group, ClusterGroup):
         return group
-    if not isinstance(group, PermutationGroup):
+    return ClusterGroup(Partition.singletons(group.num_nodes), swaps=group)
+
+
+def check_group(group: PermutationGroup | None) -> PermutationGroup | None:
+    """The group as it came, once it is known to be one."""
+    if group is not None and not isinstance(group, PermutationGroup):
         raise TypeError(
             f"group must be a PermutationGroup, a ClusterGroup or None; got {type(group).__name__}"
         )
-    return ClusterGroup(Partition.singletons(group.num_nodes), swaps=group)
+    return group
 
 
 def mark(group: PermutationGroup | None) -> Tensor:

@@ -131,7 +131,13 @@ class EGNNConv(GeometricLayer):
         vectors = None if extra_vectors is None else _check_vectors(extra_vectors, dim)
         dim = dim if vectors is None else vectors.size(1)
         super().__init__(
-            in_channels, out_channels, group, dim=dim, edge_dim=edge_dim, velocity=velocity
+            in_channels,
+            out_channels,
+            hidden_channels,
+            group,
+            dim=dim,
+            edge_dim=edge_dim,
+            velocity=velocity,
         )
         if coord_aggr not in AGGREGATIONS:
             raise ValueError(f"coord_aggr must be one of mean, sum; got {coord_aggr!r}")
@@ -321,7 +327,15 @@ class EGNN(GeometricStack):
         **options,
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
-        super().__init__(in_channels, width, group, dim=dim, edge_dim=edge_dim, velocity=velocity)
+        super().__init__(
+            in_channels,
+            width,
+            hidden_channels,
+            group,
+            dim=dim,
+            edge_dim=edge_dim,
+            velocity=velocity,
+        )
         self._set_layers(EGNNConv, hidden_channels, out_channels, num_layers, options)
         self.reset_parameters()
 
@@ -347,7 +361,10 @@ class EGNN(GeometricStack):
 
 def _check_vectors(vectors: Tensor, dim: int | None) -> Tensor:
     device = vectors.device if isinstance(vectors, Tensor) else "cpu"
-    vectors = torch.as_tensor(vectors, dtype=torch.get_default_dtype(), device=device)
+    try:
+        vectors = torch.as_tensor(vectors, dtype=torch.get_default_dtype(), device=device)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        raise SignalError(f"extra_vectors must be numbers [k, d]; got {vectors!r:.80}") from cause
     if vectors.dim() != 2 or vectors.size(0) == 0:
         raise SignalError(f"extra_vectors must be [k, d]; got {list(vectors.shape)}")
     if dim is not None and vectors.size(1) != dim:

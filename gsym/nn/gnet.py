@@ -17,6 +17,7 @@ from gsym._validate import (
     check_edge_weight,
     check_like_weights,
     check_signal,
+    check_widths,
 )
 from gsym.groups import PermutationGroup
 from gsym.nn._batch import count_graphs, unstack
@@ -174,6 +175,7 @@ class GNetConv(TiedLayer[_ConvTables]):
         cluster_edge_index: Tensor | None = None,
     ) -> None:
         super().__init__(group)
+        check_widths(in_channels=in_channels, out_channels=out_channels)
         if propagate not in PROPAGATIONS:
             raise ValueError(
                 f"propagate must be one of {', '.join(PROPAGATIONS)}; got {propagate!r}"

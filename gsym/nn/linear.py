@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import check_like_weights, check_signal
+from gsym._validate import check_like_weights, check_signal, check_widths
 from gsym.groups import PermutationGroup
 from gsym.kernels._dispatch import chosen
 from gsym.kernels.segments import BLOCK_ROWS
@@ -96,8 +96,7 @@ class OrbitLinear(TiedLayer[_LinearTables]):
     ) -> None:
         super().__init__(group)
         _check_options(mixing, rank, cluster_edge_index)
-        if min(in_channels, out_channels) < 1:
-            raise ValueError(f"channels must be at least 1; got {in_channels} to {out_channels}")
+        check_widths(in_channels=in_channels, out_channels=out_channels)
         clusters = as_clusters(group)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_nodes = None if group is None else clusters.num_nodes
@@ -299,7 +298,7 @@ def _runs(x: Tensor, tables: _LinearTables) -> Tensor:
 def _check_options(mixing: str, rank: int | None, cluster_edge_index: Tensor | None) -> None:
     if mixing not in MIXINGS:
         raise ValueError(f"mixing must be one of {', '.join(MIXINGS)}; got {mixing!r}")
-    valid = isinstance(rank, int) and rank >= 1
+    valid = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
     if (rank is not None) != (mixing == "low_rank") or (rank is not None and not valid):
         raise ValueError(
             f'rank must be given, an integer of at least 1, for mixing="low_rank" alone; got {rank}'

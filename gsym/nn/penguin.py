@@ -320,7 +320,13 @@ class PenguinConv(_ScoredLayer):
         **options: Any,
     ) -> None:
         super().__init__(
-            in_channels, out_channels, group, dim=dim, edge_dim=edge_dim, velocity=velocity
+            in_channels,
+            out_channels,
+            hidden_channels,
+            group,
+            dim=dim,
+            edge_dim=edge_dim,
+            velocity=velocity,
         )
         residual = check_residual(residual, in_channels, out_channels)
         self._set_alpha(alpha, hard, out_channels, hidden_channels)
@@ -480,7 +486,15 @@ class Penguin(_ScoredLayer, GeometricStack):
         **options: Any,
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
-        super().__init__(in_channels, width, group, dim=dim, edge_dim=edge_dim, velocity=velocity)
+        super().__init__(
+            in_channels,
+            width,
+            hidden_channels,
+            group,
+            dim=dim,
+            edge_dim=edge_dim,
+            velocity=velocity,
+        )
         self._set_alpha(alpha, hard, hidden_channels, hidden_channels)
         options = {"alpha": "given", **options}
         self._set_layers(PenguinConv, hidden_channels, out_channels, num_layers, options)
