@@ -13,12 +13,19 @@ that PyG stacks the labels of a batch of graphs without shifting them.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import torch
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
+from torch_geometric.transforms.rooted_subgraph import RootedSubgraphData
 
+from gsym._ego import ego_networks, rooted_hash
 from gsym._graphs import as_graph
+from gsym._validate import check_edge_index, check_whole
 from gsym.coarsening.cluster import coarsen
 from gsym.groups import GraphError, GroupError, Partition, PartitionError, PermutationGroup
 
@@ -196,3 +203,166 @@ def _num_nodes(data: Data) -> int:
 def _device(data: Data) -> Any:
     reference = data.edge_index if data.edge_index is not None else data.x
     return None if reference is None else reference.device
+
+
+class EgoSubgraphs(BaseTransform):
+    """Add the ego-network of every node: the induced subgraph of all nodes around it.
+
+    The fields are those of PyG's ``RootedSubgraphData``: ``n_id``, the node of every entry of a
+    subgraph; ``n_sub_batch``, its subgraph; ``e_id`` and ``e_sub_batch``, the same for edges; and
+    ``sub_edge_index``, their ends among the entries. Subgraph i belongs to node i, also where it is
+    empty. No matrix of all pairs of nodes is built.
+
+    Args:
+        num_hops: Longest path to the root, along the edges; 0 is the root alone.
+        include_root: Count the root to its neighbourhood; without, it is left out.
+        max_nodes: Largest subgraph; any size if left out.
+        large: What becomes of larger ones: ``"error"``, or ``"shrink"``, which takes as many hops
+            as fit, down to the root alone.
+
+    Symmetry:
+        Nodes: relabelling the graph relabels the subgraphs, also those that shrink.
+
+    Raises:
+        TypeError: ``data`` is no ``Data``.
+        ValueError: ``num_hops`` below 0, ``max_nodes`` below 1, or an unknown ``large``.
+        GraphError: No ``edge_index``, one out of range, or a subgraph above ``max_nodes``.
+
+    Cost:
+        Linear in the sum over all entries of the degree of their node.
+
+    Example:
+        >>> from torch_geometric.data import Data
+        >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> data = EgoSubgraphs(num_hops=1)(Data(edge_index=path, num_nodes=3))
+        >>> data.n_id.tolist(), data.n_sub_batch.tolist()
+        ([0, 1, 0, 1, 2, 1, 2], [0, 0, 1, 1, 1, 2, 2])
+    """
+
+    def __init__(
+        self,
+        num_hops: int,
+        include_root: bool = True,
+        *,
+        max_nodes: int | None = None,
+        large: str = "error",
+    ) -> None:
+        self.num_hops = check_whole(num_hops, "num_hops")
+        self.max_nodes = None if max_nodes is None else check_whole(max_nodes, "max_nodes")
+        if self.num_hops < 0:
+            raise ValueError(f"num_hops must not be negative; got {num_hops}")
+        if self.max_nodes is not None and self.max_nodes < 1:
+            raise ValueError(f"max_nodes must be at least 1; got {max_nodes}")
+        if large not in ("error", "shrink"):
+            raise ValueError(f'large must be "error" or "shrink"; got {large!r}')
+        self.include_root, self.large = include_root, large
+
+    def forward(self, data: Data) -> Data:
+        """Return a copy of ``data`` with the fields added."""
+        if not isinstance(data, Data):
+            raise TypeError(f"data must be a torch_geometric Data; got {type(data).__name__}")
+        if data.edge_index is None:
+            raise GraphError("data has no edge_index to find neighbours by")
+        edge_index = check_edge_index(data.edge_index, data.num_nodes)
+        found = ego_networks(
+            edge_index.cpu().numpy(),
+            data.num_nodes,
+            self.num_hops,
+            include_root=self.include_root,
+            max_nodes=self.max_nodes,
+            shrink=self.large == "shrink",
+        )
+        result = EgoData.from_dict(data.to_dict())
+        result.num_nodes = data.num_nodes
+        fields = {
+            "sub_edge_index": found.ends,
+            "n_id": found.node,
+            "e_id": found.edge,
+            "n_sub_batch": found.owner,
+            "e_sub_batch": found.edge_owner,
+        }
+        for name, value in fields.items():
+            setattr(result, name, torch.from_numpy(value).to(edge_index.device))
+        return result
+
+    def __repr__(self) -> str:
+        return f"EgoSubgraphs(num_hops={self.num_hops}, include_root={self.include_root})"
+
+
+class EgoData(RootedSubgraphData):
+    """A graph with one subgraph per node, some of which may be empty; it batches as PyG's does."""
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """What to add to a field in a batch for each graph before."""
+        if key in ("n_sub_batch", "e_sub_batch"):
+            return self.num_nodes
+        return super().__inc__(key, value, *args, **kwargs)
+
+
+class AddSubgraphKind(BaseTransform):
+    """Add the kind of every ego-network as ``data.sub_kind``, int64 ``[n]``.
+
+    :class:`gsym.nn.SPEN` gives the subgraphs of one kind weights of their own. ``fit`` finds the
+    kinds of a training set; the rarest, and those it never saw, share kind 0.
+
+    Args:
+        by: ``"size"``, the number of nodes, as the authors of SPEN share their weights; or
+            ``"automorphism"``, the subgraph up to isomorphisms that keep the root.
+        num_kinds: Number of kinds, that of the rare ones included.
+
+    Symmetry:
+        Nodes: isomorphic subgraphs have one kind. With ``"automorphism"`` subgraphs that colour
+        refinement from the root cannot tell apart share one, too.
+
+    Raises:
+        ValueError: An unknown ``by``, or ``num_kinds`` below 1.
+        RuntimeError: Data before ``fit``.
+        GraphError: Data without the fields of :class:`EgoSubgraphs`.
+
+    Example:
+        >>> from torch_geometric.data import Data
+        >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> data = EgoSubgraphs(num_hops=1)(Data(edge_index=path, num_nodes=3))
+        >>> AddSubgraphKind("size", num_kinds=3).fit([data])(data).sub_kind
+        tensor([1, 2, 1])
+    """
+
+    def __init__(self, by: str = "size", *, num_kinds: int) -> None:
+        if by not in ("size", "automorphism"):
+            raise ValueError(f'by must be "size" or "automorphism"; got {by!r}')
+        self.by, self.num_kinds = by, check_whole(num_kinds, "num_kinds")
+        if self.num_kinds < 1:
+            raise ValueError(f"num_kinds must be at least 1; got {num_kinds}")
+        self._kinds: dict[int, int] | None = None
+
+    def fit(self, dataset: Iterable[Data]) -> AddSubgraphKind:
+        """Number the most frequent kinds of the ego-networks of a training set."""
+        counts: Counter[int] = Counter()
+        for data in dataset:
+            counts.update(self._signatures(data).tolist())
+        # Ties by signature, so that the order of the graphs does not matter.
+        ranked = sorted(counts, key=lambda s: (-counts[s], s))[: self.num_kinds - 1]
+        self._kinds = {signature: place for place, signature in enumerate(ranked, start=1)}
+        return self
+
+    def forward(self, data: Data) -> Data:
+        """Add the kinds to ``data``."""
+        if self._kinds is None:
+            raise RuntimeError("fit the kinds on training data first, with .fit(dataset)")
+        kinds = [self._kinds.get(s, 0) for s in self._signatures(data).tolist()]
+        data.sub_kind = torch.tensor(kinds, dtype=torch.int64, device=data.n_id.device)
+        return data
+
+    def _signatures(self, data: Data) -> np.ndarray:
+        """A number for the kind of every ego-network."""
+        for name in ("n_id", "n_sub_batch", "sub_edge_index"):
+            if getattr(data, name, None) is None:
+                raise GraphError(f"data has no {name}; apply gsym.transforms.EgoSubgraphs first")
+        owner = data.n_sub_batch.cpu().numpy()
+        if self.by == "size":
+            return np.bincount(owner, minlength=data.num_nodes)
+        root = data.n_id.cpu().numpy() == owner
+        return rooted_hash(owner, root, data.sub_edge_index.cpu().numpy(), data.num_nodes)
+
+    def __repr__(self) -> str:
+        return f"AddSubgraphKind({self.by!r}, num_kinds={self.num_kinds})"
