@@ -1,0 +1,249 @@
+"""Maps of order-1 and order-2 tensors on subgraphs that commute with exchanging their nodes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gsym import kernels
+from gsym._validate import SignalError
+from gsym.nn._ragged import Subgraphs
+
+ORDERS = (0, 1, 2)
+
+
+class EquivariantTensorLinear(nn.Module):
+    r"""Linear map between tensors on subgraphs that commutes with permuting their nodes.
+
+    A tensor of order 0 holds one vector per subgraph, of order 1 one per node, of order 2 one per
+    ordered pair of nodes. For one colour the maps are those of Maron et al.: 15 from order 2 to 2,
+    5 from 2 to 1 and from 1 to 2, 2 from 1 to 1 and from 2 to 0, and 1 from 1 to 0. Sums over one
+    node are divided by the number m of nodes of the subgraph, sums over two by its square.
+
+    With ``num_colours`` q above 1 only nodes of one colour are exchanged, so a subgraph with
+    :math:`c_a` nodes of colour a has the group :math:`\prod_a S_{c_a}`. Every map then has one
+    weight for each way to colour the nodes that it tells apart: :math:`q + 7q^2 + 6q^3 + q^4` from
+    order 2 to 2.
+
+    No operation is stored on its own. The input is first reduced to its diagonal and to sums of
+    rows, columns and all entries; channels are mixed there, and the results are spread out again.
+    Two products alone, of the tensor and its transpose, touch all pairs with all channels.
+
+    Args:
+        in_order: Order of the input, 1 or 2.
+        out_order: Order of the output, 0, 1 or 2.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        bias: Add the complete equivariant bias: one vector per colour of nodes, or per two colours
+            of pairs and one per colour more for the pairs (i, i).
+        num_colours: Number of colours of the nodes.
+        num_kinds: Kinds of subgraphs, each with weights of its own.
+
+    Shapes:
+        - input: order 1 ``[..., n, in_channels]``, order 2 ``[..., p, in_channels]``, nodes and
+          pairs as :class:`Subgraphs` lists them
+        - output: order 0 ``[..., b, out_channels]``, others as the input
+
+    Symmetry:
+        Nodes: exact for every permutation of the nodes of each subgraph that keeps colours and,
+        where the subgraphs list only some pairs, their list of pairs. On all pairs of subgraphs of
+        four nodes and more of every colour the maps span all equivariant ones; on smaller ones
+        some coincide.
+
+    Raises:
+        ValueError: An order or a number of channels that is none.
+        SignalError: An input of another number of rows or channels; subgraphs of other colours.
+
+    Cost:
+        For p pairs ``O(p d d')`` operations, and memory of a few ``[p, d]``.
+
+    Example:
+        >>> subgraphs = gsym.nn.Subgraphs.from_sizes([3, 2])
+        >>> layer = gsym.nn.EquivariantTensorLinear(2, 1, 4, 8)
+        >>> layer(torch.randn(subgraphs.num_pairs, 4), subgraphs).shape
+        torch.Size([5, 8])
+
+    Reference:
+        Maron, Ben-Hamu, Shamir, Lipman, arXiv 1812.09902, for one colour, drawn as the authors of
+        Mitton, Murray-Smith, arXiv 2111.11840, draw theirs. Colours are ours.
+    """
+
+    def __init__(
+        self,
+        in_order: int,
+        out_order: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bias: bool = True,
+        num_colours: int = 1,
+        num_kinds: int = 1,
+    ) -> None:
+        super().__init__()
+        if in_order not in (1, 2) or out_order not in ORDERS:
+            raise ValueError(
+                f"in_order must be 1 or 2 and out_order 0, 1 or 2; got {in_order} and {out_order}"
+            )
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("num_colours", num_colours),
+            ("num_kinds", num_kinds),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+        self.in_order, self.out_order = in_order, out_order
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.num_colours, self.num_kinds = num_colours, num_kinds
+        q, k = num_colours, num_kinds
+        # What a node and a subgraph hold of the input, and what they give to the output.
+        node_in, graph_in = (1 + 2 * q, q + q * q) if in_order == 2 else (1, q)
+        node_out, graph_out = {0: (0, 1), 1: (1, q), 2: (2 * q + 1, q * (q + 1))}[out_order]
+        self.register_parameter("node_weight", None)
+        if node_out:
+            self.node_weight = nn.Parameter(
+                torch.empty(k * q, node_in * in_channels, node_out * out_channels)
+            )
+        self.graph_weight = nn.Parameter(
+            torch.empty(k, graph_in * in_channels, graph_out * out_channels)
+        )
+        self.register_parameter("pair_weight", None)
+        self.register_parameter("swap_weight", None)
+        if in_order == out_order == 2:
+            self.pair_weight = nn.Parameter(torch.empty(k * q * q, in_channels, out_channels))
+            self.swap_weight = nn.Parameter(torch.empty(k * q * q, in_channels, out_channels))
+        self.register_parameter("bias", None)
+        self.register_parameter("loop_bias", None)
+        if bias:
+            count = {0: 1, 1: q, 2: q * q}[out_order]
+            self.bias = nn.Parameter(torch.empty(k * count, out_channels))
+            if out_order == 2:
+                self.loop_bias = nn.Parameter(torch.empty(k * q, out_channels))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normal with variance ``2 / (in_channels + out_channels)``; biases are zero."""
+        std = math.sqrt(2 / (self.in_channels + self.out_channels))
+        for weight in (self.node_weight, self.graph_weight, self.pair_weight, self.swap_weight):
+            if weight is not None:
+                weight.normal_(std=std)
+        for bias in (self.bias, self.loop_bias):
+            if bias is not None:
+                bias.zero_()
+
+    def forward(self, x: Tensor, subgraphs: Subgraphs) -> Tensor:
+        """Map a tensor of order ``in_order`` to one of ``out_order``; see the class for shapes."""
+        self._check(x, subgraphs)
+        node, graph = _reduce(x, subgraphs, self.in_order)
+        shared = self._tied(graph, self.graph_weight, subgraphs, "kind")
+        if self.out_order == 0:
+            if self.bias is None:
+                return shared
+            return shared + kernels.segment_gather(self.bias, subgraphs.kind)
+        shared = shared.unflatten(-1, (self.num_colours, -1)).flatten(-3, -2)
+        assert self.node_weight is not None
+        own = self._tied(node, self.node_weight, subgraphs, "colour")
+        if self.out_order == 2:
+            return self._spread(x, own, shared, subgraphs)
+        y = own + kernels.segment_gather(shared, subgraphs.part)
+        return y if self.bias is None else y + kernels.segment_gather(self.bias, subgraphs.colour)
+
+    def _tied(self, x: Tensor, weight: Tensor, subgraphs: Subgraphs, by: str) -> Tensor:
+        """Every row times the matrix of its kind and colours."""
+        if weight.size(0) == 1:
+            return x @ weight[0]
+        return kernels.indexed_linear(x, weight, subgraphs.tiles(by, *weight.shape[1:]))
+
+    def _spread(self, x: Tensor, own: Tensor, shared: Tensor, subgraphs: Subgraphs) -> Tensor:
+        """Pairs from what their row, their column and, for (i, i), their node gives."""
+        q, width = self.num_colours, self.out_channels
+        row, col, loop = own.split([q * width, q * width, width], dim=-1)
+        every = kernels.segment_gather(shared, subgraphs.part)
+        row, loop = row + every[..., : q * width], loop + every[..., q * width :]
+        if self.bias is not None and self.loop_bias is not None:
+            row = row + kernels.segment_gather(self.bias.view(-1, q * width), subgraphs.colour)
+            loop = loop + kernels.segment_gather(self.loop_bias, subgraphs.colour)
+        ends = (end.unflatten(-1, (q, width)).flatten(-3, -2) for end in (row, col))
+        y = kernels.segment_gather(next(ends), subgraphs.by_row)
+        y = y + kernels.segment_gather(next(ends), subgraphs.by_col)
+        if self.pair_weight is not None and self.swap_weight is not None:
+            y = y + self._tied(x, self.pair_weight, subgraphs, "colours")
+            turned = _transpose(x, subgraphs)
+            y = y + self._tied(turned, self.swap_weight, subgraphs, "colours")
+        place, node = subgraphs.loop
+        return y + kernels.gather_segment_sum(loop, node, place)
+
+    def _check(self, x: Tensor, subgraphs: Subgraphs) -> None:
+        if not isinstance(subgraphs, Subgraphs):
+            raise TypeError(
+                f"subgraphs must be Subgraphs; got {type(subgraphs).__name__}; make them with "
+                "gsym.nn.Subgraphs.from_sizes or from_batch"
+            )
+        ours, theirs = (
+            f"{of.num_colours} colours of nodes and {of.num_kinds} kinds of subgraphs"
+            for of in (self, subgraphs)
+        )
+        if ours != theirs:
+            raise SignalError(f"the layer takes {ours} but the subgraphs have {theirs}")
+        rows = subgraphs.num_pairs if self.in_order == 2 else subgraphs.num_nodes
+        what = "pairs" if self.in_order == 2 else "nodes"
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            came = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating-point tensor [..., {rows}, c]; got {came}")
+        if x.dim() < 2 or x.size(-2) != rows or x.size(-1) != self.in_channels:
+            raise SignalError(
+                f"x must be [..., {rows}, {self.in_channels}], one row for each of the {what} of "
+                f"the subgraphs; got {list(x.shape)}"
+            )
+        weight = self.graph_weight
+        if x.device != weight.device or subgraphs.device != weight.device:
+            raise SignalError(
+                f"x is on {x.device}, the subgraphs on {subgraphs.device} and the weights on "
+                f"{weight.device}; move them to one device with .to()"
+            )
+
+    def extra_repr(self) -> str:
+        """Orders, channels and colours, for ``repr``."""
+        more = "".join(
+            f", {name}={getattr(self, name)}"
+            for name in ("num_colours", "num_kinds")
+            if getattr(self, name) > 1
+        )
+        orders = f"{self.in_order}, {self.out_order}"
+        return f"{orders}, {self.in_channels}, {self.out_channels}{more}"
+
+
+def _reduce(x: Tensor, subgraphs: Subgraphs, order: int) -> tuple[Tensor, Tensor]:
+    """What a map of order 1 or 2 reads of its input, by node and by subgraph.
+
+    Of order 1 the values and their sums; of order 2 the diagonal, sums of rows and columns, then
+    trace and total; all by colour, side by side.
+    """
+    q, size = subgraphs.num_colours, subgraphs.size.to(x.dtype)
+    if order == 1:
+        return x, _by_subgraph(kernels.segment_sum(x, subgraphs.part), q) / size
+    pair, node = subgraphs.loop
+    diagonal = kernels.gather_segment_sum(x, pair, node)
+    rows, cols = (kernels.segment_sum(x, end) for end in (subgraphs.by_row, subgraphs.by_col))
+    trace = _by_subgraph(kernels.segment_sum(diagonal, subgraphs.part), q) / size
+    total = _by_subgraph(kernels.segment_sum(rows, subgraphs.block), q * q) / size / size
+    node_size = subgraphs.node_size.to(x.dtype)
+    sums = (_by_subgraph(end, q) / node_size for end in (rows, cols))
+    return torch.cat([diagonal, *sums], dim=-1), torch.cat([trace, total], dim=-1)
+
+
+def _by_subgraph(x: Tensor, count: int) -> Tensor:
+    """``count`` neighbouring rows side by side."""
+    return x.reshape(*x.shape[:-2], x.size(-2) // count, count * x.size(-1))
+
+
+def _transpose(x: Tensor, subgraphs: Subgraphs) -> Tensor:
+    """The value of every pair the other way round, zero where that is not there."""
+    if subgraphs.reverse is not None:
+        return kernels.permute_rows(x, subgraphs.reverse, subgraphs.reverse)
+    assert subgraphs.swap is not None
+    there, pair = subgraphs.swap
+    return kernels.gather_segment_sum(x, there, pair)
