@@ -454,7 +454,7 @@ def test_conv_is_sound(name, propagate):
     report = check_layer(
         lambda group: GNetConv(2, 1, group, propagate=propagate),
         group,
-        edge_index,
+        *(() if propagate == "none" else (edge_index,)),
         dimension=dimension,
         backend="eager",
     )
