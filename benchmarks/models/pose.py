@@ -50,10 +50,12 @@ class PoseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Lift joints ``[b, n, 2]`` to ``[b, n, 3]``."""
-        x = self.first(x, self.edge_index)
+        # A layer that does not propagate refuses a graph.
+        graph = None if self.last.propagate == "none" else self.edge_index
+        x = self.first(x, graph)
         for one, two in zip(self.hidden[::2], self.hidden[1::2], strict=True):
-            x = x + two(one(x, self.edge_index), self.edge_index)
-        return self.last(x, self.edge_index)
+            x = x + two(one(x, graph), graph)
+        return self.last(x, graph)
 
 
 class _Layer(nn.Module):
@@ -67,5 +69,5 @@ class _Layer(nn.Module):
         self.norm = nn.BatchNorm1d(out_channels)
         self.conv = GNetConv(in_channels, out_channels, group, propagate=propagate)
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor | None) -> Tensor:
         return self.norm(self.conv(x, edge_index).mT).mT.relu()
