@@ -11,8 +11,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym._validate import GroupError
+from gsym.groups._host import lives_on_cpu
 
 
+@lives_on_cpu
 @dataclass(frozen=True, eq=False, repr=False)
 class Orbits:
     """A labelling of points by orbit: the weight-tying table.

@@ -22,10 +22,12 @@ from gsym._validate import (
     check_whole,
     integer_tensor,
 )
+from gsym.groups._host import lives_on_cpu
 from gsym.groups._record import read_record, record
 from gsym.groups.orbits import Orbits
 
 
+@lives_on_cpu
 class Partition:
     """A partition of nodes ``0..n-1`` into numbered, non-empty clusters.
 

@@ -42,17 +42,16 @@ class TiedLayer(TabledModule[T]):
         self,
         state_dict: Mapping[str, Any],
         prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
         *args: Any,
         **kwargs: Any,
     ) -> None:
         state = state_dict.get(f"{prefix}_extra_state")
         if state is not None:
             check_mark(state, self.group)
-        elif not strict and any(key.startswith(prefix) for key in state_dict):
+        elif any(key.startswith(prefix) for key in state_dict):
+            # PyTorch does not tell a part whether missing entries are allowed; if not, it raises.
             _warn_unnamed("does not name it")
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def as_clusters(group: PermutationGroup | None) -> ClusterGroup:
