@@ -138,12 +138,10 @@ def kernels(
         device: cpu or cuda.
         out: Folder of results.
     """
-    from benchmarks.folder import locked
     from benchmarks.kernels.suite import main as measure
 
     bars = [name.strip() for name in only.split(",") if name.strip()]
-    with locked(out):
-        measure(out, profile=profile, device=device, only=bars)
+    measure(out, profile=profile, device=device, only=bars)
 
 
 @app.command
@@ -174,8 +172,9 @@ def choosing(*, trials: int = 60, data: Path | None = None, out: Path = OUT) -> 
     from benchmarks.choosing import main as measure
     from benchmarks.folder import locked
 
+    data = _folder(data)
     with locked(out):
-        print(f"The page is {measure(out, trials, _folder(data))}")
+        print(f"The page is {measure(out, trials, data)}")
 
 
 @app.command

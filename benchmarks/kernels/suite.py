@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.folder import check_writable
+from benchmarks.folder import locked
 from benchmarks.kernels.bars import (
     BARS,
     BOTH,
@@ -93,7 +93,12 @@ def main(
             raise BenchmarkError(f"{goal.bar} is a bar of --device {goal.device}; got {device}")
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("torch finds no CUDA device here; leave --device out for the CPU")
-    check_writable(out)
+    with locked(out):  # only now: a wrong argument leaves nothing behind
+        return _measure(out, profile, device, only)
+
+
+def _measure(out: Path, profile: str, device: str, only: Sequence[str]) -> Path:
+    """Measure what the folder does not hold, and write the page."""
     old = read_rows(out)
     new = [row for row in old if _stands(row, profile)]
     jobs = remaining(plan(profile, device, only), {row.key for row in new})
