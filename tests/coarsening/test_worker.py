@@ -155,6 +155,7 @@ def test_a_worker_that_hangs_is_ended(monkeypatch, tmp_path, module):
 
 
 PARENT = """
+import signal
 import sys
 import numpy as np
 from pathlib import Path
@@ -163,6 +164,7 @@ from gsym.coarsening import _worker, metis
 metis._WORKER = Path(sys.argv[1])
 _worker.find_spec = lambda name: True
 path = np.diag(np.ones(7), 1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 metis.metis_labels(csr_array(path + path.T), [2], seed=0)
 """
 

@@ -208,7 +208,8 @@ def test_spectral_norm_is_computed_once_per_call(name, old):
             warnings.simplefilter("ignore")
             norm(layer.get_submodule(path))
         lone = copy.deepcopy(layer.get_submodule(path))
-        lone(torch.randn(1, lone.weight.size(1)).double())
+        # To read the weight of the copy would be an iteration of its own.
+        lone(torch.randn(1, part.weight.size(1)).double())
         found = call(layer)
         with torch.no_grad():
             lone.eval()
