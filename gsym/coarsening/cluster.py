@@ -39,7 +39,7 @@ def coarsen(
     num_nodes: int | None = None,
     edge_weight: Tensor | None = None,
     signals: Tensor | None = None,
-    method: str = "ward",
+    method: str = "auto",
     *,
     targets: Tensor | None = None,
     levels: Sequence[int] | None = None,
@@ -52,6 +52,7 @@ def coarsen(
     ======================  ============  ========  ============================================
     method                  looks at      answer    how
     ======================  ============  ========  ============================================
+    ``auto``                                        ``paris``; ``ward`` where signals are given
     ``paris``               graph         chain     ours: more weight than chance, Bonald et al.
     ``ward``                either, both  chain     scikit-learn: smallest rise in variance
     ``spectral``            either, both  family    k-means on eigenvectors, Ng, Jordan, Weiss
@@ -86,7 +87,9 @@ def coarsen(
         num_nodes: Number of nodes; may be left out where the graph, signals or an image tell it.
         edge_weight: Similarities ``[e]``, not negative; 1 where ``None``.
         signals: Signals ``[samples, n]`` or ``[samples, n, c]``.
-        method: One of the above.
+        method: One of the above. The default depends on what is given, not on what is installed;
+            on 14 real graphs ``paris`` is the best chain by modularity, conductance and balance,
+            ``ward`` is closer to the spectrum; see *Methods of coarsening* in the documentation.
         targets: What ``risk`` predicts from the signals, in the same form. ``None``: denoising,
             as in :func:`gsym.choose_group`.
         levels: Numbers of clusters to offer. By default a chain offers all it has, a family
@@ -118,9 +121,9 @@ def coarsen(
     Example:
         >>> import networkx as nx
         >>> edges = torch.tensor(list(nx.barbell_graph(4, 0).edges)).T
-        >>> h = coarsen(edges, 8, method="ward")
+        >>> h = coarsen(edges, 8)
         >>> h
-        Hierarchy(ward, 8 nodes, nested, 8 levels: 8, 7, 6, 5, 4, 3, 2, 1)
+        Hierarchy(paris, 8 nodes, nested, 8 levels: 8, 7, 6, 5, 4, 3, 2, 1)
         >>> h[2].labels.tolist()
         [0, 0, 0, 0, 1, 1, 1, 1]
 
@@ -132,6 +135,8 @@ def coarsen(
         raise ClusteringError(
             f"method must be a name, one of {', '.join(METHODS)}; got {method!r:.80}"
         )
+    if method == "auto":
+        method = "ward" if edge_index is None or signals is not None else "paris"
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"

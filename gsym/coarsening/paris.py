@@ -74,7 +74,9 @@ def paris_merges(A: csr_array) -> tuple[np.ndarray, np.ndarray]:
         return kept
 
     name = list(range(n))
-    pairs, heights, height_of = [], [], [0.0] * n
+    pairs: list[tuple[int, int]] = []
+    heights: list[float] = []
+    height_of = [0.0] * n
     chain = [0]
     while len(pairs) < n - 1:
         top = chain[-1]

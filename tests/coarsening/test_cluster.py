@@ -258,13 +258,13 @@ def test_risk_on_signals_alone_finds_what_shares_a_covariance():
     ("options", "message"),
     [
         ({"method": "wrad"}, "unknown method 'wrad'; did you mean ward"),
-        ({"method": "quantum"}, "unknown method 'quantum'; known: ward, spectral"),
+        ({"method": "quantum"}, "unknown method 'quantum'; known: paris, ward, spectral"),
         ({"levels": [25]}, r"in 1\.\.24; got 25"),
         ({"levels": [0]}, r"in 1\.\.24; got 0"),
         ({"levels": 4}, r"as levels=\[8, 2\]; got 4"),
         ({"seed": -1}, "seed must lie in"),
         ({"seed": 1.5}, "seed must be a whole number; got 1.5"),
-        ({"method": None}, "method must be a name, one of ward, .*; got None"),
+        ({"method": None}, "method must be a name, one of paris, .*; got None"),
         (
             {"method": "metis", "signals": torch.ones(2, 24)},
             "'metis' does not look at signals; .*ward",
@@ -333,7 +333,7 @@ def test_weights_are_similarities(method):
         coarsen(edge_index + 1, 4, method=method)
 
 
-@pytest.mark.parametrize("method", ["paris", "louvain"])
+@pytest.mark.parametrize("method", ["louvain"])
 def test_a_missing_package_names_the_extra(method, monkeypatch):
     for name in [m for m in sys.modules if m.partition(".")[0] == PACKAGES[method]]:
         monkeypatch.delitem(sys.modules, name)

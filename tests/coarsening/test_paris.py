@@ -3,6 +3,7 @@
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 
 from gsym.coarsening import Hierarchy, coarsen
@@ -92,3 +93,25 @@ def test_a_social_graph_of_many_ties_is_clustered(method):
     assert set(h.levels) == {73, 8, 3, 1}
     labels = h[8].labels[:72].view(8, 9)
     assert (labels == labels[:, :1]).all() and labels[:, 0].unique().numel() == 8
+
+
+def test_the_default_goes_by_what_is_given():
+    graph = nx.les_miserables_graph()
+    assert coarsen(graph).method == "paris"
+    x = torch.randn(30, 77, generator=torch.Generator().manual_seed(0))
+    assert coarsen(graph, signals=x).method == "ward"
+    assert coarsen(None, signals=x).method == "ward"
+    assert torch.equal(coarsen(graph).merges, coarsen(graph, method="paris").merges)
+
+
+def modularity(graph, labels):
+    clusters = [set(np.flatnonzero(labels == c).tolist()) for c in np.unique(labels)]
+    return nx.community.modularity(nx.convert_node_labels_to_integers(graph), clusters)
+
+
+def test_the_default_finds_communities_where_ward_does_not():
+    graph = nx.les_miserables_graph()
+    found = {m: coarsen(graph, method=m)[8].labels.numpy() for m in ("auto", "ward")}
+    quality = {method: modularity(graph, labels) for method, labels in found.items()}
+    # Louvain, which is free to choose the number of clusters, finds 0.57.
+    assert quality["auto"] > 0.5 > quality["ward"] + 0.4
