@@ -145,19 +145,25 @@ def kernels(
 
 
 @app.command
-def coarsening(*, out: Path = OUT) -> None:
-    """Measure the way from a graph of a million nodes to a tied layer.
+def coarsening(*, methods: bool = False, data: Path | None = None, out: Path = OUT) -> None:
+    """Measure the way from a graph of a million nodes to a tied layer, or compare methods.
 
     Needs scikit-network, networkit and pymetis: pip install 'gsym[cluster]'.
 
     Args:
+        methods: Compare the methods of `coarsen` on real graphs instead.
+        data: Folder of downloaded data, for more real graphs.
         out: Folder of results.
     """
     from benchmarks.coarsening import main as measure
+    from benchmarks.coarsening_methods import main as compare
     from benchmarks.folder import locked
 
     with locked(out):
-        measure(out)
+        if methods:
+            compare(out, _folder(data))
+        else:
+            measure(out)
 
 
 @app.command

@@ -80,7 +80,7 @@ def choose(
     graph: File = None,
     targets: File = None,
     partitions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")] = (),
-    method: str = "ward",
+    method: str = "auto",
     use: Annotated[Inputs | None, tyro.conf.arg(metavar="{graph,signals,both}")] = None,
     levels: Counts = (),
     height: Pixels = None,
@@ -239,7 +239,7 @@ def coarsen_command(
     graph: File = None,
     signals: File = None,
     targets: File = None,
-    method: str = "ward",
+    method: str = "auto",
     use: Annotated[Inputs | None, tyro.conf.arg(metavar="{graph,signals,both}")] = None,
     levels: Counts = (),
     height: Pixels = None,
@@ -256,11 +256,11 @@ def coarsen_command(
 
     For example:
 
-      python -m gsym coarsen --graph edges.csv --method ward --levels 4 8 16 --out clusters.npz
+      python -m gsym coarsen --graph edges.csv --levels 4 8 16 --out clusters.npz
 
-    Methods that look at the graph: ward, spectral, local_variation, graclus, paris, louvain,
+    Methods that look at the graph: paris, ward, spectral, local_variation, graclus, louvain,
     leiden, metis, twins, automorphism, equitable; at signals: ward, spectral, risk; at the shape of
-    an image: grid.
+    an image: grid. The default, auto, is paris on a graph and ward on signals.
 
     Args:
         graph: The graph.
@@ -472,6 +472,9 @@ def _propose(
     seed: int,
 ) -> Hierarchy:
     """The hierarchy of a method, from what it looks at."""
+    if method == "auto":
+        # As in coarsen, which is given signals only where they are looked at.
+        method = "paris" if graph is not None and use in (None, "graph") else "ward"
     kind = METHODS.get(method)
     sees_signals = kind is not None and "signals" in (*kind.needs, *kind.takes)
     if use is None:

@@ -66,5 +66,5 @@ def answer_of(
     words = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
     raise ClusteringError(
         f"{package} ended with exit code {run.returncode} on {graph['num_nodes']} nodes ({words}); "
-        "try fewer clusters or another method, as ward, louvain or paris"
+        "try fewer clusters or another method, as paris or ward"
     )

@@ -22,6 +22,7 @@ from gsym.coarsening.coarsen import Hierarchy
 from gsym.coarsening.leiden import leiden_labels
 from gsym.coarsening.metis import metis_labels
 from gsym.coarsening.multilevel import local_variation_merges, normalised_cut_merges
+from gsym.coarsening.paris import paris_merges
 from gsym.coarsening.risk import merge_by_risk
 from gsym.coarsening.samples import denoising
 from gsym.coarsening.twins import twin_partition
@@ -38,7 +39,7 @@ def coarsen(
     num_nodes: int | None = None,
     edge_weight: Tensor | None = None,
     signals: Tensor | None = None,
-    method: str = "ward",
+    method: str = "auto",
     *,
     targets: Tensor | None = None,
     levels: Sequence[int] | None = None,
@@ -51,11 +52,12 @@ def coarsen(
     ======================  ============  ========  ============================================
     method                  looks at      answer    how
     ======================  ============  ========  ============================================
+    ``auto``                                        ``paris``; ``ward`` where signals are given
+    ``paris``               graph         chain     ours: more weight than chance, Bonald et al.
     ``ward``                either, both  chain     scikit-learn: smallest rise in variance
     ``spectral``            either, both  family    k-means on eigenvectors, Ng, Jordan, Weiss
     ``local_variation``     graph         chain     ours: matching by local variation, Loukas
     ``graclus``             graph         chain     ours: matching by normalised cut, Dhillon
-    ``paris``               graph         chain     scikit-network
     ``louvain``             graph         chain     scikit-network, level by level
     ``leiden``              graph         family    networkit, one resolution per level
     ``metis``               graph         family    pymetis, clusters of nearly equal size
@@ -85,7 +87,9 @@ def coarsen(
         num_nodes: Number of nodes; may be left out where the graph, signals or an image tell it.
         edge_weight: Similarities ``[e]``, not negative; 1 where ``None``.
         signals: Signals ``[samples, n]`` or ``[samples, n, c]``.
-        method: One of the above.
+        method: One of the above. The default depends on what is given, not on what is installed;
+            on 14 real graphs ``paris`` is the best chain by modularity, conductance and balance,
+            ``ward`` is closer to the spectrum; see *Methods of coarsening* in the documentation.
         targets: What ``risk`` predicts from the signals, in the same form. ``None``: denoising,
             as in :func:`gsym.choose_group`.
         levels: Numbers of clusters to offer. By default a chain offers all it has, a family
@@ -104,22 +108,22 @@ def coarsen(
         ImportError: A package that is not installed; the message names the extra.
 
     Warns:
-        UserWarning: A disconnected graph (``ward``, ``spectral``, ``local_variation``: each
-            component on its own, joined last), signals that do not tell nodes apart, a level
+        UserWarning: A disconnected graph (``paris``, ``ward``, ``spectral``, ``local_variation``:
+            each component on its own, joined last), signals that do not tell nodes apart, a level
             that a library could not reach.
 
     Cost:
-        ``leiden``, ``louvain``, ``metis``, ``twins`` and ``equitable`` are near linear. ``ward``
-        on signals alone, without a graph, needs ``O(n^2)`` memory; ``spectral``, ``ward`` on a
-        graph and ``local_variation`` factorise a sparse matrix once, see
+        ``paris``, ``leiden``, ``louvain``, ``metis``, ``twins`` and ``equitable`` are near linear.
+        ``ward`` on signals alone, without a graph, needs ``O(n^2)`` memory; ``spectral``, ``ward``
+        on a graph and ``local_variation`` factorise a sparse matrix once, see
         :func:`~gsym.coarsening._graph.smallest_eigenpairs`.
 
     Example:
         >>> import networkx as nx
         >>> edges = torch.tensor(list(nx.barbell_graph(4, 0).edges)).T
-        >>> h = coarsen(edges, 8, method="ward")
+        >>> h = coarsen(edges, 8)
         >>> h
-        Hierarchy(ward, 8 nodes, nested, 8 levels: 8, 7, 6, 5, 4, 3, 2, 1)
+        Hierarchy(paris, 8 nodes, nested, 8 levels: 8, 7, 6, 5, 4, 3, 2, 1)
         >>> h[2].labels.tolist()
         [0, 0, 0, 0, 1, 1, 1, 1]
 
@@ -131,6 +135,8 @@ def coarsen(
         raise ClusteringError(
             f"method must be a name, one of {', '.join(METHODS)}; got {method!r:.80}"
         )
+    if method == "auto":
+        method = "ward" if edge_index is None or signals is not None else "paris"
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"
@@ -188,16 +194,19 @@ def _commute_embedding(A: csr_array | None) -> np.ndarray:
     return energy_basis(A, _EMBEDDING)
 
 
-def _by_component(A: csr_array, tree: Callable[[csr_array, np.ndarray], Merges]) -> Merges:
+def _by_component(
+    A: csr_array, tree: Callable[[csr_array, np.ndarray], Merges], *, told: bool = False
+) -> Merges:
     """Merges of every connected component on its own, then of the components.
 
-    Components are joined last, smallest first, at infinite height.
+    Components are joined last, smallest first, at infinite height, with a warning unless ``told``.
     """
     n = A.shape[0]
     count, labels = connected_components(A, directed=False)
     if count == 1:
         return tree(A, np.arange(n))
-    _warn_components(count)
+    if not told:
+        _warn_components(count)
     order = np.argsort(labels, kind="stable")
     sizes = np.bincount(labels)
     parts = np.split(order, np.cumsum(sizes)[:-1])
@@ -331,18 +340,7 @@ def _graclus(request: Request) -> Hierarchy:
 
 
 def _paris(request: Request) -> Hierarchy:
-    return request.tree(_paris_merges(request.graph, "paris"))
-
-
-def _paris_merges(A: csr_array, method: str) -> Merges:
-    hierarchy = optional_module(
-        "sknetwork.hierarchy", "scikit-network", "cluster", f"method {method!r}"
-    )
-    with warnings.catch_warnings():
-        # scikit-network builds matrices in a way that SciPy is going to change.
-        warnings.simplefilter("ignore", FutureWarning)
-        dendrogram = hierarchy.Paris().fit_predict(_csr_matrix(A))
-    return dendrogram[:, :2].astype(np.int64), dendrogram[:, 2]
+    return request.tree(_by_component(request.graph, lambda A, _: paris_merges(A)))
 
 
 def _louvain(request: Request) -> Hierarchy:
@@ -386,7 +384,7 @@ def _merge_down(A: csr_array, labels: np.ndarray, k: int) -> np.ndarray:
         return labels
     coo = A.tocoo()
     between = coo_array((coo.data, (labels[coo.row], labels[coo.col])), shape=(count, count))
-    merges, heights = _paris_merges(between.tocsr(), "leiden")
+    merges, heights = _by_component(between.tocsr(), lambda A, _: paris_merges(A), told=True)
     return Hierarchy.from_merges(count, merges, heights)[k].labels.numpy()[labels]
 
 
@@ -455,11 +453,11 @@ def _risk(request: Request) -> Hierarchy:
 
 
 METHODS: dict[str, Method] = {
+    "paris": Method(_paris, ("edge_index",)),
     "ward": Method(_ward, (), ("edge_index", "signals")),
     "spectral": Method(_spectral, (), ("edge_index", "signals")),
     "local_variation": Method(_local_variation, ("edge_index",)),
     "graclus": Method(_graclus, ("edge_index",)),
-    "paris": Method(_paris, ("edge_index",)),
     "louvain": Method(_louvain, ("edge_index",)),
     "leiden": Method(_leiden, ("edge_index",)),
     "metis": Method(_metis, ("edge_index",)),

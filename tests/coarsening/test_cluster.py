@@ -15,13 +15,13 @@ from gsym.groups import GraphError
 CLIQUES = nx.ring_of_cliques(4, 6)
 TRUTH = Partition(torch.arange(24) // 6)
 EDGES = torch.tensor(list(CLIQUES.to_directed().edges)).T
-PACKAGES = {"paris": "sknetwork", "louvain": "sknetwork", "leiden": "networkit", "metis": "pymetis"}
-CLUSTERINGS = ["ward", "spectral", "local_variation", "graclus", *PACKAGES]
+PACKAGES = {"louvain": "sknetwork", "leiden": "networkit", "metis": "pymetis"}
+CLUSTERINGS = ["paris", "ward", "spectral", "local_variation", "graclus", *PACKAGES]
 # The process that runs Leiden takes seconds to start: it is left out where others stand for it.
 QUICK = [method for method in CLUSTERINGS if method != "leiden"]
 TREES = ["ward", "local_variation", "paris"]
 FAMILIES = ["spectral", "leiden", "metis"]
-SPECTRAL = ["ward", "spectral", "local_variation"]
+BY_COMPONENT = ["paris", "ward", "spectral", "local_variation"]
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_channels_are_scaled():
     assert list(same) == list(coarsen(None, signals=junk, method="ward"))
 
 
-@pytest.mark.parametrize("method", SPECTRAL)
+@pytest.mark.parametrize("method", BY_COMPONENT)
 def test_a_disconnected_graph_is_split_with_a_warning(method):
     a, b = nx.barbell_graph(5, 0), nx.path_graph(4)
     edges = list(nx.disjoint_union_all([a, b, nx.empty_graph(1)]).edges)
@@ -147,7 +147,7 @@ def test_a_disconnected_graph_is_split_with_a_warning(method):
         assert torch.isinf(h.heights).tolist() == [False] * 12 + [True] * 2
 
 
-@pytest.mark.parametrize("method", sorted(set(CLUSTERINGS) - set(SPECTRAL)))
+@pytest.mark.parametrize("method", sorted(set(CLUSTERINGS) - set(BY_COMPONENT)))
 def test_other_methods_take_a_disconnected_graph(method):
     edge_index = torch.tensor([[0, 1, 3, 4], [1, 2, 4, 5]])
     with warnings.catch_warnings():
@@ -258,13 +258,13 @@ def test_risk_on_signals_alone_finds_what_shares_a_covariance():
     ("options", "message"),
     [
         ({"method": "wrad"}, "unknown method 'wrad'; did you mean ward"),
-        ({"method": "quantum"}, "unknown method 'quantum'; known: ward, spectral"),
+        ({"method": "quantum"}, "unknown method 'quantum'; known: paris, ward, spectral"),
         ({"levels": [25]}, r"in 1\.\.24; got 25"),
         ({"levels": [0]}, r"in 1\.\.24; got 0"),
         ({"levels": 4}, r"as levels=\[8, 2\]; got 4"),
         ({"seed": -1}, "seed must lie in"),
         ({"seed": 1.5}, "seed must be a whole number; got 1.5"),
-        ({"method": None}, "method must be a name, one of ward, .*; got None"),
+        ({"method": None}, "method must be a name, one of paris, .*; got None"),
         (
             {"method": "metis", "signals": torch.ones(2, 24)},
             "'metis' does not look at signals; .*ward",
@@ -333,7 +333,7 @@ def test_weights_are_similarities(method):
         coarsen(edge_index + 1, 4, method=method)
 
 
-@pytest.mark.parametrize("method", ["paris", "louvain"])
+@pytest.mark.parametrize("method", ["louvain"])
 def test_a_missing_package_names_the_extra(method, monkeypatch):
     for name in [m for m in sys.modules if m.partition(".")[0] == PACKAGES[method]]:
         monkeypatch.delitem(sys.modules, name)
