@@ -298,7 +298,14 @@ def test_an_interrupt_leaves_nothing_and_returns_130(folder, sent):
     np.savez("long.npz", edge_index=np.array([*graph.edges, *[e[::-1] for e in graph.edges]]).T)
     command = [sys.executable, "-m", "gsym", "symmetries", "--graph", "long.npz"]
     command += ["--solver", "networkx", "--time-budget", "600", "--out", "orbits.npz"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell in the background has its children ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stderr:
         if line.startswith("read: "):
             break
