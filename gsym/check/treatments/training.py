@@ -89,7 +89,9 @@ def state_arithmetic(subject: Subject) -> Iterator[Comparison]:
     for what, combine in ways.items():
         layer = subject.layer()
         layer.load_state_dict({k: combine([s[k] for s in states]) for k in states[0]})
+        kept = {k: b.double() for k, b in subject.layer().named_buffers() if k in states[0]}
         weights = {k: combine([w[k] for w in drawn]) for k in subject.weights}
+        weights |= {k: combine([b, b, b]) for k, b in kept.items() if b.is_floating_point()}
         yield what, layer(*subject.arguments()), subject.value(weights=weights)
 
 
