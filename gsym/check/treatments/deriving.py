@@ -54,7 +54,7 @@ def vmapped(subject: Subject) -> Iterator[Comparison]:
     """``vmap`` over further axes of the signals, and over the weights of an ensemble."""
     layer = subject.layer(torch.float64)
     args, places = subject.arguments(torch.float64), subject.real()
-    turns = [1.0, -1.0, 0.5]
+    turns = [1.0, 0.25, 0.5]  # what must lie in 0..1 still does
     right = [
         subject.value(tuple(t * a if i in places else a for i, a in enumerate(args))) for t in turns
     ]
