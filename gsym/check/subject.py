@@ -152,9 +152,12 @@ def copies(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def fill(layer: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy the weights into the parameters."""
+    """Copy the weights into the parameters, and into buffers that are named among them."""
     for name, parameter in layer.named_parameters():
         parameter.copy_(weights[name])
+    for name, buffer in layer.named_buffers():
+        if name in weights:
+            buffer.copy_(weights[name])
 
 
 def tensors(value: Any) -> list[Tensor]:

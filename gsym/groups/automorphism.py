@@ -204,7 +204,7 @@ def _twin_free(graph: ColouredGraph, time_budget: float, solver: str) -> Permuta
     images = torch.from_numpy(found["generators"])
     if images.size(0) * n > MAX_GENERATOR_ENTRIES:
         raise _ExhaustedError
-    generators = torch.arange(n).repeat(images.size(0), 1)
+    generators = torch.arange(n, device="cpu").repeat(images.size(0), 1)
     generators[:, torch.from_numpy(nodes)] = torch.from_numpy(nodes)[images]
     if "order" in found:
         order = int(str(found["order"]), 16)

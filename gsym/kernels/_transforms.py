@@ -21,6 +21,11 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
+def is_wrapped(index: Tensor) -> bool:
+    """Whether ``torch.func`` has put a wrapper around this tensor."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(index)
+
+
 def without_wrappers(index: Tensor) -> Tensor:
     """The numbers of an index that torch.func passed through; ``vmap`` over it has no meaning."""
     while torch._C._functorch.is_functorch_wrapped_tensor(index):

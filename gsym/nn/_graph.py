@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gsym._validate import GraphError, check_edge_index_type, is_wrapper
+from gsym.kernels._transforms import is_wrapped, undisturbed, without_wrappers
 
 T = TypeVar("T")
 
@@ -91,6 +92,9 @@ class LastGraph(Generic[T]):
                 reads no value, so that the graph may be an input of the compiled program.
         """
         plain = check_edge_index_type(edge_index)
+        if not torch.compiler.is_compiling() and is_wrapped(plain):
+            # torch.func wraps every tensor that is handed to it; the numbers lie within.
+            plain = edge_index = without_wrappers(plain)
         if edge_index.device != x.device:
             raise GraphError(
                 f"edge_index is on {edge_index.device} but x on {x.device}; move one of them"
@@ -118,7 +122,7 @@ class LastGraph(Generic[T]):
                 "edge_index is on meta and has no values to prepare; move it and x to the device "
                 "of the layer"
             )
-        with torch.inference_mode(False):
+        with undisturbed():
             # What is built belongs to the copy, whatever is written to the original meanwhile.
             values = plain.clone()
             one = _first_copy(values, n, batch_size)

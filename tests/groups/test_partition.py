@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsym import Partition
+from gsym import ClusterGroup, Partition, PermutationGroup, automorphisms
 from gsym.groups import PartitionError
 
 labels_of_six = st.lists(st.integers(0, 3), min_size=6, max_size=6)
@@ -235,3 +235,30 @@ def test_booleans_and_gaps_are_no_numbers(build, message):
 
 
 MASKED = np.ma.masked_array([0, 1, 1], mask=[False, True, False])
+
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_values_lie_on_the_cpu_whatever_the_default_device(device):
+    def made():
+        p = Partition.from_clusters([[0, 1], [2, 3], [4]])
+        swaps = PermutationGroup.from_cycles(3, [(0, 1)])
+        clusters, turned = ClusterGroup(p), ClusterGroup(p, swaps=swaps)
+        cycle = PermutationGroup(5, [[1, 2, 0, 3, 4]])
+        for group in (clusters, turned, cycle):
+            yield from (group.generators, group.node_orbits().index, group.pair_orbits().index)
+            yield group.sample(generator=torch.Generator().manual_seed(0))
+            assert group.contains(group.generators[0])
+        yield from (clusters.cluster_orbits().index, clusters.cluster_pair_orbits().index)
+        yield from (Partition.single(3).labels, Partition.singletons(3).labels)
+        yield from (Partition.grid(2, 4, 2).labels, Partition([0, 1]).labels)
+        yield from (p.meet(Partition.single(5)).labels, p.join(Partition.singletons(5)).labels)
+        yield from p.quotient(torch.tensor([[0, 2, 4], [2, 4, 0]], device="cpu"))
+        yield PermutationGroup.trivial(3).generators
+        yield automorphisms(torch.tensor([[0, 1, 2], [1, 2, 0]], device="cpu"), 3).generators
+
+    right = list(made())
+    with torch.device(device):
+        found = list(made())
+    assert len(found) > 20
+    for here, there in zip(found, right, strict=True):
+        assert torch.equal(here, there)

@@ -244,29 +244,25 @@ def _changed(_: nn.Module, __: Any, output: Any) -> Any:
 
 
 def backward_hooks(subject: Subject) -> Iterator[Comparison]:
-    """``register_full_backward_hook`` on each part runs, and gradients stay what they are."""
-    everywhere = _backward_counts(subject)
+    """Full backward hooks on each part run, and gradients stay what they are."""
+    everywhere = _hear_backward(subject, [name for name, _ in units(subject.layer())])[1]
     for name in everywhere:
-        layer, counts = subject.layer(), {name: 0}
-
-        def hook(*_: Any, counts: dict[str, int] = counts, name: str = name) -> None:
-            counts[name] += 1
-
-        layer.get_submodule(name).register_full_backward_hook(hook)
-        found = gradients(layer, subject.arguments())
-        yield f"{name or 'the whole'}: gradients", found, subject.gradient()
-        yield f"{name or 'the whole'}: calls", counts[name], everywhere[name]
-        assert counts[name], f"the backward hook of {name or 'the whole'} never runs"
+        found, counts = _hear_backward(subject, [name])
+        what = name or "the whole"
+        yield f"{what}: gradients", found, subject.gradient()
+        yield f"{what}: calls before and after", list(counts[name]), list(everywhere[name])
+        assert counts[name][0], f"the backward hook of {what} never runs"
 
 
-def _backward_counts(subject: Subject) -> dict[str, int]:
-    layer = subject.layer()
-    counts = {name: 0 for name, _ in units(layer)}
-    for name in counts:
-
-        def hook(*_: Any, name: str = name) -> None:
-            counts[name] += 1
-
-        layer.get_submodule(name).register_full_backward_hook(hook)
-    gradients(layer, subject.arguments())
-    return counts
+def _hear_backward(
+    subject: Subject, names: list[str]
+) -> tuple[tuple[Tensor, ...], dict[str, tuple[int, int]]]:
+    """Gradients with hooks on these parts, and how often those before and after them ran."""
+    layer, ran = subject.layer(), []
+    for name in names:
+        part = layer.get_submodule(name)
+        part.register_full_backward_pre_hook(lambda *_, name=name: ran.append((name, 0)))
+        # This one runs only where the output depends on an input of the part.
+        part.register_full_backward_hook(lambda *_, name=name: ran.append((name, 1)))
+    found = gradients(layer, subject.arguments())
+    return found, {name: (ran.count((name, 0)), ran.count((name, 1))) for name in names}

@@ -89,7 +89,9 @@ def state_arithmetic(subject: Subject) -> Iterator[Comparison]:
     for what, combine in ways.items():
         layer = subject.layer()
         layer.load_state_dict({k: combine([s[k] for s in states]) for k in states[0]})
+        kept = {k: b.double() for k, b in subject.layer().named_buffers() if k in states[0]}
         weights = {k: combine([w[k] for w in drawn]) for k in subject.weights}
+        weights |= {k: combine([b, b, b]) for k, b in kept.items() if b.is_floating_point()}
         yield what, layer(*subject.arguments()), subject.value(weights=weights)
 
 
@@ -148,7 +150,7 @@ def autocast(subject: Subject) -> Iterator[Comparison]:
             return layer(*args)
 
     found = gradients(run, subject.arguments(), list(layer.parameters()))
-    yield "gradients", _as(found, torch.bfloat16), subject.gradient()
+    yield "gradients", _joined(found).to(torch.bfloat16), _joined(subject.gradient())
 
 
 def _low(subject: Subject, dtype: torch.dtype) -> Iterator[Comparison]:
@@ -160,9 +162,10 @@ def _low(subject: Subject, dtype: torch.dtype) -> Iterator[Comparison]:
     layer(*subject.arguments())
     layer.to(dtype)
     yield "values", layer(*subject.arguments(dtype)), value
-    yield "gradients", gradients(layer, subject.arguments(dtype)), wanted
+    found = gradients(layer, subject.arguments(dtype))
+    yield "gradients", _joined(found), _joined(wanted)
     second = gradients(layer, subject.arguments(dtype), create_graph=True)
-    yield "create_graph", second, wanted
+    yield "create_graph", _joined(second), _joined(wanted)
 
 
 def half(subject: Subject) -> Iterator[Comparison]:
@@ -183,6 +186,11 @@ def inference(subject: Subject) -> Iterator[Comparison]:
         with mode():
             yield mode.__name__, layer(*args), subject.value()
         yield f"trained after {mode.__name__}", gradients(layer, args), subject.gradient()
+
+
+def _joined(found: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """All gradients as one: single ones cancel to less than low precision can tell."""
+    return torch.cat([gradient.flatten() for gradient in found])
 
 
 def _as(value: Any, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -1,0 +1,136 @@
+"""Every public layer in its variants, small: what :func:`gsym.check.check_module` is run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym.nn import EGNN, EGNNConv, GNet, GNetConv, OrbitLinear, Penguin, PenguinConv
+
+N = 7
+SORTED = ClusterGroup(Partition([0, 0, 1, 1, 1, 2, 2]))
+UNSORTED = ClusterGroup(Partition([1, 0, 2, 1, 2, 2, 3]))
+TURNED = ClusterGroup(
+    Partition([0, 1, 2, 0, 1, 2, 3]), swaps=PermutationGroup.from_cycles(4, [(0, 1, 2)])
+)
+GENERAL = PermutationGroup.from_cycles(N, [(0, 1, 2)], [(3, 4)])
+# A self-loop, two edges of one pair and a node that hears nobody.
+EDGES = torch.tensor([[0, 1, 2, 3, 4, 1, 1, 5, 0], [1, 2, 0, 4, 4, 0, 0, 3, 5]])
+OTHER_EDGES = N - 1 - EDGES
+COARSE = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 3]])
+
+
+def _numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+X = _numbers(2, N, 3)
+POS = _numbers(2, N, 3, seed=1)
+SPEED = _numbers(2, N, 3, seed=2)
+ATTR = _numbers(EDGES.size(1), 2, seed=3)
+WEIGHT = _numbers(EDGES.size(1), seed=4).abs()
+SCORE = torch.tensor([0.0, 0.2, 0.4, 0.5, 0.7, 0.9, 1.0])[:, None].expand(N, 1).contiguous()
+
+
+class MovingConv(EGNNConv):
+    """With the velocities as one more positional argument."""
+
+    def forward(self, x, pos, edge_index, edge_attr, velocity):
+        return super().forward(x, pos, edge_index, edge_attr, velocity=velocity)
+
+
+class ScoredConv(PenguinConv):
+    """With the score as one more positional argument."""
+
+    def forward(self, x, pos, edge_index, alpha):
+        return super().forward(x, pos, edge_index, alpha=alpha)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer and two sets of arguments."""
+
+    layer: str
+    make: Callable[[], nn.Module]
+    args: tuple[Any, ...]
+    other_args: tuple[Any, ...] | None
+
+
+def _linear(*args: Any, **options: Any) -> Case:
+    return Case("OrbitLinear", lambda: OrbitLinear(*args, **options), (X,), None)
+
+
+def _graph(cls: type[nn.Module], *args: Any, weights: bool = False, **options: Any) -> Case:
+    more = (WEIGHT,) if weights else ()
+    return Case(
+        cls.__name__,
+        lambda: cls(*args, **options),
+        (X, EDGES, *more),
+        (X, OTHER_EDGES, *more),
+    )
+
+
+def _space(cls: type[nn.Module], *args: Any, more: tuple[Any, ...] = (), **options: Any) -> Case:
+    layer = {"MovingConv": "EGNNConv", "ScoredConv": "PenguinConv"}.get(cls.__name__)
+    return Case(
+        layer or cls.__name__,
+        lambda: cls(*args, **options),
+        (X, POS, EDGES, *more),
+        (X, POS, OTHER_EDGES, *more),
+    )
+
+
+CASES = {
+    "OrbitLinear sorted": _linear(3, 2, SORTED),
+    "OrbitLinear unsorted": _linear(3, 2, UNSORTED),
+    "OrbitLinear swaps": _linear(3, 2, TURNED),
+    "OrbitLinear general": _linear(3, 2, GENERAL),
+    "OrbitLinear S_n": _linear(3, 2),
+    "OrbitLinear one channel": Case("OrbitLinear", lambda: OrbitLinear(3, 1, UNSORTED), (X,), None),
+    "OrbitLinear low_rank": _linear(3, 2, UNSORTED, mixing="low_rank", rank=2),
+    "OrbitLinear quotient": _linear(3, 2, UNSORTED, mixing="quotient", cluster_edge_index=COARSE),
+    "OrbitLinear none": _linear(3, 2, SORTED, mixing="none"),
+    "GNetConv none": Case("GNetConv", lambda: GNetConv(3, 2, SORTED, propagate="none"), (X,), None),
+    "GNetConv adjacency": _graph(GNetConv, 3, 2, UNSORTED),
+    "GNetConv adjacency, weights": _graph(GNetConv, 3, 2, SORTED, weights=True),
+    "GNetConv adjacency, S_n": _graph(GNetConv, 3, 2),
+    "GNetConv weighted": _graph(GNetConv, 3, 2, TURNED, propagate="weighted"),
+    "GNetConv pointwise": _graph(GNetConv, 3, 2, GENERAL, propagate="pointwise"),
+    "GNet none": Case("GNet", lambda: GNet([3, 4, 2], SORTED, propagate="none"), (X,), None),
+    "GNet adjacency": _graph(GNet, [3, 4, 2], UNSORTED, propagate="adjacency"),
+    "EGNNConv": _space(EGNNConv, 3, 3, 8),
+    "EGNNConv group, options": _space(
+        MovingConv,
+        3,
+        2,
+        8,
+        2,
+        more=(ATTR, SPEED),
+        group=UNSORTED,
+        attention=True,
+        normalize=True,
+        coord_aggr="sum",
+        tanh=True,
+        clamp=2.0,
+        velocity=True,
+        extra_vectors=torch.tensor([[0.0, 0.0, 1.0]]),
+    ),
+    "EGNN": _space(EGNN, 3, 2, 8, num_layers=2),
+    "EGNN group, axis": _space(EGNN, 3, 2, 8, num_layers=2, group=SORTED, learn_axis=True, dim=3),
+    "PenguinConv number": _space(PenguinConv, 3, 3, 8, alpha=0.3),
+    "PenguinConv learned": _space(PenguinConv, 3, 3, 8),
+    "PenguinConv node": _space(PenguinConv, 3, 2, 8, alpha="node", group=UNSORTED),
+    "PenguinConv edge": _space(PenguinConv, 3, 3, 8, alpha="edge"),
+    "PenguinConv feature": _space(PenguinConv, 3, 3, 8, alpha="feature"),
+    "PenguinConv given": _space(ScoredConv, 3, 3, 8, alpha="given", more=(SCORE,)),
+    "Penguin": _space(Penguin, 3, 2, 8, num_layers=2),
+    "Penguin node": _space(Penguin, 3, 2, 8, num_layers=2, alpha="node", group=SORTED),
+}
+
+# What a layer cannot do: a pattern of its error, by layer and treatment.
+REFUSES: dict[tuple[str, str], str] = {}
