@@ -8,9 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Data
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym.nn import EGNN, EGNNConv, GNet, GNetConv, OrbitLinear, Penguin, PenguinConv
+from gsym.nn import (
+    EGNN,
+    SPEN,
+    EGNNConv,
+    EgoTables,
+    EquivariantTensorLinear,
+    GNet,
+    GNetConv,
+    OrbitLinear,
+    Penguin,
+    PenguinConv,
+    SubgraphConv,
+    Subgraphs,
+)
+from gsym.transforms import EgoSubgraphs
 
 N = 7
 SORTED = ClusterGroup(Partition([0, 0, 1, 1, 1, 2, 2]))
@@ -49,6 +64,36 @@ class ScoredConv(PenguinConv):
 
     def forward(self, x, pos, edge_index, alpha):
         return super().forward(x, pos, edge_index, alpha=alpha)
+
+
+SUBGRAPHS = Subgraphs.from_batch(
+    torch.tensor([0, 0, 0, 1, 2, 2, 2, 2]), 4, colour=torch.tensor([0, 1, 1, 0, 0, 0, 1, 1])
+)
+EGO = EgoSubgraphs(1)(Data(edge_index=EDGES, num_nodes=N))
+TABLES = EgoTables.build(EGO.n_id, EGO.n_sub_batch, N)
+
+
+class OnSubgraphs(EquivariantTensorLinear):
+    """Always on the same subgraphs."""
+
+    def forward(self, x):
+        return super().forward(x, SUBGRAPHS)
+
+
+class OnEgoNetworks(SubgraphConv):
+    """Always on the same ego-networks."""
+
+    def forward(self, pair, node):
+        return super().forward(pair, node, TABLES)
+
+
+class OnGraph(SPEN):
+    """Always on the same graph."""
+
+    def forward(self, x):
+        data = EGO.clone()
+        data.x = x
+        return super().forward(data)
 
 
 @dataclass(frozen=True)
@@ -129,6 +174,22 @@ CASES = {
     "PenguinConv feature": _space(PenguinConv, 3, 3, 8, alpha="feature"),
     "PenguinConv given": _space(ScoredConv, 3, 3, 8, alpha="given", more=(SCORE,)),
     "Penguin": _space(Penguin, 3, 2, 8, num_layers=2),
+    **{
+        f"EquivariantTensorLinear {a} to {b}": Case(
+            "EquivariantTensorLinear",
+            lambda a=a, b=b: OnSubgraphs(a, b, 3, 2, num_colours=2),
+            (_numbers(2, SUBGRAPHS.num_pairs if a == 2 else SUBGRAPHS.num_nodes, 3),),
+            None,
+        )
+        for a, b in ((2, 2), (2, 1), (1, 2), (1, 1), (2, 0), (1, 0))
+    },
+    "SubgraphConv": Case(
+        "SubgraphConv",
+        lambda: OnEgoNetworks(3, 2, 4),
+        (_numbers(2, TABLES.first.numel(), 3), _numbers(2, N, 2, seed=1)),
+        None,
+    ),
+    "SPEN": Case("SPEN", lambda: OnGraph(3, 2, [4, 4, 4], dropout=0.0), (X[0],), None),
     "Penguin node": _space(Penguin, 3, 2, 8, num_layers=2, alpha="node", group=SORTED),
 }
 

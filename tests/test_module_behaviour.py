@@ -41,6 +41,8 @@ COMPILED = [
     "EGNN",
     "PenguinConv node",
     "Penguin",
+    "EquivariantTensorLinear 2 to 2",
+    "SubgraphConv",
 ]
 AHEAD = ["GNetConv weighted", "EGNNConv group, options"]
 

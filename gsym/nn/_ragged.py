@@ -179,6 +179,10 @@ class Subgraphs:
         """
         key = of, in_channels, out_channels
         if key not in self._tiles:
+            if torch.compiler.is_compiling():  # which cannot sort; each row has its own matrix
+                held: kernels.Segments = getattr(self, of)
+                traced = kernels.Segments.traced(held.index.long(), held.num_segments)
+                return kernels.Tiles.traced(traced)
             self._tiles[key] = kernels.Tiles(getattr(self, of), in_channels, out_channels)
         return self._tiles[key]
 
