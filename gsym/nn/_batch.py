@@ -72,6 +72,34 @@ def count_graphs(
     return count
 
 
+def count_blocks(source: Tensor, target: Tensor, num_nodes: int) -> int:
+    """Into how many runs of consecutive nodes a graph falls apart, each with edges of its own.
+
+    PyG stacks graphs so. A node without an edge to another makes no run: one graph may have many.
+    """
+    low, high = torch.minimum(source, target), torch.maximum(source, target)
+    ends = torch.stack([low, high])[:, low < high]
+    if not ends.numel():
+        return 1
+    # How many edges cross the border before every node: none, where a run begins.
+    step = torch.ones_like(ends[0])
+    crossed = ends.new_zeros(num_nodes + 1).index_add(0, ends[0] + 1, step)
+    crossed = crossed.index_add(0, ends[1] + 1, -step).cumsum(0)
+    run = (crossed == 0).cumsum(0)
+    return int(torch.unique(run[ends[0]]).numel())
+
+
+def refuse_stacked(x: Tensor, num_blocks: int) -> None:
+    """Refuse graphs that are evidently stacked where the caller did not say so."""
+    if num_blocks > 1:
+        raise SignalError(
+            f"x {list(x.shape)} looks like {num_blocks} stacked graphs: no edge of edge_index runs "
+            f"between {num_blocks} blocks of consecutive nodes; a layer with group=None pools over "
+            "all nodes of a graph, so pass batch= (PyG's vector) or batch_size=; batch_size=1 "
+            "says that all is one graph"
+        )
+
+
 _UNEQUAL = "batch must number graphs of one size, in order: 0, ..., 0, 1, ..., 1, and so on"
 
 

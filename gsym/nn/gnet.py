@@ -20,7 +20,7 @@ from gsym._validate import (
     check_widths,
 )
 from gsym.groups import PermutationGroup
-from gsym.nn._batch import count_graphs, unstack
+from gsym.nn._batch import count_blocks, count_graphs, refuse_stacked, unstack
 from gsym.nn._graph import LastGraph
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
@@ -45,6 +45,7 @@ class _Graph:
     target: kernels.Segments
     tie: kernels.Segments  # pair orbit of every edge
     tiles: kernels.Tiles | None
+    num_blocks: int  # which several stacked graphs are seen from, where that matters
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class GNetConv(TiedLayer[_ConvTables]):
 
     Raises:
         GraphError: An ``edge_index`` that is out of range, not int64 or not ``[2, e]``.
-        SignalError: A signal of other channels, of another number of nodes, or not floating point.
+        SignalError: A signal of other channels, of another number of nodes, or not floating point;
+            with ``group=None``, several graphs stacked without ``batch`` or ``batch_size``.
         GroupError: Loading a checkpoint of another group.
 
     Cost:
@@ -190,6 +192,8 @@ class GNetConv(TiedLayer[_ConvTables]):
         self.propagate = propagate
         clusters = as_clusters(group)
         self.num_nodes = None if group is None else clusters.num_nodes
+        # A group fixes the number of nodes, which tells one graph from several.
+        self._may_mix_graphs = group is None and propagate != "pointwise" and mixing != "none"
         ties = self._tables(torch.device("cpu")).ties
         self.linear: OrbitLinear | None = None
         self.register_parameter("weight", None)
@@ -256,7 +260,9 @@ class GNetConv(TiedLayer[_ConvTables]):
             batch: PyG's vector, the graph of every row of a stacked batch ``[b*n, in_channels]``;
                 all of one size.
             batch_size: Number of graphs in a stacked batch, instead. Without either, ``x [n, c]``
-                is one graph.
+                is one graph; with ``group=None`` a graph that falls apart into blocks of
+                consecutive nodes, as PyG stacks several, is then refused, and ``batch_size=1``
+                says that it is one. An input of compiled code is not looked at.
         """
         batch_size = count_graphs(x, batch, batch_size, self.num_nodes)
         if batch_size is not None:
@@ -328,10 +334,14 @@ class GNetConv(TiedLayer[_ConvTables]):
     def _prepare(self, edge_index: Tensor | None, x: Tensor, batch_size: int | None) -> _Graph:
         if edge_index is None:
             raise TypeError(f'propagate="{self.propagate}" needs edge_index')
-        return self._graph.get(edge_index, x, batch_size, self._build, self._trace)
+        graph = self._graph.get(edge_index, x, batch_size, self._build, self._trace)
+        if x.dim() == 2:
+            refuse_stacked(x, graph.num_blocks)
+        return graph
 
     def _build(self, edge_index: Tensor, n: int) -> _Graph:
         source, target = check_edge_index(edge_index, n)
+        num_blocks = count_blocks(source, target, n) if self._may_mix_graphs else 1
         has_loop = torch.zeros(n, dtype=torch.bool, device=edge_index.device)
         has_loop[source[source == target]] = True
         nodes = torch.arange(n, device=edge_index.device)
@@ -355,6 +365,7 @@ class GNetConv(TiedLayer[_ConvTables]):
             target=kernels.Segments(target, n),
             tie=tied,
             tiles=tiles,
+            num_blocks=num_blocks,
         )
 
     def _trace(self, edge_index: Tensor, n: int) -> _Graph:
@@ -377,6 +388,7 @@ class GNetConv(TiedLayer[_ConvTables]):
             target=kernels.Segments.traced(target, n),
             tie=tied,
             tiles=kernels.Tiles.traced(tied) if self.propagate == "pointwise" else None,
+            num_blocks=1,
         )
 
     def extra_repr(self) -> str:
