@@ -155,7 +155,7 @@ class SPEN(nn.Module):
         SignalError: Features of another number of channels, or not floating point.
 
     Cost:
-        That of its layers; the tables are built anew for every batch.
+        That of its layers; the tables are built anew for every batch that comes without them.
 
     Example:
         >>> from torch_geometric.data import Data
@@ -222,15 +222,18 @@ class SPEN(nn.Module):
                 nn.init.xavier_normal_(part.weight)
                 nn.init.constant_(part.bias, 0.1)
 
-    def forward(self, data: Data, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, data: Data, label: Tensor | None = None, tables: EgoTables | None = None
+    ) -> Tensor:
         """Scores of the classes of every graph.
 
         Args:
             data: Graphs with their ego-networks.
             label: Label of every node, int64 ``[n]``, with ``num_labels`` above 1.
+            tables: What :meth:`tables` gave for these graphs and labels; built anew if left out.
         """
         batch, count = self._graphs(data)
-        tables = self._tables(data, label)
+        tables = self.tables(data, label) if tables is None else tables
         pair = self._inputs(data, tables)
         node: Any = None
         of_pair = batch[tables.first]
@@ -260,7 +263,14 @@ class SPEN(nn.Module):
             return data.edge_index.new_zeros(data.num_nodes), 1
         return batch, data.num_graphs
 
-    def _tables(self, data: Data, label: Tensor | None) -> EgoTables:
+    def tables(self, data: Data, label: Tensor | None = None) -> EgoTables:
+        """The tables of a batch, to be built once where the same graphs are seen again.
+
+        Args:
+            data: Graphs with their ego-networks.
+            label: Label of every node, as in :meth:`forward`.
+        """
+        self._graphs(data)
         if (label is None) != (self.num_labels == 1):
             raise SignalError(f"a network with num_labels={self.num_labels} needs label to match")
         colour = None

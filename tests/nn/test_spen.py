@@ -66,6 +66,13 @@ def test_graphs_in_a_batch_equal_each_alone(root):
         torch.testing.assert_close(net(batch), alone, rtol=1e-10, atol=1e-10)
 
 
+def test_tables_may_be_built_before():
+    net, data = network("root"), EgoSubgraphs(1)(graph(2))
+    assert torch.equal(net(data, tables=net.tables(data)), net(data))
+    with pytest.raises(GraphError, match="EgoSubgraphs"):
+        net.tables(graph(2))
+
+
 def test_layer_commutes_with_relabelling():
     data = EgoSubgraphs(1)(graph(4))
     tables = EgoTables.build(data.n_id, data.n_sub_batch, 7)
