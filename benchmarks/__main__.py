@@ -231,6 +231,47 @@ def penguin(*, out: Path = OUT, seeds: int = 5) -> None:
     print(f"The page is in {worlds.main(out, seeds, Console())}")
 
 
+@app.command
+def molecules(
+    datasets: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    models: tuple[str, ...] = (),
+    out: Path = OUT,
+    profile: str = "quick",
+    data: Path | None = None,
+    seeds: int = 3,
+) -> None:
+    """Tell hard pairs of graphs apart and, with data, classify small graphs by SPEN and others.
+
+    Finished cells are kept. For example:
+
+      python -m benchmarks molecules
+
+      OMP_NUM_THREADS=1 python -m benchmarks molecules MUTAG PTC --data DIR --profile standard
+
+    Args:
+        datasets: Any of MUTAG, PTC, PROTEINS and IMDB-BINARY; all if none is given.
+        models: Names of models, as the page has them; all if none is given.
+        out: Folder of results.
+        profile: quick (two folds, few epochs) or standard.
+        data: Folder of downloaded data; by default $GSYM_DATA, and only hard pairs without it.
+        seeds: Number of seeds.
+    """
+    from benchmarks.molecules import suite
+
+    page = suite.main(
+        out,
+        profile=profile,
+        data=_folder(data),
+        datasets=datasets,
+        only=models,
+        seeds=seeds,
+        console=Console(),
+    )
+    print(f"The page is in {page}")
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):
