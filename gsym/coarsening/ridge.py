@@ -122,10 +122,10 @@ def fit_group(
     clusters = as_clusters(group)
     if clusters.num_nodes != data.num_nodes:
         raise GroupError(f"the group acts on {clusters.num_nodes} nodes but x has {data.num_nodes}")
-    fit = _fit(data, clusters, strength)
+    fit = fit_to_all(data, clusters, strength)
     parts = _parts(data) if strength is None or not data.is_plain else []
     if parts:
-        fit.judge(data, parts, [_fit(part.train, clusters, strength) for part in parts])
+        fit.judge(data, parts, [fit_to_all(part.train, clusters, strength) for part in parts])
     return fit
 
 
@@ -167,25 +167,36 @@ def _parts(data: Samples) -> list[_Part]:
     return parts
 
 
-def _fit(data: Samples, clusters: ClusterGroup, strength: float | None) -> CommutantRidge:
+def fit_to_all(
+    data: Samples, clusters: ClusterGroup, strength: float | None = None
+) -> CommutantRidge:
     """The fit to all signals, whose leave-one-out errors are those of the closed form.
 
     Missing targets become what the fit says of them, until it stays as it is: then it is the fit
-    that errs least on the observed ones.
+    that errs least on the observed ones. On the way the penalties stay, and are chosen again at
+    its end.
     """
-    fit = _solve_group(data, clusters, strength)
+    fit = _solve_group(data, clusters, (strength, strength))
     if data.observed[1] is None:
         return fit
     for _ in range(_MOST_FILLS):
-        data, moved = data.filled(fit.apply(data.x))
-        fit = _solve_group(data, clusters, strength)
-        if moved < _FILLED:
+        chosen = fit.strengths
+        for _ in range(_MOST_FILLS):
+            data, moved = data.filled(fit.apply(data.x))
+            fit = _solve_group(data, clusters, chosen)
+            if moved < _FILLED:
+                break
+        fit = _solve_group(data, clusters, (strength, strength))
+        if fit.strengths == chosen:
             break
     return fit
 
 
-def _solve_group(data: Samples, clusters: ClusterGroup, strength: float | None) -> CommutantRidge:
-    """Regression of the means and of the own values."""
+def _solve_group(
+    data: Samples, clusters: ClusterGroup, strengths: tuple[float | None, float | None]
+) -> CommutantRidge:
+    """Regression of the means and of the own values, with a penalty each or the best."""
+    strength = strengths[0]
     partition = clusters.partition
     order = partition.order.numpy()
     sizes = np.array(partition.sizes)
@@ -207,13 +218,13 @@ def _solve_group(data: Samples, clusters: ClusterGroup, strength: float | None) 
     own = None
     if sizes.max() > 1:
         orbit = clusters.cluster_orbits().index.numpy()
-        own = OwnRidge(data, u, v, order, starts, sizes, orbit, strength)
+        own = OwnRidge(data, u, v, order, starts, sizes, orbit, strengths[1])
     return CommutantRidge(data, clusters, means, own)
 
 
 def residuals(data: Samples) -> NDArray:
     """Errors of the fit of S_n, which has few weights, ``[s, n c_out]``; 0 where not observed."""
-    fit = _fit(data, ClusterGroup(Partition.single(data.num_nodes)), None)
+    fit = fit_to_all(data, ClusterGroup(Partition.single(data.num_nodes)))
     error = fit.apply(data.x) - data.targets
     seen = data.observed[1]
     error = error if seen is None else np.where(seen, error, 0.0)
