@@ -23,7 +23,7 @@ from gsym.coarsening.criteria import Score, cross_validate
 from gsym.coarsening.dependence import Dependence, serial_dependence
 from gsym.coarsening.diagnosis import check_orientation, warn_distances, warn_values
 from gsym.coarsening.ridge import as_clusters, can_regress, fit_group, residuals
-from gsym.coarsening.samples import Samples, denoising, observed_samples
+from gsym.coarsening.samples import Samples, as_regression
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 __all__ = ["Candidate", "GroupChoice", "choose_group"]
@@ -68,7 +68,7 @@ def choose_group(
     most 30 blocks the standard error is not below the jackknife's, and where errors of consecutive
     signals depend on each other it counts the blocks as the smaller number that they are worth. It
     does not cover candidates dropped by successive halving before the second fold, nor groups that
-    were not offered. Where the
+    were not offered, nor signals of another time or place than these are a sample of. Where the
     candidates themselves were fitted to the same signals (``method="ward"`` or ``"risk"`` on
     signals), scores of fitted clusters are somewhat too good.
 
@@ -93,8 +93,10 @@ def choose_group(
         levels: Levels of the hierarchy to score instead.
         block: Consecutive signals that are left out together, with ``score`` too, whose folds
             are then made of whole blocks. Give the number of windows that share a time step where
-            signals are overlapping windows, or ``"auto"``: as many as the errors of consecutive
-            signals are correlated for, if they are.
+            signals are overlapping windows, the signals of one day where they come from several,
+            or ``"auto"``: as many as the errors of consecutive signals are correlated for, if they
+            are. A predictor of yours belongs to the choice if its penalty is chosen with the
+            ``block`` and ``gap`` of the choice, too.
         gap: Signals on either side of a block that are left out of the fit with it, or ``"auto"``.
         standardize: ``"node"``: take every node's mean over the signals off its inputs and targets
             and divide by its standard deviation, both from the signals that are fitted to; scores
@@ -121,6 +123,7 @@ def choose_group(
 
     Warns:
         UserWarning: Errors of consecutive signals that depend on each other beyond the block;
+            a series that is short against the time in which errors change, or whose halves differ;
             baselines of nodes; values that seem to mean "missing"; weights that seem to be
             distances; nodes without an edge. The message names the remedy.
 
@@ -154,19 +157,20 @@ def choose_group(
     if hierarchy is not None and edge_index is None:
         edge_index, edge_weight = hierarchy.edge_index, hierarchy.edge_weight
     groups = _groups(candidates, levels)
-    prepared = {"standardize": standardize, "mask": mask, "missing": missing}
-    if score is not None and any(v is not None for v in prepared.values()):
+    if score is not None and any(v is not None for v in (standardize, mask, missing)):
         raise ValueError(
             "score= sees the data as they come: standardize and fill them beforehand, and leave "
             "standardize, mask and missing out"
         )
-    inputs, targets = x, y
-    if y is None:
-        seen = observed_samples(x, "x", mask, missing)[1]
-        inputs, targets = denoising(x, seed, mask=mask, missing=missing)
-        prepared |= {"mask": None if seen is None else (seen, seen), "missing": None}
-    fixed = 1 if block == "auto" else block, 0 if gap == "auto" else gap
-    data = Samples(inputs, targets, block=fixed[0], gap=fixed[1], **prepared)  # type: ignore[arg-type]
+    inputs, targets, observed = as_regression(x, y, seed, mask, missing)
+    data = Samples(
+        inputs,
+        targets,
+        block=1 if block == "auto" else block,
+        gap=0 if gap == "auto" else gap,
+        standardize=standardize,
+        **observed,
+    )
     _check_candidates(groups, data, edge_index, edge_weight)
     dependence = serial_dependence(residuals(data))
     data = _leave_out(data, block, gap, dependence)
@@ -214,14 +218,29 @@ def _leave_out(data: Samples, block: int | str, gap: int | str, dependence: Depe
             "left out has been seen in its neighbours, and large models look too good; pass "
             f'block="auto", or block={dependence.block} and gap={dependence.gap}'
         )
-    elif dependence.found and dependence.signals < 5 * dependence.length:
-        warn(
-            f"errors of consecutive signals depend on each other for {dependence.length} of "
-            f"{dependence.signals} signals: so short a series says little about any group"
-        )
+    else:
+        _warn_short(dependence)
     if (size, apart) == (data.left_out.block, data.left_out.gap):
         return data
     return data.subset(np.arange(data.num_signals), size, apart)
+
+
+def _warn_short(dependence: Dependence) -> None:
+    """Warn where a series says little about signals of other times."""
+    if dependence.changes:
+        warn(
+            f"squared errors of the second half are {dependence.ratio:.2g} times those of the "
+            f"first ({abs(dependence.change):.1f} standard errors): the signals are not of one "
+            "kind, and the regret bound is for signals like all of them; take signals from the "
+            "times that the model is for, in equal parts"
+        )
+    elif dependence.is_short:
+        warn(
+            f"errors of consecutive signals, or their size, are alike for {dependence.stretch} of "
+            f"{dependence.signals} signals: so few stretches say little, and nothing of other "
+            "times; the regret bound is for more signals of the same stretch; take signals from "
+            "several days (or recordings) and leave out whole days by block="
+        )
 
 
 def _groups(

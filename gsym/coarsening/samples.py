@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -339,6 +340,17 @@ def denoising(
     noise = rng.standard_normal(clean.shape)
     share = 1.0 if seen is None else seen.mean((0, 1))
     return clean + noise * (clean - clean.mean(0)).std((0, 1)) / np.sqrt(share), clean
+
+
+def as_regression(
+    x: Any, y: Any, seed: int, mask: Any, missing: float | None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Inputs, targets and the options that say which were observed; without targets, denoising."""
+    if y is not None:
+        return x, y, {"mask": mask, "missing": missing}
+    seen = observed_samples(x, "x", mask, missing)[1]
+    inputs, targets = denoising(x, seed, mask=mask, missing=missing)
+    return inputs, targets, {"mask": None if seen is None else (seen, seen), "missing": None}
 
 
 def select(table: NDArray) -> tuple[NDArray, int]:

@@ -61,6 +61,39 @@ class TestDependence:
         assert seen.correlation > 0.8
         assert not serial_dependence(rng.permutation(drift(rng, 400, 8))).found
 
+    def test_a_small_part_that_lasts_counts_by_its_sum(self):
+        def errors(rng, share):
+            quick = rng.standard_normal((290, 60))
+            quick = quick[2:] + 0.6 * quick[1:-1] + 0.2 * quick[:-2]
+            return quick + share * drift(rng, 288, 1, 0.9)
+
+        rng = np.random.default_rng(0)
+        plain = [serial_dependence(errors(rng, 0.0)).length for _ in range(40)]
+        # Correlations at lags 1 and 2 are 0.51 and 0.14.
+        assert np.mean(np.array(plain) == 3) > 0.9
+        slow = [serial_dependence(errors(rng, 0.6)) for _ in range(20)]
+        # The slow part, a fifth of the variance, has a correlation of 0.1 after 22 signals.
+        assert 12 < np.median([d.length for d in slow]) < 40
+        assert all(d.block == d.length for d in slow if d.length <= 288 // 5)
+
+    def test_says_when_stretches_are_few_or_halves_differ(self):
+        rng = np.random.default_rng(0)
+        four = np.repeat(np.arange(4), 4)
+        levels = [Partition.singletons(16), Partition(four), Partition.single(16)]
+
+        def told(size, rho=0.5):
+            x = rng.standard_normal((len(size), 16))
+            return quietly(
+                levels, x, 0.5 * x + size[:, None] * drift(rng, len(size), 16, rho), block="auto"
+            )[1]
+
+        assert told(np.ones(400)) == []
+        (message,) = told(np.repeat([1.0, 1.5], 200))
+        assert "squared errors of the second half are 2 times those of the first" in message
+        hours = 1.2 + np.cos(np.linspace(0, 2 * np.pi, 400))
+        (message,) = told(hours)
+        assert "signals from several days" in message
+
     def test_warns_and_blocks_by_itself(self):
         rng = np.random.default_rng(0)
         four = np.repeat(np.arange(4), 4)
