@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,13 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
+from gsym._validate import SignalError
 from gsym.coarsening.choose import choose_group
 from gsym.coarsening.coarsen import Hierarchy
-from gsym.coarsening.ridge import commutant_ridge
+from gsym.coarsening.dependence import serial_dependence
+from gsym.coarsening.ridge import commutant_ridge, residuals
 from gsym.coarsening.risk import merge_by_risk
-from gsym.coarsening.samples import denoising
+from gsym.coarsening.samples import Samples, as_regression
 from gsym.groups import Partition, PermutationGroup
 
 
@@ -35,7 +37,11 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         edge_index: Graph for swaps.
         edge_weight: Weights of the graph, which swaps have to keep.
         swaps: As in :func:`gsym.choose_group`.
-        block: As in :func:`gsym.choose_group`.
+        block: As in :func:`gsym.choose_group`; the predictor is fitted with the block and gap that
+            were used.
+        gap: As in :func:`gsym.choose_group`.
+        standardize: As in :func:`gsym.choose_group`; predictions are in the units of the targets.
+        missing: As in :func:`gsym.choose_group`; NaN is refused unless this is given.
         seed: Seeds the noise of denoising, where ``y`` is ``None``.
 
     Attributes:
@@ -62,7 +68,10 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         edge_index: Tensor | None = None,
         edge_weight: Tensor | None = None,
         swaps: str | None = "auto",
-        block: int = 1,
+        block: int | Literal["auto"] = 1,
+        gap: int | Literal["auto"] = 0,
+        standardize: Literal["node"] | None = None,
+        missing: float | None = None,
         seed: int = 0,
     ) -> None:
         self.candidates = candidates
@@ -71,25 +80,38 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         self.edge_weight = edge_weight
         self.swaps = swaps
         self.block = block
+        self.gap = gap
+        self.standardize = standardize
+        self.missing = missing
         self.seed = seed
 
-    def fit(self, X: Any, y: Any = None) -> SubgroupSearch:
+    def fit(self, X: Any, y: Any = None, *, mask: Any = None) -> SubgroupSearch:
         """Choose the group and fit its predictor.
 
         Args:
             X: Signals ``[samples, n]`` or ``[samples, n, c_in]``.
             y: Targets ``[samples, n]``, ``[samples, n, c_out]``, or ``[samples]`` for one number
                 per signal; ``None`` for denoising.
+            mask: As in :func:`gsym.choose_group`.
         """
         X = self._check(X, reset=True)
         if y is not None:
             y = check_array(
-                np.asarray(y), ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="y"
+                np.asarray(y),
+                ensure_2d=False,
+                allow_nd=True,
+                dtype=np.float64,
+                input_name="y",
+                ensure_all_finite=self._finite,
             )
             if y.ndim == 2 and y.shape[1] == 1 and X.shape[1] > 1:
                 y = column_or_1d(y, warn=True)
         self._target_ndim = X.ndim if y is None else y.ndim
-        candidates = self._candidates(X, y) if self.candidates is None else self.candidates
+        inputs, targets, observed = as_regression(X, y, self.seed, mask, self.missing)
+        options = {"standardize": self.standardize, **observed}
+        candidates = self.candidates
+        if candidates is None:
+            candidates = self._candidates(inputs, targets, options)
         self.choice_ = choose_group(
             candidates,
             X,
@@ -98,19 +120,30 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
             edge_weight=self.edge_weight,
             swaps=self.swaps,
             block=self.block,
+            gap=self.gap,
+            standardize=self.standardize,
+            mask=mask,
+            missing=self.missing,
             seed=self.seed,
         )
         taken = self.choice_.simplest if self.simplest else self.choice_.best
         self.best_group_, self.best_partition_ = taken.group, taken.partition
         self.scores_ = self.choice_.scores
-        inputs, targets = (X, y) if y is not None else denoising(X, self.seed)
-        self.predictor_ = commutant_ridge(inputs, targets, taken.group, block=self.block)
+        self.predictor_ = commutant_ridge(
+            inputs,
+            targets,
+            taken.group,
+            block=self.choice_.block,
+            gap=self.choice_.gap,
+            **options,
+        )
         return self
 
     def predict(self, X: Any) -> NDArray:
         """Predict targets, in the shape of those that were fitted."""
         check_is_fitted(self)
-        predicted = self.predictor_.predict(self._check(X, reset=False)).numpy()
+        checked = self._check(X, reset=False)
+        predicted = self.predictor_.predict(checked, missing=self.missing).numpy()
         return predicted[..., 0] if self._target_ndim == 2 else predicted
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -120,6 +153,11 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         """
         X = np.asarray(X)
         predicted, wanted = self.predict(X), np.asarray(X if y is None else y)
+        if self.missing is not None and (np.isnan(wanted) | (wanted == self.missing)).any():
+            raise SignalError(
+                f"score needs complete targets; some are {self.missing:g} or NaN, which mean "
+                "missing; leave those signals out, or judge what predict() returns yourself"
+            )
         if wanted.ndim == 1:
             return float(r2_score(wanted, predicted))
         rows = len(wanted)
@@ -131,23 +169,41 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
             )
         )
 
+    @property
+    def _finite(self) -> bool | str:
+        return True if self.missing is None else "allow-nan"
+
     def _check(self, X: Any, *, reset: bool) -> NDArray:
         if isinstance(X, Tensor):
             X = X.detach().cpu().numpy()
         checked: NDArray = validate_data(
-            self, X, reset=reset, allow_nd=True, dtype=np.float64, ensure_min_samples=2 * reset
+            self,
+            X,
+            reset=reset,
+            allow_nd=True,
+            dtype=np.float64,
+            ensure_min_samples=2 * reset,
+            ensure_all_finite=self._finite,
         )
         return checked
 
     def _candidates(
-        self, X: NDArray, y: NDArray | None
+        self, x: NDArray, y: NDArray, options: dict[str, Any]
     ) -> Hierarchy | list[PermutationGroup | Partition]:
-        n = X.shape[1]
-        if n == 1 or (y is not None and y.ndim == 1):
+        n = x.shape[1]
+        if n == 1 or y.ndim == 1:
             ends: list[PermutationGroup | Partition] = [Partition.single(n)]
             return ends if n == 1 else [Partition.singletons(n), *ends]
-        inputs, targets = (X, y) if y is not None else denoising(X, self.seed)
+        data = Samples(x, y, **options)
+        if any(seen is not None for seen in data.observed):
+            raise SignalError(
+                "clusters are merged from complete signals, and some entries are missing; pass "
+                "candidates=, such as gsym.coarsen(edge_index, num_nodes), or fill them"
+            )
+        block = self.block
+        if block == "auto":
+            block = serial_dependence(residuals(data)).block
         merges, heights = merge_by_risk(
-            inputs, targets, edge_index=self.edge_index, block=self.block
+            data.x, data.targets, edge_index=self.edge_index, block=block
         )
         return Hierarchy.from_merges(n, merges, heights, method="risk")

@@ -473,3 +473,43 @@ class TestSubgroupSearch:
         denoise = SubgroupSearch(LEVELS).fit(x)
         assert denoise.predict(x).shape == x.shape
         assert denoise.score(x) > -0.1
+
+    def test_takes_the_options_of_the_choice(self):
+        x, y = draw(signals=60)
+        rng = np.random.default_rng(1)
+        offset = rng.standard_normal((2, 24))
+        hidden = [rng.random(v.shape) < 0.05 for v in (x, y)]
+        options = {"standardize": "node", "block": 12, "gap": 2}
+        bx, by = x + 3 * offset[0], y + 3 * offset[1]
+        gx, gy = (np.where(h, np.nan, v) for h, v in zip(hidden, (bx, by), strict=True))
+        search = SubgroupSearch(LEVELS[1:3], missing=float("nan"), **options).fit(gx, gy)
+        choice = choose_group(LEVELS[1:3], gx, gy, missing=float("nan"), **options)
+        assert search.scores_ == choice.scores
+        fit = commutant_ridge(gx, gy, choice.partition, missing=float("nan"), **options)
+        predicted = fit.predict(gx, missing=float("nan")).numpy()[..., 0]
+        assert np.array_equal(search.predict(gx), predicted)
+        masks = tuple(~h for h in hidden)
+        masked = SubgroupSearch(LEVELS[1:3], **options).fit(bx, by, mask=masks)
+        assert masked.scores_ == choice.scores
+        with pytest.raises(SignalError, match="score needs complete targets; some are nan"):
+            search.score(bx, gy)
+        assert search.score(gx, by) > 0.3
+        with pytest.raises(SignalError, match="clusters are merged from complete signals"):
+            SubgroupSearch(missing=float("nan")).fit(gx, gy)
+        with pytest.raises(ValueError, match="NaN"):
+            SubgroupSearch(LEVELS[1:3]).fit(gx, y)
+        own = SubgroupSearch(standardize="node", block=12).fit(bx, by)
+        plain = SubgroupSearch(standardize="node", block=12).fit(x, y)
+        assert own.best_partition_ == plain.best_partition_
+
+    def test_fits_with_the_block_that_was_chosen(self):
+        rng = np.random.default_rng(0)
+        x = np.cumsum(rng.standard_normal((120, 24)), axis=0)
+        y = x + np.cumsum(rng.standard_normal((120, 24)), axis=0)
+        search = SubgroupSearch(LEVELS[1:3], block="auto").fit(x, y)
+        block, gap = search.choice_.block, search.choice_.gap
+        assert block > 1
+        assert gap > 1
+        wanted = commutant_ridge(x, y, search.best_group_, block=block, gap=gap).predict(x)
+        assert np.array_equal(search.predict(x), wanted.numpy()[..., 0])
+        assert SubgroupSearch(block="auto").fit(x, y).choice_.block > 1
