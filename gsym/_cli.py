@@ -123,9 +123,10 @@ def choose(
         height: Rows of the image, for the method grid.
         width: Columns of the image, for the method grid.
         block: Consecutive samples left out together: for overlapping windows, the number of
-            windows that share a time step, or auto, as many as depend on each other. By default
-            auto for signals with times, and else 1.
-        gap: Samples on either side of a block that are left out of the fit with it.
+            windows that share a time step; for samples of several days, those of one; or auto, as
+            many as depend on each other. By default auto for signals with times, and else 1.
+        gap: Samples on either side of a block that are left out of the fit with it; with auto, as
+            many as depend on each other.
         standardize: With node, every node's mean is taken off and its standard deviation divided
             out.
         mask: Which signals were observed: a file of ones and zeros in the form of the signals.
@@ -216,6 +217,8 @@ def choose(
                 "best": choice.candidates.index(choice.best),
                 "simplest": choice.candidates.index(choice.simplest),
                 "regret_bound": choice.regret_bound,
+                "block": choice.block,
+                "gap": choice.gap,
                 "candidates": [_record(c) for c in choice.candidates],
                 "labels": _labels(choice.best),
                 "names": node_names,
