@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -167,20 +168,27 @@ def coarsening(*, methods: bool = False, data: Path | None = None, out: Path = O
 
 
 @app.command
-def choosing(*, trials: int = 60, data: Path | None = None, out: Path = OUT) -> None:
+def choosing(
+    *,
+    trials: int = 60,
+    data: Path | None = None,
+    out: Path = OUT,
+    only: Literal["levels", "partitions", "conditions", "real"] | None = None,
+) -> None:
     """Measure how well the choice of a group finds the right one.
 
     Args:
         trials: Trials per cell of the table on made-up data.
         data: Folder of downloaded data, to compare with what the suite trained on it.
         out: Folder of results.
+        only: One section of the page; the rows of the others stay.
     """
     from benchmarks.choosing import main as measure
     from benchmarks.folder import locked
 
     data = _folder(data)
     with locked(out):
-        print(f"The page is {measure(out, trials, data)}")
+        print(f"The page is {measure(out, trials, data, only=only)}")
 
 
 @app.command

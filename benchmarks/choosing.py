@@ -37,6 +37,7 @@ from gsym.nn import GNet
 
 METR_LA = Path("traffic") / "metr_la.npz"
 COMMAND = "python -m benchmarks choosing"
+PARTS = ("levels", "partitions", "conditions", "real")
 TRUTHS = ("linear", "two-layer", "nearly linear")
 INPUTS = ("isotropic", "correlated")
 SIGNALS = (60, 120, 400)
@@ -369,7 +370,13 @@ def _nodes_first(values: torch.Tensor, nodes: int) -> torch.Tensor:
     return values.movedim(2, 1).flatten(2)
 
 
-def main(out: Path, trials: int, data: Path | None = None, console: Console | None = None) -> Path:
+def main(
+    out: Path,
+    trials: int,
+    data: Path | None = None,
+    console: Console | None = None,
+    only: str | None = None,
+) -> Path:
     """Run all trials, write their CSV files and the page ``choosing.md`` to ``out``.
 
     Args:
@@ -377,6 +384,7 @@ def main(out: Path, trials: int, data: Path | None = None, console: Console | No
         trials: Trials per cell.
         data: Folder of downloaded data; without it the rows on real data stay as they are.
         console: Where progress goes.
+        only: One of :data:`PARTS`, to run that part alone; ``None`` for all.
 
     Returns:
         Path of the page.
@@ -385,16 +393,20 @@ def main(out: Path, trials: int, data: Path | None = None, console: Console | No
         raise BenchmarkError(f"--trials must be at least 1; got {trials}")
     console = console or Console()
     commit = provenance()["commit"]
-    cells = [(t, i, s) for t in TRUTHS for i in INPUTS for s in SIGNALS]
-    jobs = [(*cell, seed) for cell in cells for seed in range(trials)]
-    rows = [run_trial(*job, commit) for job in track(jobs, "choosing", console=console)]
-    _write(out / "choosing.csv", rows)
-    cases = [(t, i, *size) for t in TRUTHS[:2] for i in INPUTS for size in RECOVERY]
-    searches = [(*case, seed) for case in cases for seed in range(min(trials, RECOVERY_TRIALS))]
-    found = [run_recovery(*job, commit) for job in track(searches, "recovery", console=console)]
-    _write(out / "choosing_recovery.csv", found)
-    measure_conditions(out, trials, None if data is None else data / METR_LA, console)
-    if data is not None:
+    if only in (None, "levels"):
+        cells = [(t, i, s) for t in TRUTHS for i in INPUTS for s in SIGNALS]
+        jobs = [(*cell, seed) for cell in cells for seed in range(trials)]
+        rows = [run_trial(*job, commit) for job in track(jobs, "choosing", console=console)]
+        _write(out / "choosing.csv", rows)
+    if only in (None, "partitions"):
+        cases = [(t, i, *size) for t in TRUTHS[:2] for i in INPUTS for size in RECOVERY]
+        searches = [(*case, seed) for case in cases for seed in range(min(trials, RECOVERY_TRIALS))]
+        found = [run_recovery(*job, commit) for job in track(searches, "recovery", console=console)]
+        _write(out / "choosing_recovery.csv", found)
+    if only in (None, "conditions"):
+        real = None if data is None else data / METR_LA
+        measure_conditions(out, trials, real, commit, console)
+    if only in (None, "real") and data is not None:
         write_real(out, data, console)
     return write_page(out)
 
@@ -452,17 +464,16 @@ def write_page(out: Path) -> Path:
             short.append(
                 f"{name}: the split has excess risk {split_excess:.3%}, against {excess:.3%}."
             )
-    real = " --data DIR" if (out / "choosing_real.csv").is_file() else ""
-    commits = dict.fromkeys([r.commit for r in trials] + [r.commit for r in found])
     exact = [r for r in trials if r.truth != TRUTHS[2]]
     lines = [
         "# Choosing the group",
         "",
-        f"Made by `{COMMAND} --trials {len(trials) // len(cells)}{real} --out {out.as_posix()}` at "
-        f"commit {', '.join(commits)}. Data are made "
-        "up, so the right answer is known, but for the last section.",
+        f"Made by `{COMMAND}`, each section by its own `--only`. Data are made up, so the right "
+        "answer is known, but for METR-LA and the last section.",
         "",
         "## Which level is best",
+        "",
+        _made(trials, f"--only levels --trials {len(trials) // len(cells)}"),
         "",
         f"A partition of {NODES[0]} to {NODES[1]} nodes into 2 to 20 clusters is planted, and a "
         "map that is equivariant under it: linear, or a two-layer G-Net. A nested chain leads "
@@ -509,6 +520,8 @@ def write_page(out: Path) -> Path:
         "",
         "## Which partition, from signals alone",
         "",
+        _made(found, "--only partitions"),
+        "",
         f'No level is offered: `coarsen(method="risk")` builds the hierarchy from '
         f"{RECOVERY_SIGNALS} signals, and its level of as many clusters as planted is compared "
         "with the planted partition by the adjusted Rand index (1: equal, 0: chance); mean over "
@@ -517,7 +530,7 @@ def write_page(out: Path) -> Path:
         "partition, so what looks at the graph alone cannot find it.",
         "",
         *_recovery_lines(found),
-        *condition_lines(out),
+        *condition_lines(out, COMMAND),
         *_real_lines(out),
     ]
     page = out / "choosing.md"
@@ -562,14 +575,15 @@ def _real_lines(out: Path) -> list[str]:
         "",
         "## On real data",
         "",
+        _made(rows, "--only real --data DIR"),
+        "",
         "`choose_group` sees the training split of each task of [the results](report.md); the test "
         "errors are those of the networks that the suite trained for every group. The score is "
         "the left-out squared error, in squared units of the targets; all means are over seeds. "
         "Missing speeds are filled with the mean, and windows of traffic, drawn at random, "
         "overlap, so that their left-out errors are too low. The aim is to be within "
         f"{NEAR:.0%} of the best group, better than both ends of the table, at no more than "
-        f"{SHARE:.0%} of the time of training. Made at commit "
-        f"{', '.join(dict.fromkeys(r.commit for r in rows))}.",
+        f"{SHARE:.0%} of the time of training.",
     ]
     trained = [r for r in read_rows(out) if r.group and r.status == "ok"]
     for task, dataset, profile in dict.fromkeys((r.task, r.dataset, r.profile) for r in rows):
@@ -620,6 +634,11 @@ def _real_lines(out: Path) -> list[str]:
             f"{_yes(choosing <= SHARE * training)}.",
         ]
     return lines
+
+
+def _made(rows: Sequence[Trial] | Sequence[Recovery] | Sequence[Real], options: str) -> str:
+    commits = ", ".join(dict.fromkeys(row.commit for row in rows))
+    return f"Made by `{COMMAND} {options}` at commit {commits}."
 
 
 def _yes(reached: object) -> str:

@@ -1,36 +1,91 @@
 """Conditions that are hard for a choice: rows are kept, and the page says what they say."""
 
+import numpy as np
+import pytest
 from rich.console import Console
 
 from benchmarks import choosing_conditions as module
-from benchmarks.choosing_conditions import Condition, lines, measure, read, run
+from benchmarks.choosing_conditions import (
+    DAY,
+    ONE_DAY,
+    Condition,
+    drifting,
+    lines,
+    measure,
+    more_days,
+    one_day,
+    read,
+    run,
+)
+from gsym.coarsening.ridge import commutant_ridge
 
 
 def test_a_trial_says_what_was_chosen_and_what_was_best():
-    row = run("AR(1), 150 signals", {}, 0)
+    row = run("AR(1), 150 signals", {}, 0, "abc")
     assert row.excess == row.spread  # the worst candidate
-    assert row.warned == 1
-    careful = run("AR(1), 150 signals", {"block": "auto"}, 0)
+    assert (row.warned, row.short, row.commit) == (1, 0, "abc")
+    careful = run("AR(1), 150 signals", {"block": "auto"}, 0, "abc")
     assert careful.block > 1
+    assert careful.short == 1
     assert careful.excess <= careful.bound
     assert careful.excess < 0.1 * row.excess
-    assert run("baselines", {"standardize": "node"}, 1).hit == 1
+    assert run("baselines", {"standardize": "node"}, 1, "abc").hit == 1
+
+
+def test_the_truth_is_that_of_the_fits_of_the_choice():
+    levels, (x, y), tests = drifting(3, 150)
+    row = run("AR(1), 150 signals", {"block": 50}, 3, "abc")
+    risks = []
+    for partition in levels:
+        fit = commutant_ridge(x, y, partition, block=50)
+        errors = [((fit.predict(a).numpy()[..., 0] - b) ** 2).mean() for a, b in tests]
+        risks.append(np.mean(errors))
+    assert row.spread == pytest.approx(max(risks) - min(risks))
+    # Penalties that suit single signals are those of another predictor.
+    assert row.spread < 0.8 * run("AR(1), 150 signals", {}, 3, "abc").spread
+
+
+def test_days_of_the_truth_are_other_days(tmp_path):
+    rng = np.random.default_rng(0)
+    steps = 40 * DAY
+    # Every step is known by its speed.
+    speed = np.arange(steps)[:, None] + 0.1 * np.arange(70)
+    ring = np.eye(70)[np.roll(np.arange(70), 1)]
+    np.savez(tmp_path / "made_up.npz", speed=speed, adj=ring + rng.permutation(np.eye(70)))
+    (_, (x, y), tests) = one_day(0, tmp_path / "made_up.npz")
+    assert (np.diff(x[:, 0]) == 1).all()
+    assert (y == x + 3).all()
+    for a, _ in tests:
+        assert np.abs(a[:, :1] - x[:, 0]).min() > 7 * DAY
+    (_, (x, y), ((a, _),)) = more_days(0, tmp_path / "made_up.npz")
+    days, others = (set((v[:, 0] // DAY).tolist()) for v in (x, a))
+    assert (len(days), len(others)) == (12, 28)
+    assert not days & others
+    assert len(x) == 288
+    assert (y == x + 3).all()
 
 
 def test_rows_are_kept_and_not_measured_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "OPTIONS", {"many channels": [{}], "METR-LA": [{"missing": 0}]})
-    path = measure(tmp_path, 1, None, Console(quiet=True))
+    monkeypatch.setattr(module, "OPTIONS", {"many channels": [{}], ONE_DAY: [{"missing": 0}]})
+    path = measure(tmp_path, 1, None, "abc", Console(quiet=True))
     first = read(path)
     assert [row.seed for row in first] == [0]
-    monkeypatch.setattr(module, "many_channels", None)
-    measure(tmp_path, 1, None, Console(quiet=True))
+    monkeypatch.setattr(module, "run", None)
+    measure(tmp_path, 1, None, "abc", Console(quiet=True))
     assert read(path) == first
 
 
 def test_coverage_comes_with_its_interval(tmp_path):
-    assert lines(tmp_path) == []
-    rows = [Condition("made up", "-", s, 1, 0.1 * (s == 0), 1.0, 0.05, 1, 0, 0) for s in range(20)]
+    assert lines(tmp_path, "command") == []
+    rows = [
+        Condition("made up", "-", s, 1, 0.1 * (s == 0), 1.0, 0.05, 1, 0, 0, 0, "abc")
+        for s in range(20)
+    ]
     head = ",".join(Condition.__dataclass_fields__)
     text = [",".join(str(v) for v in vars(row).values()) for row in rows]
     (tmp_path / "choosing_conditions.csv").write_text("\n".join([head, *text]) + "\n")
-    assert "| made up | - | 20 | 100% | 0.5% | 95% (75% to 100%) | 0% | 1, 0 |" in lines(tmp_path)
+    page = lines(tmp_path, "command")
+    assert (
+        "| made up | - | 20 | 100% | 0.5% | 95.0% (75.1% to 99.9%) | 0.1 | 0% | 0% | 1, 0 |" in page
+    )
+    assert any("`command --only conditions --trials 20` at commit abc" in line for line in page)
