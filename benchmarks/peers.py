@@ -11,7 +11,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter
 
 from gsym import Partition
-from gsym.nn import EGNNConv, OrbitLinear, PenguinConv
+from gsym.nn import EGNNConv, EquivariantTensorLinear, OrbitLinear, PenguinConv
 from gsym.nn._messages import EdgeMLP
 from gsym.nn._nodewise import NodeMLP
 
@@ -220,3 +220,65 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     if bias is not None:
         linear.bias.copy_(bias)
     return linear
+
+
+class StackedPairs(nn.Module):
+    """The equivariant map of pairs as the published code writes it: 15 operations, one product.
+
+    Subgraphs are dense tensors: either all of the largest size, with zeros, or those of every size
+    by themselves.
+    """
+
+    def __init__(self, layer: EquivariantTensorLinear, sizes: Tensor, *, padded: bool) -> None:
+        super().__init__()
+        assert layer.node_weight is not None and layer.bias is not None
+        assert layer.pair_weight is not None and layer.swap_weight is not None
+        assert layer.loop_bias is not None
+        c, d = layer.in_channels, layer.out_channels
+        node = layer.node_weight.detach().view(3, c, 3, d).transpose(1, 2)
+        graph = layer.graph_weight.detach().view(2, c, 2, d).transpose(1, 2)
+        pair = torch.stack([layer.pair_weight[0].detach(), layer.swap_weight[0].detach()])
+        # Of i, of j and of (i, i), each from the diagonal, rows and columns; then trace and total.
+        parts = node.transpose(0, 1).flatten(0, 1), graph.transpose(0, 1).flatten(0, 1), pair
+        self.weight = nn.Parameter(torch.cat(parts))
+        self.bias = nn.Parameter(layer.bias[0].detach().clone())
+        self.loop_bias = nn.Parameter(layer.loop_bias[0].detach().clone())
+        first = (sizes.square().cumsum(0) - sizes.square()).tolist()
+        self.groups: list[tuple[Tensor, Tensor]] = []
+        for m in [int(sizes.max())] if padded else sorted(set(sizes.tolist())):
+            chosen = range(sizes.numel()) if padded else (sizes == m).nonzero()[:, 0].tolist()
+            places = torch.full((len(chosen), m, m), int(sizes.square().sum()))  # a row of zeros
+            for at, s in enumerate(chosen):
+                n = int(sizes[s])
+                places[at, :n, :n] = first[s] + torch.arange(n * n).view(n, n)
+            self.groups.append((places, sizes[list(chosen)]))
+        back = torch.cat([places.flatten() for places, _ in self.groups])
+        self.order = torch.argsort(back)[: int(sizes.square().sum())]
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = nn.functional.pad(x, (0, 0, 0, 1)) if len(self.groups) == 1 else x
+        dense = (padded.index_select(0, p.flatten()).view(*p.shape, -1) for p, _ in self.groups)
+        parts = [self._map(y, sizes) for y, (_, sizes) in zip(dense, self.groups, strict=True)]
+        return torch.cat([y.flatten(0, 2) for y in parts]).index_select(0, self.order)
+
+    def _map(self, x: Tensor, sizes: Tensor) -> Tensor:
+        m, size = x.size(1), sizes[:, None, None]
+        diagonal = x.diagonal(dim1=1, dim2=2).transpose(1, 2)
+        rows, cols = x.sum(2) / size, x.sum(1) / size
+        trace, total = diagonal.sum(1) / sizes[:, None], rows.sum(1) / sizes[:, None]
+        eye = torch.eye(m).to(x)[:, :, None]
+        of_node, of_graph = (diagonal, rows, cols), (trace, total)
+        stacked = torch.stack(
+            [
+                *(y[:, :, None].expand_as(x) for y in of_node),
+                *(y[:, None].expand_as(x) for y in of_node),
+                *(y[:, :, None] * eye for y in of_node),
+                *(y[:, None, None].expand_as(x) for y in of_graph),
+                *(y[:, None, None] * eye for y in of_graph),
+                x,
+                x.transpose(1, 2),
+            ],
+            dim=-2,
+        )
+        y = torch.einsum("nijbc,bcd->nijd", stacked, self.weight)
+        return y.add_(self.bias + eye * self.loop_bias)

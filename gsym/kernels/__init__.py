@@ -1,6 +1,7 @@
 """The stateless primitives that every layer is built on; they see tensors only."""
 
 from gsym.kernels._dispatch import BackendUnavailableError, backend, trace
+from gsym.kernels._subgraph_ops import subgraph_linear
 from gsym.kernels.ops import (
     cluster_linear,
     edge_mlp_sum,
@@ -34,5 +35,6 @@ __all__ = [
     "segment_max",
     "segment_mean",
     "segment_sum",
+    "subgraph_linear",
     "trace",
 ]

@@ -22,3 +22,4 @@ row_mlp = partial(native.row_mlp, cpp=True)
 linear_pair = partial(native.linear_pair, cpp=True)
 permute_rows = native.permute_rows
 edge_mlp_sum = partial(native.edge_mlp_sum, cpp=True)
+subgraph_linear = partial(native.subgraph_linear, cpp=True)

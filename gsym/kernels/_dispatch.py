@@ -57,7 +57,9 @@ def backend(name: str) -> Iterator[None]:
     - ``"cpp"``, in float32 and float64: ``segment_sum`` and ``segment_mean`` of several segments,
       ``segment_max``, ``gather_segment_sum``, ``indexed_linear``, ``cluster_linear`` with tiles,
       and, of widths of whole vectors outside of the compiler, ``row_mlp`` and ``linear_pair``.
-      ``edge_mlp_sum`` in every type, and ``segment_mean`` of half precision, in float32.
+      ``edge_mlp_sum`` and ``subgraph_linear`` from pairs to pairs in every type, and
+      ``segment_mean`` of half precision, in float32. No subgraph may be so large that one thread
+      had most of the pairs.
     - ``"triton"``, in every type: ``segment_sum``, ``segment_mean``, ``segment_max``,
       ``gather_segment_sum``, ``indexed_linear``, ``cluster_linear`` with tiles, and
       ``edge_mlp_sum`` where an edge fits in registers: h at most 128 and 16 coordinates and

@@ -22,7 +22,7 @@ _CONTIGUOUS = torch.contiguous_format
 Compose = Callable[..., tuple[Tensor, Tensor]]
 
 
-def _separately(function: Callable[..., Any]) -> Callable[..., Any]:
+def separately(function: Callable[..., Any]) -> Callable[..., Any]:
     """Results of an operator must not share memory, as parts of one tensor do."""
 
     @wraps(function)
@@ -71,7 +71,7 @@ def _sums(
     return total.to(tensors[0].dtype), moved.to(given.get("pos", tensors[0]).dtype)
 
 
-edge_mlp_sum = torch.library.custom_op("gsym::edge_mlp_sum", _separately(_sums), mutates_args=())
+edge_mlp_sum = torch.library.custom_op("gsym::edge_mlp_sum", separately(_sums), mutates_args=())
 
 
 @edge_mlp_sum.register_fake
@@ -107,7 +107,7 @@ def _grads(
 
 
 edge_mlp_grads = torch.library.custom_op(
-    "gsym::edge_mlp_grads", _separately(_grads), mutates_args=()
+    "gsym::edge_mlp_grads", separately(_grads), mutates_args=()
 )
 
 

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gsym.kernels._subgraph_maps import Verbs, Weights, compose
 from gsym.kernels.segments import Segments, Tiles
+from gsym.kernels.subgraphs import Subgraphs
 
 
 def accumulation_type(dtype: torch.dtype) -> torch.dtype:
@@ -171,6 +173,13 @@ def edge_tensors(
         **dict(zip(("coord", "coord_bias", "coord_last"), coord or (), strict=False)),
     }
     return given | {name: x for name, x in optional.items() if x is not None}
+
+
+def subgraph_linear(
+    x: Tensor, subgraphs: Subgraphs, orders: tuple[int, int], weights: Weights
+) -> Tensor:
+    verbs = Verbs(segment_sum, segment_gather, gather_segment_sum, indexed_linear, permute_rows)
+    return compose(verbs, x, subgraphs, orders, weights)
 
 
 Rows = Callable[[Tensor], Tensor]

@@ -9,6 +9,9 @@ give the same bits. Gathers, permutations and products of equal groups are singl
 in plain torch already, so they are those of :mod:`gsym.kernels.native`.
 """
 
+from functools import partial
+
+from gsym.kernels._subgraph_maps import Verbs, compose
 from gsym.kernels._triton_edges import edge_mlp_sum
 from gsym.kernels._triton_rows import (
     INTERPRETED,
@@ -21,6 +24,11 @@ from gsym.kernels._triton_rows import (
     segment_sum,
 )
 from gsym.kernels.native import grouped_linear, linear_pair, permute_rows, row_mlp
+
+subgraph_linear = partial(
+    compose,
+    Verbs(segment_sum, segment_gather, gather_segment_sum, indexed_linear, permute_rows),
+)
 
 __all__ = [
     "INTERPRETED",
@@ -36,4 +44,5 @@ __all__ = [
     "segment_max",
     "segment_mean",
     "segment_sum",
+    "subgraph_linear",
 ]

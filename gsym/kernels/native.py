@@ -9,7 +9,7 @@ compiler.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels import _cpp_nodes, _cpp_rows, _edges, _plain, _trace
+from gsym.kernels import _cpp_nodes, _cpp_rows, _edges, _pairs, _plain, _trace
 from gsym.kernels._memory import new_empty, take_rows
 from gsym.kernels._plain import accumulation_type
+from gsym.kernels._subgraph_maps import Verbs, Weights, compose
 from gsym.kernels._transforms import is_eager, is_transformed
 from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles
+from gsym.kernels.subgraphs import Subgraphs
 
 # Samples with more entries than this are reduced one after another, which saves an index of the
 # whole batch; smaller ones are reduced in one call, which saves the calls.
@@ -284,6 +286,34 @@ def _compose_flat(  # type: ignore[no-untyped-def]
 
 
 _edge_mlp_sum = _edges.differentiable(_compose_flat)
+
+
+def subgraph_linear(
+    x: Tensor,
+    subgraphs: Subgraphs,
+    orders: tuple[int, int],
+    weights: Weights,
+    *,
+    cpp: bool = False,
+) -> Tensor:
+    if cpp and _pairs.is_fused(x, subgraphs, orders, weights):
+        return _pairs.fused(_VERBS[True], x, subgraphs, weights)
+    if cpp:
+        _trace.in_plain_torch()
+    return compose(_VERBS[cpp], x, subgraphs, orders, weights)
+
+
+_VERBS = {
+    cpp: Verbs(
+        sum=partial(segment_sum, cpp=cpp),
+        gather=partial(segment_gather, cpp=cpp),
+        gather_sum=partial(gather_segment_sum, cpp=cpp),
+        linear=partial(indexed_linear, cpp=cpp),
+        permute=permute_rows,
+    )
+    for cpp in (False, True)
+}
+_pairs.register(_VERBS[True])
 
 
 def _tables(tiles: Tiles) -> tuple[Any, ...]:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gsym.kernels._subgraph_maps import Weights
 from gsym.kernels.segments import Segments, Tiles
+from gsym.kernels.subgraphs import Subgraphs
 
 
 def segment_sum(x: Tensor, segments: Segments) -> Tensor:
@@ -146,3 +148,73 @@ def edge_mlp_sum(
     if clamp is not None:
         move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
     return total, segment_mean(move, segments) if mean else segment_sum(move, segments)
+
+
+def subgraph_linear(
+    x: Tensor, subgraphs: Subgraphs, orders: tuple[int, int], weights: Weights
+) -> Tensor:
+    """Dense tensors, one subgraph at a time: sums by colour, times weights, added to each entry."""
+    q, owner = subgraphs.num_colours, subgraphs.subgraph.index.long()
+    of_pair = owner[subgraphs.row]
+    parts = []
+    for s, kind in enumerate(subgraphs.kind.index.tolist()):
+        nodes, pairs = (owner == s).nonzero()[:, 0], (of_pair == s).nonzero()[:, 0]
+        tint = subgraphs.colour.index.long()[nodes]
+        shade = tint - kind * q
+        colour = F.one_hot(shade, q).to(x.dtype)
+        ends = subgraphs.row, subgraphs.col
+        row, col = (end[pairs] - (nodes[0] if len(nodes) else 0) for end in ends)
+        m, given = len(nodes), (tint, shade, colour, row, col)
+        part = x[..., pairs if orders[0] == 2 else nodes, :]
+        if orders[0] == 2:
+            dense = x.new_zeros(*x.shape[:-2], m, m, x.size(-1))
+            dense[..., row, col, :] = part
+            part = dense
+        parts.append(_map(part, kind, given, orders, weights))
+    if not parts:
+        width = weights.graph.size(2) // {0: 1, 1: q, 2: q * (q + 1)}[orders[1]]
+        return x[..., :0, :1].expand(*x.shape[:-2], 0, width)
+    y = torch.cat(parts, dim=-2)
+    if orders[1] == 2:  # back to the order of the pairs
+        y = y[..., torch.argsort(torch.argsort(of_pair, stable=True)), :]
+    return y
+
+
+def _map(
+    x: Tensor, kind: int, given: tuple[Tensor, ...], orders: tuple[int, int], w: Weights
+) -> Tensor:
+    """One subgraph, ``[..., m, c]`` or ``[..., m, m, c]``."""
+    tint, shade, colour, row, col = given
+    m, q = colour.shape
+    size = max(m, 1)
+    if orders[0] == 1:
+        node, graph = x, (colour.t() @ x / size).flatten(-2)
+    else:
+        diagonal = x.diagonal(dim1=-3, dim2=-2).transpose(-1, -2)
+        rows = torch.einsum("...ijc,jb->...ibc", x, colour) / size
+        cols = torch.einsum("...ijc,ia->...jac", x, colour) / size
+        total = torch.einsum("...ibc,ia->...abc", rows, colour) / size
+        trace = colour.t() @ diagonal / size
+        node = torch.cat([diagonal, rows.flatten(-2), cols.flatten(-2)], dim=-1)
+        graph = torch.cat([trace.flatten(-2), total.flatten(-3)], dim=-1)
+    shared = graph @ w.graph[kind]
+    if orders[1] == 0:
+        return (shared if w.bias is None else shared + w.bias[kind])[..., None, :]
+    assert w.node is not None
+    own = torch.einsum("...ic,icd->...id", node, w.node[tint])
+    shared = shared.unflatten(-1, (q, -1))[..., shade, :]
+    if orders[1] == 1:
+        return own + shared if w.bias is None else own + shared + w.bias[tint]
+    d = own.size(-1) // (2 * q + 1)
+    by_row = (own[..., : q * d] + shared[..., : q * d]).unflatten(-1, (q, d))
+    by_col = own[..., q * d : 2 * q * d].unflatten(-1, (q, d))
+    loop = own[..., 2 * q * d :] + shared[..., q * d :]
+    y = by_row[..., row, shade[col], :] + by_col[..., col, shade[row], :]
+    matrix = tint[row] * q + shade[col]
+    if w.bias is not None and w.loop_bias is not None:
+        y, loop = y + w.bias[matrix], loop + w.loop_bias[tint]
+    y = y + loop[..., row, :] * (row == col)[:, None]
+    if w.pair is None or w.swap is None:
+        return y
+    y = y + torch.einsum("...pc,pcd->...pd", x[..., row, col, :], w.pair[matrix])
+    return y + torch.einsum("...pc,pcd->...pd", x[..., col, row, :], w.swap[matrix])

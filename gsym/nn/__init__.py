@@ -1,7 +1,7 @@
 """Layers whose weights are tied along the orbits of a group."""
 
+from gsym.kernels.subgraphs import Subgraphs
 from gsym.nn._ego import EgoTables
-from gsym.nn._ragged import Subgraphs
 from gsym.nn.egnn import EGNN, EGNNConv
 from gsym.nn.gnet import GNet, GNetConv
 from gsym.nn.linear import OrbitLinear

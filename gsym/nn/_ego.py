@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gsym import kernels
 from gsym._validate import GraphError
-from gsym.nn._ragged import Subgraphs
+from gsym.kernels.subgraphs import Subgraphs
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gsym import kernels
 from gsym._validate import SignalError
-from gsym.nn._ragged import Subgraphs
+from gsym.kernels.subgraphs import Subgraphs
 
 ORDERS = (0, 1, 2)
 
@@ -137,44 +137,19 @@ class EquivariantTensorLinear(nn.Module):
     def forward(self, x: Tensor, subgraphs: Subgraphs) -> Tensor:
         """Map a tensor of order ``in_order`` to one of ``out_order``; see the class for shapes."""
         self._check(x, subgraphs)
-        node, graph = _reduce(x, subgraphs, self.in_order)
-        shared = self._tied(graph, self.graph_weight, subgraphs, "kind")
-        if self.out_order == 0:
-            if self.bias is None:
-                return shared
-            return shared + kernels.segment_gather(self.bias, subgraphs.kind)
-        shared = shared.unflatten(-1, (self.num_colours, -1)).flatten(-3, -2)
-        assert self.node_weight is not None
-        own = self._tied(node, self.node_weight, subgraphs, "colour")
-        if self.out_order == 2:
-            return self._spread(x, own, shared, subgraphs)
-        y = own + kernels.segment_gather(shared, subgraphs.part)
-        return y if self.bias is None else y + kernels.segment_gather(self.bias, subgraphs.colour)
-
-    def _tied(self, x: Tensor, weight: Tensor, subgraphs: Subgraphs, by: str) -> Tensor:
-        """Every row times the matrix of its kind and colours."""
-        if weight.size(0) == 1:
-            return x @ weight[0]
-        return kernels.indexed_linear(x, weight, subgraphs.tiles(by, *weight.shape[1:]))
-
-    def _spread(self, x: Tensor, own: Tensor, shared: Tensor, subgraphs: Subgraphs) -> Tensor:
-        """Pairs from what their row, their column and, for (i, i), their node gives."""
-        q, width = self.num_colours, self.out_channels
-        row, col, loop = own.split([q * width, q * width, width], dim=-1)
-        every = kernels.segment_gather(shared, subgraphs.part)
-        row, loop = row + every[..., : q * width], loop + every[..., q * width :]
-        if self.bias is not None and self.loop_bias is not None:
-            row = row + kernels.segment_gather(self.bias.view(-1, q * width), subgraphs.colour)
-            loop = loop + kernels.segment_gather(self.loop_bias, subgraphs.colour)
-        ends = (end.unflatten(-1, (q, width)).flatten(-3, -2) for end in (row, col))
-        y = kernels.segment_gather(next(ends), subgraphs.by_row)
-        y = y + kernels.segment_gather(next(ends), subgraphs.by_col)
+        pair = None
         if self.pair_weight is not None and self.swap_weight is not None:
-            y = y + self._tied(x, self.pair_weight, subgraphs, "colours")
-            turned = _transpose(x, subgraphs)
-            y = y + self._tied(turned, self.swap_weight, subgraphs, "colours")
-        place, node = subgraphs.loop
-        return y + kernels.gather_segment_sum(loop, node, place)
+            pair = self.pair_weight, self.swap_weight
+        return kernels.subgraph_linear(
+            x,
+            subgraphs,
+            (self.in_order, self.out_order),
+            self.graph_weight,
+            self.node_weight,
+            pair,
+            self.bias,
+            self.loop_bias,
+        )
 
     def _check(self, x: Tensor, subgraphs: Subgraphs) -> None:
         if not isinstance(subgraphs, Subgraphs):
@@ -214,36 +189,3 @@ class EquivariantTensorLinear(nn.Module):
         )
         orders = f"{self.in_order}, {self.out_order}"
         return f"{orders}, {self.in_channels}, {self.out_channels}{more}"
-
-
-def _reduce(x: Tensor, subgraphs: Subgraphs, order: int) -> tuple[Tensor, Tensor]:
-    """What a map of order 1 or 2 reads of its input, by node and by subgraph.
-
-    Of order 1 the values and their sums; of order 2 the diagonal, sums of rows and columns, then
-    trace and total; all by colour, side by side.
-    """
-    q, size = subgraphs.num_colours, subgraphs.size.to(x.dtype)
-    if order == 1:
-        return x, _by_subgraph(kernels.segment_sum(x, subgraphs.part), q) / size
-    pair, node = subgraphs.loop
-    diagonal = kernels.gather_segment_sum(x, pair, node)
-    rows, cols = (kernels.segment_sum(x, end) for end in (subgraphs.by_row, subgraphs.by_col))
-    trace = _by_subgraph(kernels.segment_sum(diagonal, subgraphs.part), q) / size
-    total = _by_subgraph(kernels.segment_sum(rows, subgraphs.block), q * q) / size / size
-    node_size = subgraphs.node_size.to(x.dtype)
-    sums = (_by_subgraph(end, q) / node_size for end in (rows, cols))
-    return torch.cat([diagonal, *sums], dim=-1), torch.cat([trace, total], dim=-1)
-
-
-def _by_subgraph(x: Tensor, count: int) -> Tensor:
-    """``count`` neighbouring rows side by side."""
-    return x.reshape(*x.shape[:-2], x.size(-2) // count, count * x.size(-1))
-
-
-def _transpose(x: Tensor, subgraphs: Subgraphs) -> Tensor:
-    """The value of every pair the other way round, zero where that is not there."""
-    if subgraphs.reverse is not None:
-        return kernels.permute_rows(x, subgraphs.reverse, subgraphs.reverse)
-    assert subgraphs.swap is not None
-    there, pair = subgraphs.swap
-    return kernels.gather_segment_sum(x, there, pair)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from gsym import kernels
 from gsym._validate import GraphError
+from gsym.kernels.segments import Segments, Tiles
+
+# Pairs of one subgraph that a thread of compiled loops may have to take, if the others have as much
+# to do: this many, or this part of all.
+_MOST_PAIRS, _MOST_SHARE = 2**16, 4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,18 +49,19 @@ class Subgraphs:
     col: Tensor
     size: Tensor  # [b, 1] nodes of every subgraph, at least 1, to divide by
     node_size: Tensor  # [n, 1] that of the subgraph of every node
-    kind: kernels.Segments  # k segments: that of every subgraph
-    colour: kernels.Segments  # k q segments: kind and colour of every node
-    subgraph: kernels.Segments  # b segments: that of every node
-    part: kernels.Segments  # b q segments: subgraph and colour of every node
-    block: kernels.Segments  # b q^2 segments: subgraph, colours of node and partner, [n q]
-    by_row: kernels.Segments  # n q segments: row and colour of the column of every pair
-    by_col: kernels.Segments  # n q segments: column and colour of the row of every pair
-    colours: kernels.Segments  # k q^2 segments: kind and both colours of every pair
+    kind: Segments  # k segments: that of every subgraph
+    colour: Segments  # k q segments: kind and colour of every node
+    subgraph: Segments  # b segments: that of every node
+    part: Segments  # b q segments: subgraph and colour of every node
+    block: Segments  # b q^2 segments: subgraph, colours of node and partner, [n q]
+    by_row: Segments  # n q segments: row and colour of the column of every pair
+    by_col: Segments  # n q segments: column and colour of the row of every pair
+    colours: Segments  # k q^2 segments: kind and both colours of every pair
     reverse: Tensor | None  # [p] the pair the other way round; None where some are missing
-    swap: tuple[kernels.Segments, kernels.Segments] | None  # pairs that have one, and which
-    loop: tuple[kernels.Segments, kernels.Segments]  # pairs (i, i), and their nodes
-    _tiles: dict[tuple[str, int, int], kernels.Tiles] = field(default_factory=dict, init=False)
+    swap: tuple[Segments, Segments] | None  # pairs that have one, and which
+    loop: tuple[Segments, Segments]  # pairs (i, i), and their nodes
+    blocks: tuple[Tensor, ...] | None  # int32 tables of compiled loops, see `_blocks`
+    _tiles: dict[tuple[str, int, int], Tiles] = field(default_factory=dict, init=False)
 
     @classmethod
     def from_sizes(cls, sizes: object, colour: Tensor | None = None) -> Subgraphs:
@@ -112,21 +118,30 @@ class Subgraphs:
         sizes = torch.bincount(batch, minlength=count)
         if pairs is None:
             row, col, reverse = _all_pairs(batch, sizes)
-            swap = None
         else:
             row, col = _indices("pairs", pairs, 2)
             _check_pairs(row, col, batch, n)
             reverse = _reverses(row, col, n)
-            there = (reverse >= 0).nonzero().view(-1)
-            swap = (
-                kernels.Segments(reverse[there], row.numel()),
-                kernels.Segments(there, row.numel()),
-            )
-            if there.numel() == row.numel():
-                swap = None
-        p = row.numel()
+        return cls._build(batch, sizes, row, col, reverse, (shade, q), (sort, k))
+
+    @classmethod
+    def _build(
+        cls,
+        batch: Tensor,
+        sizes: Tensor,
+        row: Tensor,
+        col: Tensor,
+        reverse: Tensor,
+        colour: tuple[Tensor, int],
+        kind: tuple[Tensor, int],
+    ) -> Subgraphs:
+        """All tables, from what is known to be right; ``reverse`` is -1 where there is none."""
+        (shade, q), (sort, k) = colour, kind
+        n, p, count = batch.numel(), row.numel(), sizes.numel()
+        there = (reverse >= 0).nonzero().view(-1)
+        closed = there.numel() == p
         loops = (row == col).nonzero().view(-1)
-        every = torch.arange(q, device=device)
+        every = torch.arange(q, device=batch.device)
         tint = sort[batch] * q + shade
         block = ((batch * q + shade)[:, None] * q + every).view(-1)
         size = sizes.clamp(min=1)[:, None]
@@ -140,20 +155,28 @@ class Subgraphs:
             col=col,
             size=size,
             node_size=size[batch],
-            kind=kernels.Segments(sort, k),
-            colour=kernels.Segments(tint, k * q),
-            subgraph=kernels.Segments(batch, count),
-            part=kernels.Segments(batch * q + shade, count * q),
-            block=kernels.Segments(block, count * q * q),
-            by_row=kernels.Segments(row * q + shade[col], n * q),
-            by_col=kernels.Segments(col * q + shade[row], n * q),
-            colours=kernels.Segments(
-                (sort[batch[row]] * q + shade[row]) * q + shade[col], k * q * q
-            ),
-            reverse=reverse if swap is None else None,
-            swap=swap,
-            loop=(kernels.Segments(loops, p), kernels.Segments(row[loops], n)),
+            kind=Segments(sort, k),
+            colour=Segments(tint, k * q),
+            subgraph=Segments(batch, count),
+            part=Segments(batch * q + shade, count * q),
+            block=Segments(block, count * q * q),
+            by_row=Segments(row * q + shade[col], n * q),
+            by_col=Segments(col * q + shade[row], n * q),
+            colours=Segments(tint[row] * q + shade[col], k * q * q),
+            reverse=reverse if closed else None,
+            swap=None if closed else (Segments(reverse[there], p), Segments(there, p)),
+            loop=(Segments(loops, p), Segments(row[loops], n)),
+            blocks=_blocks(batch, sizes, row, col, reverse, tint, sort),
         )
+
+    @classmethod
+    def from_blocks(cls, blocks: tuple[Tensor, ...], num_colours: int, num_kinds: int) -> Subgraphs:
+        """The subgraphs of the tables that compiled loops take."""
+        row, col, reverse, tint, kind, first_node, _ = (table.long() for table in blocks)
+        sizes = first_node.diff()
+        batch = torch.repeat_interleave(sizes)
+        colour = tint % num_colours, num_colours
+        return cls._build(batch, sizes, row, col, reverse, colour, (kind, num_kinds))
 
     @property
     def device(self) -> torch.device:
@@ -172,7 +195,7 @@ class Subgraphs:
 
         return Subgraphs(**{f.name: moved(getattr(self, f.name)) for f in fields(self) if f.init})
 
-    def tiles(self, of: str, in_channels: int, out_channels: int) -> kernels.Tiles:
+    def tiles(self, of: str, in_channels: int, out_channels: int) -> Tiles:
         """Tables of products with one matrix per segment of a field.
 
         The field is ``"kind"`` of subgraphs, ``"colour"`` of nodes or ``"colours"`` of pairs.
@@ -180,10 +203,10 @@ class Subgraphs:
         key = of, in_channels, out_channels
         if key not in self._tiles:
             if torch.compiler.is_compiling():  # which cannot sort; each row has its own matrix
-                held: kernels.Segments = getattr(self, of)
-                traced = kernels.Segments.traced(held.index.long(), held.num_segments)
-                return kernels.Tiles.traced(traced)
-            self._tiles[key] = kernels.Tiles(getattr(self, of), in_channels, out_channels)
+                held: Segments = getattr(self, of)
+                traced = Segments.traced(held.index.long(), held.num_segments)
+                return Tiles.traced(traced)
+            self._tiles[key] = Tiles(getattr(self, of), in_channels, out_channels)
         return self._tiles[key]
 
     def __repr__(self) -> str:
@@ -192,6 +215,31 @@ class Subgraphs:
             f"Subgraphs({self.num_subgraphs} subgraphs, {self.num_nodes} nodes, "
             f"{self.num_pairs} pairs{colours})"
         )
+
+
+def _blocks(
+    batch: Tensor,
+    sizes: Tensor,
+    row: Tensor,
+    col: Tensor,
+    reverse: Tensor,
+    tint: Tensor,
+    kind: Tensor,
+) -> tuple[Tensor, ...] | None:
+    """Row, column and reverse of pairs, colour of nodes, kind of subgraphs, and where they begin.
+
+    ``None`` where the pairs do not come by subgraph, or one has too many for a single thread.
+    """
+    owner = batch[row]
+    pairs = torch.bincount(owner, minlength=sizes.numel())
+    largest = int(pairs.max()) if pairs.numel() else 0
+    if largest > max(_MOST_PAIRS, row.numel() // _MOST_SHARE) or bool((owner.diff() < 0).any()):
+        return None
+    if max(row.numel(), batch.numel(), sizes.numel()) >= 2**31 - 1:
+        return None
+    first = (F.pad(counts.cumsum(0), (1, 0)) for counts in (sizes, pairs))
+    tables = row, col, reverse, tint, kind, *first
+    return tuple(table.to(torch.int32, copy=True) for table in tables)
 
 
 def _indices(name: str, value: object, dims: int) -> Tensor:
