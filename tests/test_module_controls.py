@@ -122,6 +122,46 @@ class ReadsPastForward(Layer):
         return F.silu(F.linear(x, self.message.weight, self.message.bias))
 
 
+class CallsForShow(Layer):
+    """Calls the part, so that its hooks run, and takes the value from its weight all the same."""
+
+    def messages(self, x: Tensor) -> Tensor:
+        direct = F.linear(x, self.message.weight, self.message.bias)
+        return F.silu(direct + 0 * self.message(x))
+
+
+class _Spoilt(torch.autograd.Function):
+    """The identity with a factor in its gradient, in types below 32 bits."""
+
+    @staticmethod
+    def forward(ctx, weight, factor):
+        ctx.factor = factor
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+class SpoiltInHalf(Layer):
+    """The gradient of one weight, a small part of all, is nothing in half precision."""
+
+    factor = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        low = x.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu")
+        shift = _Spoilt.apply(self.shift, self.factor if low else 1.0)
+        return super().forward(x, edge_index) + shift / 80
+
+
+class TwiceInHalf(SpoiltInHalf):
+    factor = 2.0
+
+
 class CachesTheWeight(Layer):
     """Keeps the transposed weight of the first call."""
 
@@ -229,6 +269,12 @@ CONTROLS = [
     ("adapters", ReadsPastForward, "has no attribute 'weight'"),
     ("hooks", ReadsPastForward, "never called: expected"),
     ("backward hooks", ReadsPastForward, "never runs"),
+    ("backward hooks", CallsForShow, "message returns counts for nothing"),
+    *(
+        (name, fault, "that of shift is wrong")
+        for name in ("float16", "bfloat16", "autocast")
+        for fault in (SpoiltInHalf, TwiceInHalf)
+    ),
     ("deepcopy", CachesTheWeight, "other weights: relative error"),
     ("swap_tensors", CachesTheWeight, "relative error"),
     ("functional_call", CachesTheWeight, "relative error"),

@@ -244,7 +244,7 @@ def _changed(_: nn.Module, __: Any, output: Any) -> Any:
 
 
 def backward_hooks(subject: Subject) -> Iterator[Comparison]:
-    """Full backward hooks on each part run, and gradients stay what they are."""
+    """Full backward hooks on each part run, and what they return for the gradients counts."""
     everywhere = _hear_backward(subject, [name for name, _ in units(subject.layer())])[1]
     for name in everywhere:
         found, counts = _hear_backward(subject, [name])
@@ -252,6 +252,19 @@ def backward_hooks(subject: Subject) -> Iterator[Comparison]:
         yield f"{what}: gradients", found, subject.gradient()
         yield f"{what}: calls before and after", list(counts[name]), list(everywhere[name])
         assert counts[name][0], f"the backward hook of {what} never runs"
+        layer, twin = subject.layer(), subject.layer(torch.float64)
+        for _, part in _callable_parts(twin):
+            part.register_forward_hook(lambda *_: None)
+        for treated in (layer, twin):
+            treated.get_submodule(name).register_full_backward_pre_hook(_scaled)
+        right = gradients(twin, subject.arguments(torch.float64))
+        yield f"{what}: changed gradients", gradients(layer, subject.arguments()), right
+        moved = [float((a - b).norm()) for a, b in zip(right, subject.gradient(), strict=True)]
+        assert max(moved) > 0, f"what the backward hook of {what} returns counts for nothing"
+
+
+def _scaled(_: nn.Module, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(None if grad is None else 1.5 * grad for grad in grads)
 
 
 def _hear_backward(

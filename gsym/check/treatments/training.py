@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from torch.utils.checkpoint import checkpoint
 
 from gsym.check.subject import (
+    ALLOWED,
     Comparison,
     Subject,
     backward,
@@ -150,7 +151,7 @@ def autocast(subject: Subject) -> Iterator[Comparison]:
             return layer(*args)
 
     found = gradients(run, subject.arguments(), list(layer.parameters()))
-    yield "gradients", _joined(found).to(torch.bfloat16), _joined(subject.gradient())
+    yield from _to_its_precision("gradients", subject, found, subject.gradient(), torch.bfloat16)
 
 
 def _low(subject: Subject, dtype: torch.dtype) -> Iterator[Comparison]:
@@ -163,9 +164,9 @@ def _low(subject: Subject, dtype: torch.dtype) -> Iterator[Comparison]:
     layer.to(dtype)
     yield "values", layer(*subject.arguments(dtype)), value
     found = gradients(layer, subject.arguments(dtype))
-    yield "gradients", _joined(found), _joined(wanted)
+    yield from _to_its_precision("gradients", subject, found, wanted, dtype)
     second = gradients(layer, subject.arguments(dtype), create_graph=True)
-    yield "create_graph", _joined(second), _joined(wanted)
+    yield from _to_its_precision("create_graph", subject, second, wanted, dtype)
 
 
 def half(subject: Subject) -> Iterator[Comparison]:
@@ -188,9 +189,28 @@ def inference(subject: Subject) -> Iterator[Comparison]:
         yield f"trained after {mode.__name__}", gradients(layer, args), subject.gradient()
 
 
-def _joined(found: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """All gradients as one: single ones cancel to less than low precision can tell."""
-    return torch.cat([gradient.flatten() for gradient in found])
+def _to_its_precision(
+    what: str,
+    subject: Subject,
+    found: tuple[torch.Tensor, ...],
+    wanted: tuple[torch.Tensor, ...],
+    dtype: torch.dtype,
+) -> Iterator[Comparison]:
+    """All gradients as one to the tolerance of the type, and each by itself to four times that.
+
+    Single ones may cancel, some to nothing, so the rounding of the whole is allowed beside.
+    """
+    came, right = (torch.cat([g.flatten().double() for g in of]) for of in (found, wanted))
+    yield what, came.to(dtype), right
+    rounding = float(right.norm()) * torch.finfo(dtype).eps / 2
+    names = [f"argument {place}" for place in subject.real()] + list(subject.weights)
+    for name, got, want in zip(names, found, wanted, strict=True):
+        error, size = float((got.double() - want).norm()), float(want.norm())
+        allowed = 4 * ALLOWED[dtype] * size + rounding
+        assert error <= allowed, (
+            f"{what}: that of {name} is wrong by {error:.1e}, its size being {size:.1e}; "
+            f"allowed {allowed:.1e} ({dtype})"
+        )
 
 
 def _as(value: Any, dtype: torch.dtype) -> list[torch.Tensor]:
