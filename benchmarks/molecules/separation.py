@@ -80,7 +80,7 @@ def measure(graphs: Sequence[nx.Graph], name: str, seed: int) -> Separation:
     else:
         data = [EgoSubgraphs(hops)(graph) for graph in data]
     batch = Batch.from_data_list(data)
-    net = models(counts)[model].make(1, OUTPUTS, WIDTH).double().eval()
+    net = models(counts)[model](1, OUTPUTS, WIDTH).double().eval()
     _draw(net)
     with torch.no_grad():
         out = net(batch, net.prepare(batch)).view(len(graphs), 1 + COPIES, OUTPUTS)

@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.folder import locked
 from benchmarks.memory import peak_memory
 from benchmarks.molecules.graphs import DATASETS, FOLDS, KINDS, Graphs, load
-from benchmarks.molecules.models import count_parameters, matching_width, models
+from benchmarks.molecules.models import RATE, count_parameters, matching_width, models
 from benchmarks.molecules.pairs import families
 from benchmarks.molecules.separation import measure, names, theory
 from benchmarks.molecules.training import BASELINES, train
@@ -82,8 +82,7 @@ class Cell:
         if self.task == SEPARATION or self.model in BASELINES:
             return None
         epochs = EPOCHS[self.profile][self.dataset]
-        lr = models(KINDS)[self.model].lr
-        return Schedule(epochs, batch_size=BATCH[self.dataset], lr=lr, cosine=True)
+        return Schedule(epochs, batch_size=BATCH[self.dataset], lr=RATE, cosine=True)
 
     @property
     def key(self) -> str:
@@ -268,7 +267,7 @@ def _classify(cell: Cell, graphs: Graphs) -> dict[str, Any]:
     torch.manual_seed(1000 * cell.seed + cell.fold)
     shape = graphs.num_labels, graphs.num_classes
     width = matching_width(cell.model, *shape, PARAMETERS)
-    net = models(KINDS)[cell.model].make(*shape, width)
+    net = models(KINDS)[cell.model](*shape, width)
     history = train(net, graphs, cell.fold, cell.schedule)
     found |= {"parameters": count_parameters(net), "epochs": cell.schedule.epochs}
     if history is None:

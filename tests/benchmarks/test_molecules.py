@@ -164,7 +164,7 @@ class TestProtocols:
     def test_training_does_not_see_the_classes_of_the_test_graphs(self, toy):
         def run(graphs):
             torch.manual_seed(0)
-            net = models(KINDS)["GIN"].make(3, 2, 4)
+            net = models(KINDS)["GIN"](3, 2, 4)
             return train(net, graphs, 3, Schedule(4, batch_size=16))
 
         flipped = dataclasses.replace(toy, graphs=[g.clone() for g in toy.graphs])
@@ -176,16 +176,16 @@ class TestProtocols:
 
     def test_rings_are_learnt(self, toy):
         torch.manual_seed(0)
-        net = models(KINDS)["SPEN by size"].make(3, 2, 4)
+        net = models(KINDS)["SPEN by size"](3, 2, 4)
         history = train(net, toy, 0, Schedule(12, batch_size=16, lr=0.02))
         assert history.val[history.best() - 1] == 100.0 and len(history.test) == 12
         assert majority(toy, 0) == (75.0, 50.0)  # 28 of 42 are rings
         assert count_labels(toy, 0)[0] == 100.0  # a ring has as many edges as nodes
 
     def test_a_loss_that_is_no_number_ends_the_training(self, toy):
-        net = models(KINDS)["GIN"].make(3, 2, 4)
+        net = models(KINDS)["GIN"](3, 2, 4)
         with torch.no_grad():
-            net.head.bias.fill_(math.nan)
+            net.heads[0].bias.fill_(math.nan)
         assert train(net, toy, 0, Schedule(2, batch_size=16)) is None
 
 
@@ -193,7 +193,7 @@ class TestProtocols:
 class TestNetworks:
     def test_a_batch_equals_graphs_alone(self, toy, name):
         torch.manual_seed(0)
-        net = models(KINDS)[name].make(3, 2, 4).double().eval()
+        net = models(KINDS)[name](3, 2, 4).double().eval()
         own = [g.clone() for g in toy.graphs[:5]]
         for g in own:
             g.x = g.x.double()
@@ -209,7 +209,7 @@ class TestNetworks:
     def test_parameters_are_matched(self, name):
         for labels in (3, 19):
             width = matching_width(name, labels, 2, suite.PARAMETERS)
-            near = [models(KINDS)[name].make(labels, 2, width + i) for i in (-1, 0, 1)]
+            near = [models(KINDS)[name](labels, 2, width + i) for i in (-1, 0, 1)]
             off = [abs(count_parameters(net) / suite.PARAMETERS - 1) for net in near]
             assert off[1] == min(off) < 0.15
 
