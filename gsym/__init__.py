@@ -13,7 +13,14 @@ from gsym.coarsening import (
     choose_group,
     coarsen,
 )
-from gsym.groups import ClusterGroup, Orbits, Partition, PermutationGroup, automorphisms
+from gsym.groups import (
+    ClusterGroup,
+    Orbits,
+    Partition,
+    PermutationGroup,
+    Representation,
+    automorphisms,
+)
 
 if TYPE_CHECKING:
     from gsym.coarsening.search import SubgroupSearch
@@ -37,6 +44,7 @@ __all__ = [
     "Orbits",
     "Partition",
     "PermutationGroup",
+    "Representation",
     "SubgroupSearch",
     "as_graph",
     "automorphisms",

@@ -6,6 +6,7 @@ from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
 from gsym.groups.permutation import ClusterGroup, PermutationGroup
 from gsym.groups.refinement import equitable_partition
+from gsym.groups.representation import Representation
 
 __all__ = [
     "ClusterGroup",
@@ -15,6 +16,7 @@ __all__ = [
     "Partition",
     "PartitionError",
     "PermutationGroup",
+    "Representation",
     "SolverUnavailableError",
     "automorphisms",
     "equitable_partition",

@@ -13,6 +13,11 @@ from torch import Tensor
 
 from gsym._validate import GroupError
 
+
+class Unfaithful(Exception):  # noqa: N818  # a message to the caller, not an error
+    """An element that is not the identity fixes every point that the base may take."""
+
+
 # A random element shows that a chain is incomplete with probability one half or more.
 _PATIENCE = 100
 # Random elements that a complete chain has to divide without a rest.
@@ -50,9 +55,12 @@ class StabiliserChain:
     Args:
         generators: Permutations, int64 ``[m, n]``.
         log_order: Natural logarithm of the order, good to 0.3.
+        faithful: How many of the first points the base is taken from; the others follow from
+            these. All by default.
 
     Raises:
         GroupError: The generators make a group of another order.
+        Unfaithful: The others do not follow.
 
     Cost:
         ``O(b s)`` where the generators are strong, for a base of ``b`` points and ``s`` points
@@ -63,7 +71,10 @@ class StabiliserChain:
         Seress, Permutation Group Algorithms, chapters 4 and 8 (from memory).
     """
 
-    def __init__(self, generators: Tensor, log_order: float) -> None:
+    def __init__(
+        self, generators: Tensor, log_order: float, *, faithful: int | None = None
+    ) -> None:
+        self._faithful = faithful
         self._generators = list(generators.numpy())
         self._n = generators.size(1)
         self._rng = np.random.default_rng(0)
@@ -119,6 +130,25 @@ class StabiliserChain:
         """Whether the permutation belongs to the group."""
         return bool((self._sift(perm.numpy()) == np.arange(self._n)).all())
 
+    def extend(self, perm: Tensor) -> Tensor:
+        """The element of the group whose faithful points have these images.
+
+        Args:
+            perm: Images of the faithful points, int64 ``[faithful]``.
+
+        Raises:
+            GroupError: There is none.
+        """
+        rest = np.arange(self._n)
+        rest[: perm.numel()] = perm.numpy()
+        # Divided by that element, what it does to the other points is left inverted.
+        rest = self._sift(rest)
+        if (rest[: perm.numel()] != np.arange(perm.numel())).any():
+            raise GroupError("the permutation does not belong to the group")
+        found = np.argsort(rest)
+        found[: perm.numel()] = perm.numpy()
+        return torch.from_numpy(found)
+
     def sample(self, generator: torch.Generator | None) -> Tensor:
         """A uniformly random element."""
         perm = np.arange(self._n)
@@ -150,6 +180,9 @@ class StabiliserChain:
                 # the search, where more points are fixed.
                 first = np.full(self._n, -1)
                 first[point[::-1]] = row[::-1]
+                first = first[: self._faithful]
+                if first.max() < 0:
+                    raise Unfaithful
                 self._base.append(int(first.argmax()))
             self._levels.append(self._orbit(self._base[depth], row, point, image))
             moving = np.zeros(len(self._moves), dtype=bool)

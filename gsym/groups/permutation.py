@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,8 +31,16 @@ from gsym._validate import (
 from gsym.groups._host import lives_on_cpu
 from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain
+from gsym.groups.coordinates import (
+    ChannelMoves,
+    map_orbits,
+    pair_coordinate_orbits,
+)
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
+
+if TYPE_CHECKING:
+    from gsym.groups.representation import Representation
 
 # Above this many entries a table of generators is refused rather than built.
 MAX_GENERATOR_ENTRIES = 2**28
@@ -205,14 +213,23 @@ class PermutationGroup:
         """Orbits of the group on nodes: ``index`` is ``[n]``."""
         return Orbits.of_maps(self.generators)
 
-    def pair_orbits(self) -> Orbits:
+    def pair_orbits(
+        self, in_rep: Representation | None = None, out_rep: Representation | None = None
+    ) -> Orbits:
         """Orbits of the group on ordered pairs of nodes.
 
         A matrix commutes with the group exactly when it is constant on these orbits, so
-        ``num_orbits`` counts the free weights of an equivariant map.
+        ``num_orbits`` counts the free weights of an equivariant map. With representations the
+        entries of maps between signals are meant, and they are constant up to signs.
+
+        Args:
+            in_rep: How the channels of the input move; ``None`` for one channel that stays.
+            out_rep: How those of the output do.
 
         Returns:
-            Orbits whose ``index`` has shape ``[n, n]``.
+            Orbits whose ``index`` has shape ``[n, n]``; with a representation they have signs, and
+            ``index`` has shape ``[n, n, c_out, c_in]``: what channel ``a`` of node ``i`` receives
+            from channel ``b`` of node ``j`` is entry ``[i, j, a, b]``.
 
         Cost:
             ``O(m n^2)`` for ``m`` generators. Prefer :meth:`edge_orbits` on large graphs.
@@ -222,6 +239,9 @@ class PermutationGroup:
             >>> swap.pair_orbits().index.tolist()
             [[0, 1, 2], [1, 0, 2], [3, 3, 4]]
         """
+        if in_rep is not None or out_rep is not None:
+            moves = self._moves(in_rep), self._moves(out_rep)
+            return pair_coordinate_orbits(self._generators, *moves)
         n = self.num_nodes
         images = (self.generators[:, :, None] * n + self.generators[:, None, :]).view(-1, n * n)
         orbits = Orbits.of_maps(images)
@@ -250,15 +270,35 @@ class PermutationGroup:
         pairs = Orbits.of_maps(images.view(-1, closed.numel()))
         return Orbits.from_keys(pairs.index[torch.searchsorted(closed, keys)])
 
-    def commutant_dim(self) -> int:
-        """Dimension of the space of ``n x n`` matrices that commute with the group."""
-        return self.pair_orbits().num_orbits
+    def commutant_dim(
+        self, in_rep: Representation | None = None, out_rep: Representation | None = None
+    ) -> int:
+        """Dimension of the space of ``n x n`` matrices that commute with the group.
 
-    def project(self, weight: Tensor) -> Tensor:
+        With representations, of the linear maps between such signals: the mean over the group of
+        the product of both characters, which is the number of signed orbits.
+
+        Example:
+            >>> from gsym import Representation
+            >>> mirror = PermutationGroup.from_cycles(3, [(0, 1)])
+            >>> odd = Representation.from_signs(mirror, [[-1]])
+            >>> mirror.commutant_dim(), mirror.commutant_dim(odd, odd), mirror.commutant_dim(odd)
+            (5, 5, 4)
+        """
+        return self.pair_orbits(in_rep, out_rep).num_orbits
+
+    def project(
+        self,
+        weight: Tensor,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+    ) -> Tensor:
         """The intertwiner projection: the mean of ``weight`` over each pair orbit.
 
         Args:
-            weight: Matrices ``[..., n, n]``.
+            weight: Matrices ``[..., n, n]``; with a representation ``[..., n, n, c_out, c_in]``.
+            in_rep: How the channels of the input move; ``None`` for one channel that stays.
+            out_rep: How those of the output do.
 
         Returns:
             The nearest matrices (Frobenius norm) that commute with the group, same shape.
@@ -266,6 +306,8 @@ class PermutationGroup:
         Reference:
             Huang, Levie, Villar, arXiv 2308.10436, the map Psi_G.
         """
+        if in_rep is not None or out_rep is not None:
+            return _signed_means(weight, self.pair_orbits(in_rep, out_rep))
         self._check_matrix(weight)
         orbits = self.pair_orbits()
         index = orbits.index.view(-1).to(weight.device)
@@ -358,6 +400,12 @@ class PermutationGroup:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self} on {self.num_nodes} nodes)"
+
+    def _moves(self, rep: Representation | None) -> ChannelMoves:
+        """How each generator moves the channels; one that stays without a representation."""
+        if rep is None:
+            return ChannelMoves.still(self.num_generators)
+        return rep.moves_of_generators(self)
 
     def _check_matrix(self, weight: Tensor) -> None:
         if not isinstance(weight, Tensor):
@@ -525,33 +573,85 @@ class ClusterGroup(PermutationGroup):
             perm if self.swaps is None else self.lift(self.swaps.sample(generator=generator))[perm]
         )
 
-    def cluster_orbits(self) -> Orbits:
-        """Orbits of ``swaps`` on clusters: ``index`` is ``[k]``."""
+    def cluster_orbits(
+        self, in_rep: Representation | None = None, out_rep: Representation | None = None
+    ) -> Orbits:
+        """Orbits of ``swaps`` on clusters: ``index`` is ``[k]``.
+
+        With representations those of the entries of one matrix per cluster, with signs:
+        ``[k, c_out, c_in]``.
+        """
+        if in_rep is not None or out_rep is not None:
+            return map_orbits(self._swap_table(), *self._swap_moves(in_rep, out_rep))
         if self.swaps is None:
             k = self.partition.num_clusters
             return Orbits(torch.arange(k), k, torch.ones(k, dtype=torch.int64))
         return self.swaps.node_orbits()
 
-    def cluster_pair_orbits(self) -> Orbits:
-        """Orbits of ``swaps`` on ordered pairs of clusters: ``index`` is ``[k, k]``."""
+    def cluster_pair_orbits(
+        self, in_rep: Representation | None = None, out_rep: Representation | None = None
+    ) -> Orbits:
+        """Orbits of ``swaps`` on ordered pairs of clusters: ``index`` is ``[k, k]``.
+
+        With representations those of the entries of a matrix per pair, with signs:
+        ``[k, k, c_out, c_in]``.
+        """
+        if in_rep is not None or out_rep is not None:
+            return pair_coordinate_orbits(self._swap_table(), *self._swap_moves(in_rep, out_rep))
         if self.swaps is None:
             k = self.partition.num_clusters
             return Orbits(torch.arange(k * k).view(k, k), k * k, torch.ones(k * k).long())
         return self.swaps.pair_orbits()
 
+    def _swap_table(self) -> Tensor:
+        """Generators of the swaps on the clusters, ``[m, k]``."""
+        if self.swaps is None:
+            return torch.empty(0, self.partition.num_clusters, dtype=torch.int64)
+        return self.swaps.generators
+
+    def _swap_moves(
+        self, in_rep: Representation | None, out_rep: Representation | None
+    ) -> tuple[ChannelMoves, ChannelMoves]:
+        count = 0 if self.swaps is None else self.swaps.num_generators
+        moves = []
+        for rep in (in_rep, out_rep):
+            if rep is not None:
+                rep.check_group(self)
+            moves.append(ChannelMoves.still(count) if rep is None else rep.moves)
+        return moves[0], moves[1]
+
     def node_orbits(self) -> Orbits:
         """Orbits of the group on nodes: ``index`` is ``[n]``."""
         return Orbits.from_keys(self.cluster_orbits().index[self.partition.labels])
 
-    def pair_orbits(self) -> Orbits:
-        """Orbits of the group on ordered pairs of nodes: ``index`` is ``[n, n]``."""
+    def pair_orbits(
+        self, in_rep: Representation | None = None, out_rep: Representation | None = None
+    ) -> Orbits:
+        """As :meth:`PermutationGroup.pair_orbits`, in closed form: ``index`` is ``[n, n]``."""
         labels = self.partition.labels
+        if in_rep is not None or out_rep is not None:
+            return self._coordinate_pair_orbits(in_rep, out_rep)
         pairs = self.cluster_pair_orbits()
         keys = pairs.index[labels[:, None], labels[None, :]]
         # In a cluster of one node the diagonal is the whole block and needs no orbit of its own.
         own = (pairs.num_orbits + self.cluster_orbits().index)[labels]
         keys.diagonal().copy_(torch.where(self._sizes[labels] > 1, own, keys.diagonal()))
         return Orbits.from_keys(keys)
+
+    def _coordinate_pair_orbits(
+        self, in_rep: Representation | None, out_rep: Representation | None
+    ) -> Orbits:
+        labels = self.partition.labels
+        pairs = self.cluster_pair_orbits(in_rep, out_rep)
+        own = self.cluster_orbits(in_rep, out_rep)
+        assert pairs.signs is not None and own.signs is not None
+        keys = pairs.index[labels[:, None], labels[None, :]]
+        signs = pairs.signs[labels[:, None], labels[None, :]]
+        # As without representations, several nodes of a cluster have a diagonal of their own.
+        large = torch.nonzero(self._sizes[labels] > 1)[:, 0]
+        apart = torch.where(own.index < 0, -1, own.index + pairs.num_orbits)[labels[large]]
+        keys[large, large], signs[large, large] = apart, own.signs[labels[large]]
+        return Orbits.from_keys(keys, signs)
 
     def edge_orbits(self, edge_index: Any) -> Orbits:
         """Orbits of ordered pairs, read on the edges: ``index`` is ``[e]``, in ``O(e log e)``."""
@@ -565,16 +665,29 @@ class ClusterGroup(PermutationGroup):
         loop = (edges[0] == edges[1]) & (self._sizes[ends[0]] > 1)
         return Orbits.from_keys(keys * 2 + loop)
 
-    def commutant_dim(self) -> int:
+    def commutant_dim(
+        self, in_rep: Representation | None = None, out_rep: Representation | None = None
+    ) -> int:
         """Dimension of the commutant: ``k^2 + #{clusters of two nodes or more}`` without swaps."""
         large = self._sizes > 1
+        if in_rep is not None or out_rep is not None:
+            own = torch.unique(self.cluster_orbits(in_rep, out_rep).index[large])
+            pairs = self.cluster_pair_orbits(in_rep, out_rep)
+            return pairs.num_orbits + int((own >= 0).sum())
         if self.swaps is None:
             return self.partition.num_clusters**2 + int(large.sum())
         within = torch.unique(self.swaps.node_orbits().index[large]).numel()
         return self.swaps.commutant_dim() + within
 
-    def project(self, weight: Tensor) -> Tensor:
+    def project(
+        self,
+        weight: Tensor,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+    ) -> Tensor:
         """The intertwiner projection of ``[..., n, n]``: block means, with the diagonal apart."""
+        if in_rep is not None or out_rep is not None:
+            return _signed_means(weight, self.pair_orbits(in_rep, out_rep))
         self._check_matrix(weight)
         labels = self.partition.labels.to(weight.device)
         sizes = self._sizes.to(weight)
@@ -713,6 +826,27 @@ def _fixes(perm: Tensor, keys: Tensor, weight: Tensor, n: int) -> bool:
     """Whether ``perm`` maps the coalesced graph onto itself."""
     images, order = torch.sort(_pair_images(keys, perm[None], n)[0])
     return torch.equal(images, keys) and torch.equal(weight[order], weight)
+
+
+def _signed_means(weight: Tensor, orbits: Orbits) -> Tensor:
+    """Replace every entry by its sign times the mean over its orbit of signed entries."""
+    shape = orbits.index.shape
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor; got {type(weight).__name__}")
+    if weight.shape[-4:] != shape or not weight.is_floating_point():
+        n, _, rows, columns = shape
+        raise GroupError(
+            f"weight must be floating point [..., {n}, {n}, {rows}, {columns}], channels of the "
+            f"output before those of the input; got {list(weight.shape)} of {weight.dtype}"
+        )
+    assert orbits.signs is not None
+    signs = orbits.signs.reshape(-1).to(weight)
+    index = orbits.index.reshape(-1).clamp(min=0).to(weight.device)
+    signed = weight.flatten(-4) * signs
+    total = signed.new_zeros(*signed.shape[:-1], max(orbits.num_orbits, 1))
+    total = total.index_add(-1, index, signed)
+    mean = total / orbits.sizes.clamp(min=1).to(total) if orbits.num_orbits else total
+    return (mean.index_select(-1, index) * signs).view(weight.shape)
 
 
 def _orbit_sum(values: Tensor, index: Tensor, dims: int) -> Tensor:

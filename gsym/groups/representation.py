@@ -1,0 +1,474 @@
+"""Representations: how a group moves the channels of a signal, not only its nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsym._validate import (
+    GroupError,
+    IntegerArray,
+    SignalError,
+    check_permutation,
+    check_whole,
+    integer_tensor,
+)
+from gsym.groups._host import lives_on_cpu
+from gsym.groups._record import read_record, record
+from gsym.groups.chain import StabiliserChain, Unfaithful
+from gsym.groups.coordinates import ChannelMoves
+from gsym.groups.permutation import ClusterGroup, PermutationGroup
+
+# The regular representation has a channel for each element of the group.
+MAX_REGULAR = 1024
+# Products of generators that are looked at to name a relation that fails.
+MAX_NAMED = 4096
+
+Rows = Tensor | np.ndarray | Iterable[IntegerArray]
+
+
+@lives_on_cpu
+class Representation:
+    """A signed permutation of the channels for every element of a group.
+
+    A group with a representation rho acts on signals by ``(g x)[g(i)] = rho(g) x[i]``: channels
+    move and change signs along with the nodes. Without one, channels stay as they are.
+
+    Made by :meth:`from_signs`, :meth:`from_permutation`, :meth:`trivial`, :meth:`regular`, as the
+    direct sum ``first + second``, or as ``copies * representation``. Each takes one row per
+    generator: of ``group.swaps`` for a :class:`~gsym.ClusterGroup`, because permutations within
+    clusters leave channels alone; of the group itself for another one.
+
+    Args:
+        group: The group.
+        images: Channel that each channel is sent to, int64 ``[m, c]``.
+        signs: 1 or -1, by which each is multiplied, ``[m, c]``.
+
+    Raises:
+        GroupError: Rows that are no signed permutations, or of another number; rows that are not
+            a homomorphism, because some product of generators keeps all nodes and moves
+            channels. The message names that product where a short one is found.
+
+    Cost:
+        The order of the group and a stabiliser chain.
+
+    Example:
+        >>> mirror = PermutationGroup.from_cycles(3, [(0, 1)])
+        >>> pose = Representation.from_signs(mirror, [[-1, 1]])
+        >>> pose.act([1, 0, 2], torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])).tolist()
+        [[-3.0, 4.0], [-1.0, 2.0], [-5.0, 6.0]]
+
+    Reference:
+        Serre, Linear Representations of Finite Groups, chapters 1 and 2 (from memory).
+    """
+
+    def __init__(self, group: PermutationGroup, images: Rows, signs: Rows) -> None:
+        _check_is_group(group)
+        self.group = group
+        self._moves = _read_rows(group, images, signs)
+        self._confirm()
+
+    @classmethod
+    def _of(cls, group: PermutationGroup, moves: ChannelMoves) -> Representation:
+        """Rows that are known to be a representation."""
+        made = object.__new__(cls)
+        made.group, made._moves = group, moves
+        return made
+
+    @classmethod
+    def from_signs(cls, group: PermutationGroup, signs: Rows) -> Representation:
+        """Channels that stay in place and change signs.
+
+        Args:
+            group: The group.
+            signs: 1 or -1 per channel, one row per generator, ``[m, c]``.
+
+        Example:
+            >>> mirror = PermutationGroup.from_cycles(7, [(1, 4), (2, 5), (3, 6)])
+            >>> Representation.from_signs(mirror, [[-1, 1, 1]])
+            Representation(3 channels, 1 change sign, of <1 generator> on 7 nodes)
+        """
+        rows = [
+            integer_tensor(row, f"signs of generator {i}", GroupError)
+            for i, row in enumerate(signs)
+        ]
+        return cls(group, [torch.arange(row.numel()) for row in rows], rows)
+
+    @classmethod
+    def from_permutation(cls, group: PermutationGroup, images: Rows) -> Representation:
+        """Channels that change places and keep their signs.
+
+        Args:
+            group: The group.
+            images: Channel that each channel is sent to, one row per generator, ``[m, c]``.
+
+        Example:
+            >>> mirror = PermutationGroup.from_cycles(3, [(0, 1)])
+            >>> Representation.from_permutation(mirror, [[1, 0]])
+            Representation(2 channels, 2 change places, of <1 generator> on 3 nodes)
+        """
+        rows = [
+            integer_tensor(row, f"images of generator {i}", GroupError)
+            for i, row in enumerate(images)
+        ]
+        return cls(group, rows, [torch.ones_like(row) for row in rows])
+
+    @classmethod
+    def trivial(cls, group: PermutationGroup, channels: int) -> Representation:
+        """Channels that stay as they are."""
+        channels = check_whole(channels, "channels", GroupError)
+        if channels < 1:
+            raise GroupError(f"a signal has at least one channel; got channels={channels}")
+        _check_is_group(group)
+        return cls._of(group, ChannelMoves.still(_acting(group).num_generators, channels))
+
+    @classmethod
+    def regular(cls, group: PermutationGroup, copies: int = 1) -> Representation:
+        """One channel per element ``h`` of the group, which ``g`` sends to ``g h``, ``copies`` times.
+
+        Every representation lies in it, so hidden channels of this kind lose nothing; and it is a
+        permutation of channels, so every pointwise activation is legal. For a cluster group the
+        elements are those of its ``swaps``. Channel ``h * copies + t`` is copy ``t`` of ``h``.
+
+        Raises:
+            GroupError: A group of more than 1024 elements.
+
+        Example:
+            >>> mirror = PermutationGroup.from_cycles(3, [(0, 1)])
+            >>> Representation.regular(mirror, copies=16).num_channels
+            32
+        """
+        _check_is_group(group)
+        acting = _acting(group)
+        order = acting.order()
+        if order > MAX_REGULAR:
+            raise GroupError(
+                f"the regular representation has a channel for each of the {order:,} elements; "
+                f"{MAX_REGULAR} is the most: use a subgroup, or direct sums of smaller "
+                "representations, such as from_permutation"
+            )
+        found, images = _elements(acting.generators, order)
+        assert len(found) == order
+        moves = ChannelMoves(images, torch.ones_like(images))
+        return copies * cls._of(group, moves)
+
+    @property
+    def moves(self) -> ChannelMoves:
+        """The rows: how each generator moves the channels."""
+        return self._moves
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels."""
+        return self._moves.images.size(1)
+
+    @property
+    def images(self) -> Tensor:
+        """Channel that each is sent to, by generator, int64 ``[m, c]``, a copy."""
+        return self._moves.images.clone()
+
+    @property
+    def signs(self) -> Tensor:
+        """Sign that each is multiplied by, by generator, int64 ``[m, c]``, a copy."""
+        return self._moves.signs.clone()
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether every channel stays as it is."""
+        return self.is_permutation and not bool(self._moved().any())
+
+    @property
+    def is_permutation(self) -> bool:
+        """Whether no channel changes its sign, so that every pointwise activation is legal."""
+        return bool((self._moves.signs > 0).all())
+
+    def moves_of_generators(self, group: PermutationGroup) -> ChannelMoves:
+        """Moves for each row of ``group.generators``, those within clusters included.
+
+        Raises:
+            GroupError: The representation is of another group.
+        """
+        self.check_group(group)
+        within = group.num_generators - _acting(group).num_generators
+        still = ChannelMoves.still(within, self.num_channels)
+        return ChannelMoves(
+            torch.cat([still.images, self._moves.images]),
+            torch.cat([still.signs, self._moves.signs]),
+        )
+
+    def check_group(self, group: PermutationGroup) -> None:
+        """Raise GroupError unless this is a representation of ``group``."""
+        if self.group != group:
+            raise GroupError(f"the representation is of {self.group!r}, not of {group!r}")
+
+    def of(self, perm: IntegerArray) -> ChannelMoves:
+        """How one element of the group moves the channels: one row.
+
+        Raises:
+            GroupError: ``perm`` is not in the group.
+        """
+        images = check_permutation(perm, self.group.num_nodes)
+        moved = images
+        if isinstance(self.group, ClusterGroup):
+            if not self.group.contains(images):
+                raise GroupError(f"the permutation does not belong to {self.group!r}")
+            labels, order = self.group.partition.labels, self.group.partition.order
+            sizes = torch.tensor(self.group.partition.sizes)
+            first = order[torch.cumsum(sizes, 0) - sizes]
+            moved = labels[images[first]]
+        if not self._moves.images.size(0):
+            if not isinstance(self.group, ClusterGroup) and not self.group.contains(images):
+                raise GroupError(f"the permutation does not belong to {self.group!r}")
+            return ChannelMoves.still(1, self.num_channels)
+        points = self._chain.extend(moved)[moved.numel() :][: self.num_channels] - moved.numel()
+        c = self.num_channels
+        return ChannelMoves((points % c)[None], torch.where(points < c, 1, -1)[None])
+
+    def matrix(self, perm: IntegerArray) -> Tensor:
+        """The matrix rho(g) of one element, float64 ``[c, c]``."""
+        moves = self.of(perm)
+        matrix = torch.zeros(self.num_channels, self.num_channels, dtype=torch.float64)
+        matrix[moves.images[0], torch.arange(self.num_channels)] = moves.signs[0].double()
+        return matrix
+
+    def act(self, perm: IntegerArray, x: Tensor) -> Tensor:
+        """``(g x)[g(i)] = rho(g) x[i]`` for a signal ``[..., n, c]``, floating point.
+
+        Raises:
+            GroupError: ``perm`` is not in the group.
+            SignalError: A signal on other nodes or channels, or of integers.
+        """
+        n, c = self.group.num_nodes, self.num_channels
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor [..., {n}, {c}]; got {type(x).__name__}")
+        if x.dim() < 2 or x.shape[-2:] != (n, c):
+            raise SignalError(f"x must be [..., {n}, {c}]; got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise SignalError(f"x must be floating point; got {x.dtype}; convert with x.double()")
+        moves = self.of(perm)
+        nodes = torch.argsort(check_permutation(perm, n)).to(x.device)
+        channels = torch.argsort(moves.images[0])
+        signs = moves.signs[0][channels].to(x)
+        return x.index_select(-2, nodes).index_select(-1, channels.to(x.device)) * signs
+
+    def __add__(self, other: Representation) -> Representation:
+        """The direct sum: the channels of both, side by side."""
+        if not isinstance(other, Representation):
+            return NotImplemented
+        other.check_group(self.group)
+        images = torch.cat([self._moves.images, other._moves.images + self.num_channels], dim=1)
+        return self._of(
+            self.group, ChannelMoves(images, torch.cat([self._moves.signs, other._moves.signs], 1))
+        )
+
+    def __mul__(self, copies: int) -> Representation:
+        """Several copies: channel ``a * copies + t`` is copy ``t`` of channel ``a``."""
+        copies = check_whole(copies, "copies", GroupError)
+        if copies < 1:
+            raise GroupError(f"there is at least one copy; got copies={copies}")
+        images = self._moves.images[:, :, None] * copies + torch.arange(copies)
+        signs = self._moves.signs[:, :, None].expand_as(images)
+        return self._of(self.group, ChannelMoves(images.flatten(1), signs.flatten(1)))
+
+    __rmul__ = __mul__
+
+    def to_dict(self) -> dict[str, Any]:
+        """The representation in numbers and strings, which JSON can hold.
+
+        Example:
+            >>> mirror = PermutationGroup.from_cycles(3, [(0, 1)])
+            >>> pose = Representation.from_signs(mirror, [[-1, 1]])
+            >>> Representation.from_dict(pose.to_dict()) == pose
+            True
+        """
+        return record(
+            "Representation",
+            group=self.group.to_dict(),
+            images=self._moves.images.tolist(),
+            signs=self._moves.signs.tolist(),
+            channels=self.num_channels,
+        )
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Representation:
+        """The representation that :meth:`to_dict` wrote.
+
+        Raises:
+            GroupError: The dictionary holds something else, or another format.
+            TypeError: ``given`` is no dictionary.
+        """
+        fields = {"Representation": ("group", "images", "signs", "channels")}
+        _, (group, images, signs, channels) = read_record(given, fields, GroupError)
+        read = PermutationGroup.from_dict(group)
+        return cls(read, images, signs) if images else cls.trivial(read, channels)
+
+    def _written(self) -> tuple[object, ...]:
+        images, signs = self._moves.images.numpy(), self._moves.signs.numpy()
+        return self.group, self.num_channels, images.tobytes(), signs.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        """The same rows for the same group, written alike."""
+        if not isinstance(other, Representation):
+            return NotImplemented
+        return self is other or self._written() == other._written()
+
+    def __hash__(self) -> int:
+        return hash(self._written())
+
+    def __repr__(self) -> str:
+        turned, moved = int((self._moves.signs < 0).any(0).sum()), int(self._moved().any(0).sum())
+        said = [f"{turned} change sign"] * (turned > 0) + [f"{moved} change places"] * (moved > 0)
+        what = ", ".join([f"{self.num_channels} channels", *(said or ["all stay"])])
+        return f"Representation({what}, of {self.group} on {self.group.num_nodes} nodes)"
+
+    def _moved(self) -> Tensor:
+        return self._moves.images != torch.arange(self.num_channels)
+
+    @cached_property
+    def _chain(self) -> StabiliserChain:
+        """The group on its points and, after them, on channels and their negatives."""
+        acting = _acting(self.group)
+        images, negative = self._moves.images, (self._moves.signs < 0).long() * self.num_channels
+        c, n = self.num_channels, acting.num_nodes
+        moved = torch.cat(
+            [acting.generators, n + images + negative, n + images + (c - negative)], dim=1
+        )
+        order = acting.order()
+        chain = StabiliserChain(moved, math.log(order), faithful=n)
+        chain.confirm(order)
+        return chain
+
+    def _confirm(self) -> None:
+        """Refuse rows that are no homomorphism: then some channel move fixes every node."""
+        try:
+            _ = self._chain
+        except (Unfaithful, GroupError):
+            acting = _acting(self.group).generators
+            relation = _broken_relation(acting, self._moves)
+            named = f": {relation} keeps every node but moves channels" if relation else ""
+            raise GroupError(
+                f"the rows are no representation of {self.group!r}, because they are not a "
+                f"homomorphism{named}"
+            ) from None
+
+
+def _check_is_group(group: object) -> None:
+    if not isinstance(group, PermutationGroup):
+        raise TypeError(
+            f"group must be a PermutationGroup or a ClusterGroup; got {type(group).__name__}"
+        )
+
+
+def _acting(group: PermutationGroup) -> PermutationGroup:
+    """The group that channels can feel: the swaps of a cluster group."""
+    if not isinstance(group, ClusterGroup):
+        return group
+    return group.swaps or PermutationGroup(group.partition.num_clusters)
+
+
+def _read_rows(group: PermutationGroup, images: Rows, signs: Rows) -> ChannelMoves:
+    """Rows of the acting generators, checked."""
+    first, second = list(images), list(signs)
+    if len(first) != len(second):
+        raise GroupError(f"got {len(first)} rows of images and {len(second)} of signs")
+    acting = _acting(group).num_generators
+    if not first and not acting:
+        raise GroupError(
+            f"{group!r} has no generator that could move channels; its representations are "
+            "Representation.trivial(group, channels)"
+        )
+    if len(first) not in (acting, group.num_generators):
+        whose = "swaps" if isinstance(group, ClusterGroup) else "group"
+        raise GroupError(
+            f"expected one row for each of the {acting} generators of the {whose}; got {len(first)}"
+        )
+    rows = []
+    for i, (row, sign) in enumerate(zip(first, second, strict=True)):
+        turned = integer_tensor(sign, f"signs of generator {i}", GroupError)
+        if turned.dim() != 1 or not turned.numel() or not bool((turned.abs() == 1).all()):
+            raise GroupError(
+                f"signs of generator {i} must be 1 or -1, one per channel; got {turned.tolist()}"
+            )
+        rows.append((check_permutation(row, turned.numel(), f"images of generator {i}"), turned))
+    if len({row.numel() for row, _ in rows}) > 1:
+        sizes = [row.numel() for row, _ in rows]
+        raise GroupError(f"every row must have the same channels; got rows of {sizes}")
+    moves = ChannelMoves(*(torch.stack(part) for part in zip(*rows, strict=True)))
+    within = len(first) - acting
+    still = ChannelMoves.still(within, moves.images.size(1))
+    same = torch.equal(moves.images[:within], still.images)
+    if not same or not torch.equal(moves.signs[:within], still.signs):
+        raise GroupError(
+            "permutations within the clusters of a ClusterGroup leave channels alone: its "
+            "representations factor through its swaps; to let them move channels, use "
+            "PermutationGroup(n, group.generators)"
+        )
+    return ChannelMoves(moves.images[within:], moves.signs[within:])
+
+
+def _elements(generators: Tensor, limit: int) -> tuple[dict[bytes, int], Tensor]:
+    """Elements by number, breadth first, and which one ``g h`` is: ``[m, order]``."""
+    identity = np.arange(generators.size(1))
+    table = generators.numpy()
+    found = {identity.tobytes(): 0}
+    listed = [identity]
+    products: list[list[int]] = [[] for _ in table]
+    for here in listed:
+        for row, generator in zip(products, table, strict=True):
+            moved = generator[here]
+            number = found.setdefault(moved.tobytes(), len(listed))
+            if number == len(listed):
+                if number == limit:
+                    raise GroupError(f"the group has more than {limit} elements")
+                listed.append(moved)
+            row.append(number)
+    return found, torch.tensor(products, dtype=torch.int64).view(len(table), len(listed))
+
+
+def _broken_relation(generators: Tensor, moves: ChannelMoves) -> str | None:
+    """A product of generators that keeps the nodes and moves channels, if a short one does."""
+    n, c = generators.size(1), moves.images.size(1)
+    negative = (moves.signs < 0).long() * c
+    channels = torch.cat([moves.images + negative, moves.images + (c - negative)], dim=1)
+    rows = torch.cat([generators, n + channels], dim=1).numpy()
+
+    def breaks(word: np.ndarray) -> bool:
+        return bool(
+            (word[:n] == np.arange(n)).all() and (word[n:] != np.arange(n, n + 2 * c)).any()
+        )
+
+    for name, word in _short_words(rows):
+        power, exponent = word, 1
+        while (power[:n] != np.arange(n)).any() and exponent < MAX_NAMED:
+            power, exponent = word[power], exponent + 1
+        if breaks(power):
+            return f"{name}^{exponent}" if exponent > 1 else name
+    # Two ways to one element that move channels differently.
+    identity = np.arange(rows.shape[1])
+    seen, queue = {identity[:n].tobytes(): ("1", identity)}, [("", identity)]
+    for name, word in queue:
+        for i, row in enumerate(rows):
+            longer, product = f"g{i} {name}".strip(), row[word]
+            before = seen.setdefault(product[:n].tobytes(), (longer, product))
+            if (before[1] != product).any():
+                return f"({longer}) ({before[0]})^-1"
+            if before[0] == longer and len(queue) < MAX_NAMED:
+                queue.append((longer, product))
+    return None
+
+
+def _short_words(rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Generators, their products in pairs, and their commutators, with names."""
+    for i, row in enumerate(rows):
+        yield f"g{i}", row
+    for i, j in combinations(range(min(len(rows), 32)), 2):
+        a, b = rows[i], rows[j]
+        yield f"(g{i} g{j})", a[b]
+        yield f"(g{i} g{j} g{i}^-1 g{j}^-1)", a[b][np.argsort(a)[np.argsort(b)]]
