@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.nn import (
     EGNN,
     SPEN,
@@ -34,6 +34,10 @@ TURNED = ClusterGroup(
     Partition([0, 1, 2, 0, 1, 2, 3]), swaps=PermutationGroup.from_cycles(4, [(0, 1, 2)])
 )
 GENERAL = PermutationGroup.from_cycles(N, [(0, 1, 2)], [(3, 4)])
+FLIPPED = ClusterGroup(
+    Partition([0, 1, 0, 1, 2, 2, 3]), swaps=PermutationGroup.from_cycles(4, [(0, 1)])
+)
+POSE = Representation.from_signs(FLIPPED, [[-1, 1, 1]])
 # A self-loop, two edges of one pair and a node that hears nobody.
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 1, 1, 5, 0], [1, 2, 0, 4, 4, 0, 0, 3, 5]])
 OTHER_EDGES = N - 1 - EDGES
@@ -140,6 +144,9 @@ CASES = {
     "OrbitLinear low_rank": _linear(3, 2, UNSORTED, mixing="low_rank", rank=2),
     "OrbitLinear quotient": _linear(3, 2, UNSORTED, mixing="quotient", cluster_edge_index=COARSE),
     "OrbitLinear none": _linear(3, 2, SORTED, mixing="none"),
+    "OrbitLinear signs": _linear(
+        3, 4, FLIPPED, in_rep=POSE, out_rep=2 * Representation.regular(FLIPPED)
+    ),
     "GNetConv none": Case("GNetConv", lambda: GNetConv(3, 2, SORTED, propagate="none"), (X,), None),
     "GNetConv adjacency": _graph(GNetConv, 3, 2, UNSORTED),
     "GNetConv adjacency, weights": _graph(GNetConv, 3, 2, SORTED, weights=True),
@@ -147,6 +154,7 @@ CASES = {
     "GNetConv weighted": _graph(GNetConv, 3, 2, TURNED, propagate="weighted"),
     "GNetConv pointwise": _graph(GNetConv, 3, 2, GENERAL, propagate="pointwise"),
     "GNet none": Case("GNet", lambda: GNet([3, 4, 2], SORTED, propagate="none"), (X,), None),
+    "GNet signs": _graph(GNet, [3, 4, 3], FLIPPED, in_rep=POSE, out_rep=POSE),
     "GNet adjacency": _graph(GNet, [3, 4, 2], UNSORTED, propagate="adjacency"),
     "EGNNConv": _space(EGNNConv, 3, 3, 8),
     "EGNNConv group, options": _space(

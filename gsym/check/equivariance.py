@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.random import fork_rng
 
-from gsym.groups import ClusterGroup, PermutationGroup
+from gsym.groups import ClusterGroup, PermutationGroup, Representation
 
 MAX_GENERATORS = 64
 
@@ -29,10 +30,19 @@ TOLERANCE = {
 }
 
 Layer = Callable[..., Any]
+# How an element of the group moves a signal before the layer, and what comes out of it.
+Moves = tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 Outputs = dict[str, Tensor]  # by their place in what the layer returns
 
 
-def equivariance_error(layer: Layer, group: PermutationGroup, x: Tensor, *args: Any) -> float:
+def equivariance_error(
+    layer: Layer,
+    group: PermutationGroup,
+    x: Tensor,
+    *args: Any,
+    in_rep: Representation | None = None,
+    out_rep: Representation | None = None,
+) -> float:
     """Largest relative failure of ``layer(g x) = g layer(x)`` over generators g of the group.
 
     Args:
@@ -43,6 +53,8 @@ def equivariance_error(layer: Layer, group: PermutationGroup, x: Tensor, *args: 
         group: The permutations to try, acting by ``(g x)[g(i)] = x[i]``.
         x: A signal ``[..., n, c]``; random values, so that nothing agrees by accident.
         *args: Passed on unchanged: the graph is fixed while the signal moves.
+        in_rep: How the group moves the channels of ``x`` as well; ``None`` if they stay.
+        out_rep: How it moves the channels of every output.
 
     Returns:
         ``max |f(gx) - g f(x)| / (|f(gx)| + |g f(x)|)``, Frobenius norms in float64; 0 is perfect,
@@ -66,14 +78,22 @@ def equivariance_error(layer: Layer, group: PermutationGroup, x: Tensor, *args: 
     Reference:
         The metric of Kim et al. 2023, projection-based equivariance regularisers.
     """
-    _check_inputs(layer, group, x)
+    _check_inputs(layer, group, x, in_rep, out_rep)
     if not x.numel():
         raise ValueError(f"there is nothing to measure on an empty x; got shape {list(x.shape)}")
-    return max((error for error, _ in errors(layer, permutations(group), x, *args)), default=0.0)
+    moves = _moves(permutations(group), in_rep, out_rep)
+    still = evaluate(layer, x, *args)
+    return max((error for error, _ in _errors_from(still, layer, moves, x, *args)), default=0.0)
 
 
 def assert_equivariant(
-    layer: Layer, group: PermutationGroup, x: Tensor, *args: Any, tolerance: float | None = None
+    layer: Layer,
+    group: PermutationGroup,
+    x: Tensor,
+    *args: Any,
+    in_rep: Representation | None = None,
+    out_rep: Representation | None = None,
+    tolerance: float | None = None,
 ) -> None:
     """Raise unless ``layer`` commutes with every generator of the group.
 
@@ -86,6 +106,8 @@ def assert_equivariant(
         group: As in :func:`equivariance_error`.
         x: As in :func:`equivariance_error`.
         *args: As in :func:`equivariance_error`.
+        in_rep: As in :func:`equivariance_error`.
+        out_rep: As in :func:`equivariance_error`.
         tolerance: Largest relative error allowed; by default :data:`TOLERANCE` of ``x.dtype``.
 
     Raises:
@@ -93,14 +115,15 @@ def assert_equivariant(
             check is vacuous.
     """
     __tracebackhide__ = True
-    _check_inputs(layer, group, x)
+    _check_inputs(layer, group, x, in_rep, out_rep)
     allowed = TOLERANCE[x.dtype] if tolerance is None and x.dtype in TOLERANCE else tolerance
     if allowed is None:
         raise TypeError(f"there is no default tolerance for {x.dtype}; pass tolerance=")
     if not x.numel():
         raise AssertionError(f"vacuous: x is empty, {list(x.shape)}; pass samples and channels")
     still = evaluate(layer, x, *args)
-    found = _errors_from(still, layer, permutations(group), x, *args)
+    moves = _moves(permutations(group), in_rep, out_rep)
+    found = _errors_from(still, layer, moves, x, *args)
     worst = max(found, key=lambda each: each[0], default=None)
     if worst is None:
         return
@@ -126,15 +149,26 @@ def permutations(group: PermutationGroup) -> Iterator[Tensor]:
 def errors(
     layer: Layer, perms: Iterable[Tensor], x: Tensor, *args: Any
 ) -> Iterator[tuple[float, Tensor]]:
-    """Relative failure of ``layer(g x) = g layer(x)`` for every permutation g, and g."""
-    return _errors_from(evaluate(layer, x, *args), layer, perms, x, *args)
+    """Relative failure of ``layer(g x) = g layer(x)`` for every permutation g, and g.
+
+    Channels stay where they are.
+    """
+    still = evaluate(layer, x, *args)
+    return _errors_from(still, layer, _moves(perms, None, None), x, *args)
+
+
+def _moves(
+    perms: Iterable[Tensor], in_rep: Representation | None, out_rep: Representation | None
+) -> Iterator[Moves]:
+    for perm in perms:
+        yield perm, partial(act, perm, rep=in_rep), partial(act, perm, rep=out_rep)
 
 
 def _errors_from(
-    still: Outputs, layer: Layer, perms: Iterable[Tensor], x: Tensor, *args: Any
+    still: Outputs, layer: Layer, moves: Iterable[Moves], x: Tensor, *args: Any
 ) -> Iterator[tuple[float, Tensor]]:
-    for perm in perms:
-        yield _distance(evaluate(layer, act(perm, x), *args), still, perm), perm
+    for perm, before, after in moves:
+        yield _distance(evaluate(layer, before(x), *args), still, after), perm
 
 
 def evaluate(layer: Layer, x: Tensor, *args: Any) -> Outputs:
@@ -230,13 +264,24 @@ def _outputs(value: Any, where: str, num_nodes: int) -> Iterator[tuple[str, Tens
         )
 
 
-def _check_inputs(layer: Layer, group: PermutationGroup, x: Tensor) -> None:
+def _check_inputs(
+    layer: Layer,
+    group: PermutationGroup,
+    x: Tensor,
+    in_rep: Representation | None,
+    out_rep: Representation | None,
+) -> None:
     if not callable(layer):
         raise TypeError(f"layer must be a module or a function; got {type(layer).__name__}")
     if not isinstance(group, PermutationGroup):
         raise TypeError(
             f"group must be a PermutationGroup or a ClusterGroup; got {type(group).__name__}"
         )
+    for name, rep in (("in_rep", in_rep), ("out_rep", out_rep)):
+        if rep is not None and not isinstance(rep, Representation):
+            raise TypeError(f"{name} must be a gsym.Representation; got {type(rep).__name__}")
+        if rep is not None:
+            rep.check_group(group)
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor [..., n, c]; got {type(x).__name__}")
     if not x.is_floating_point():
@@ -277,14 +322,14 @@ def _check_alive(still: Outputs, layer: Layer, x: Tensor, *args: Any) -> None:
             )
 
 
-def _distance(moved: Outputs, still: Outputs, perm: Tensor) -> float:
+def _distance(moved: Outputs, still: Outputs, move: Callable[[Tensor], Tensor]) -> float:
     if moved.keys() != still.keys():
         raise ValueError(
             f"the layer returns {list(moved)} for one signal and {list(still)} for another"
         )
     worst = 0.0
     for where, before in still.items():
-        after, expected = moved[where].double(), act(perm, before.double())
+        after, expected = moved[where].double(), move(before.double())
         if after.shape != expected.shape:
             raise ValueError(
                 f"{where} of the layer has shape {list(after.shape)} for one signal and "
@@ -298,9 +343,11 @@ def _distance(moved: Outputs, still: Outputs, perm: Tensor) -> float:
     return worst
 
 
-def act(perm: Tensor, x: Tensor) -> Tensor:
-    """``(g x)[g(i)] = x[i]`` on the node axis."""
+def act(perm: Tensor, x: Tensor, rep: Representation | None = None) -> Tensor:
+    """``(g x)[g(i)] = rho(g) x[i]``, channels included where there is a representation."""
     with torch.inference_mode(False), torch.no_grad():
+        if rep is not None:
+            return rep.act(perm, x)
         moved = torch.empty_like(x)
         moved[..., perm.to(x.device), :] = x
     return moved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.random import fork_rng
 
 from gsym.check.equivariance import assert_equivariant, errors
 from gsym.check.report import CheckReport
-from gsym.groups import PermutationGroup
+from gsym.groups import PermutationGroup, Representation
 
 
 class _Skip(Exception):  # noqa: N818  # a message to the runner, not an error
@@ -25,6 +26,8 @@ def check_layer(
     make_layer: Callable[[PermutationGroup], nn.Module],
     group: PermutationGroup,
     *args: Any,
+    in_rep: Representation | None = None,
+    out_rep: Representation | None = None,
     dimension: int | None = -1,
     backend: str = "aot_eager",
     treatments: str | Iterable[str] = (),
@@ -36,7 +39,8 @@ def check_layer(
 
     - ``equivariant``: commutes with the generators, at random weights;
     - ``equivariant after training``: still, after five steps of Adam;
-    - ``moves outside``: changes under permutations outside the group (over-tied weights do not);
+    - ``moves outside``: changes under permutations outside the group (over-tied weights do not),
+      and, with representations, where an element moves nodes alone and leaves the channels;
     - ``dimension``: the layer is linear up to its bias, and its maps at random weights span
       exactly the theoretical space;
     - ``samples apart``: a batch gives what its samples give alone, in ``eval`` mode;
@@ -53,8 +57,11 @@ def check_layer(
             ``out_channels`` (few, to keep this quick) and maps ``[b, n, in]`` to ``[b, n, out]``.
         group: A group on a small number of nodes, not the full symmetric group if possible.
         *args: Further arguments of ``forward``, such as ``edge_index``.
+        in_rep: How the group moves the channels of the signal; ``None`` if they stay.
+        out_rep: How it moves the channels of what comes out.
         dimension: Dimension of the space of linear maps for one pair of channels; by default
-            ``group.commutant_dim()``; ``None`` if the layer is not linear in the signal.
+            ``group.commutant_dim()``; ``None`` if the layer is not linear in the signal. With
+            representations of the whole map, ``group.commutant_dim(in_rep, out_rep)``.
         backend: Compiler back-end of the ``compile`` check.
         treatments: Further ones of :func:`check_module`, such as ``"quick"``.
 
@@ -68,7 +75,7 @@ def check_layer(
         Seconds for ten nodes and three channels; the dimension check grows like ``n^4``.
     """
     __tracebackhide__ = True
-    kit = _Kit(make_layer, group, args, dimension, backend)
+    kit = _Kit(make_layer, group, args, (in_rep, out_rep), dimension, backend)
     report = CheckReport()
     for name, check in kit.checks():
         try:
@@ -98,13 +105,28 @@ class _Kit:
         make_layer: Callable[[PermutationGroup], nn.Module],
         group: PermutationGroup,
         args: tuple[Any, ...],
+        reps: tuple[Representation | None, Representation | None],
         dimension: int | None,
         backend: str,
     ) -> None:
         self.make_layer, self.group, self.backend = make_layer, group, backend
         self.args = tuple(_cast(a, torch.float64) for a in args)
-        self.dimension = group.commutant_dim() if dimension == -1 else dimension
+        self.in_rep, self.out_rep = reps
+        self.moves_channels = any(rep is not None for rep in reps)
+        self.dimension = self._theory() if dimension == -1 else dimension
         self.random = torch.Generator().manual_seed(0)
+
+    def _theory(self) -> int:
+        """Dimension of the equivariant maps: for one pair of channels, or for all that move."""
+        if not self.moves_channels:
+            return self.group.commutant_dim()
+        layer = self.make_layer(self.group)
+        widths = int(layer.in_channels), int(layer.out_channels)  # type: ignore[arg-type]
+        sides = [
+            Representation.trivial(self.group, width) if rep is None else rep
+            for rep, width in zip((self.in_rep, self.out_rep), widths, strict=True)
+        ]
+        return self.group.commutant_dim(*sides)
 
     def checks(self) -> list[tuple[str, Callable[[], None]]]:
         return [
@@ -139,12 +161,16 @@ class _Kit:
 
     def equivariant(self) -> None:
         layer = self.layer()
-        assert_equivariant(layer, self.group, self.signal(layer, 2), *self.args)
+        self.commutes(layer)
+
+    def commutes(self, layer: nn.Module) -> None:
+        x, first, second = self.signal(layer, 2), self.in_rep, self.out_rep
+        assert_equivariant(layer, self.group, x, *self.args, in_rep=first, out_rep=second)
 
     def equivariant_after_training(self) -> None:
         layer = self.layer()
         self.train(layer)
-        assert_equivariant(layer, self.group, self.signal(layer, 2), *self.args)
+        self.commutes(layer)
 
     def train(self, layer: nn.Module) -> None:
         optimiser = torch.optim.Adam(layer.parameters(), lr=0.1)
@@ -167,14 +193,28 @@ class _Kit:
             f"median error {median:.1e} under permutations outside the group: weights are tied "
             "that the group leaves free"
         )
+        alone = [perm for perm in self.group.generators if self._moves_channels(perm)]
+        for error, perm in errors(layer, alone, x, *self.args):
+            assert error > 1e-2, (
+                f"error {error:.1e} where {perm.tolist()} moves nodes and leaves their channels: "
+                "the layer does not notice the representation"
+            )
+
+    def _moves_channels(self, perm: Tensor) -> bool:
+        moves = [rep.of(perm) for rep in (self.in_rep, self.out_rep) if rep is not None]
+        still = [torch.arange(m.images.size(1)) for m in moves]
+        return any(
+            not torch.equal(m.images[0], s) or bool((m.signs < 0).any())
+            for m, s in zip(moves, still, strict=True)
+        )
 
     def spans_the_commutant(self) -> None:
         if self.dimension is None:
             raise _Skip("the layer is not linear in the signal")
         layer = self.layer()
         n = self.group.num_nodes
-        channels = int(layer.in_channels) * int(layer.out_channels)  # type: ignore[arg-type]
-        expected = self.dimension * channels
+        widths = int(layer.in_channels), int(layer.out_channels)  # type: ignore[arg-type]
+        expected = self.dimension if self.moves_channels else self.dimension * math.prod(widths)
         basis = torch.eye(n * int(layer.in_channels), dtype=torch.float64)  # type: ignore[arg-type]
         basis = basis.view(-1, n, int(layer.in_channels))  # type: ignore[arg-type]
         maps = []

@@ -119,7 +119,8 @@ class Orbits:
             signs: 1 or -1, ``[m, p]``.
 
         Example:
-            >>> flip = Orbits.of_signed_maps(torch.tensor([[1, 0, 2]]), torch.tensor([[-1, -1, -1]]))
+            >>> images, signs = torch.tensor([[1, 0, 2]]), torch.tensor([[-1, -1, -1]])
+            >>> flip = Orbits.of_signed_maps(images, signs)
             >>> flip.index.tolist(), flip.signs.tolist()
             ([0, 0, -1], [1, -1, 0])
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -131,7 +132,7 @@ class Representation:
 
     @classmethod
     def regular(cls, group: PermutationGroup, copies: int = 1) -> Representation:
-        """One channel per element ``h`` of the group, which ``g`` sends to ``g h``, ``copies`` times.
+        """One channel per element ``h`` of the group, which ``g`` sends to ``g h``.
 
         Every representation lies in it, so hidden channels of this kind lose nothing; and it is a
         permutation of channels, so every pointwise activation is legal. For a cluster group the
@@ -208,6 +209,15 @@ class Representation:
         if self.group != group:
             raise GroupError(f"the representation is of {self.group!r}, not of {group!r}")
 
+    def on_clusters(self, clusters: ClusterGroup) -> Representation:
+        """The same moves for the group written as clusters whose swaps are its generators."""
+        if self.group == clusters:
+            return self
+        if clusters.swaps is None:
+            return self.trivial(clusters, self.num_channels)
+        assert clusters.swaps == self.group
+        return self._of(clusters, self._moves)
+
     def of(self, perm: IntegerArray) -> ChannelMoves:
         """How one element of the group moves the channels: one row.
 
@@ -279,6 +289,18 @@ class Representation:
 
     __rmul__ = __mul__
 
+    def without_copies(self) -> tuple[Representation, int]:
+        """The smallest representation of which this is ``copies * smaller``, and the copies."""
+        c, images, signs = self.num_channels, self._moves.images, self._moves.signs
+        for copies in range(c, 1, -1):
+            if c % copies:
+                continue
+            small, turned = images[:, ::copies] // copies, signs[:, ::copies]
+            smaller = self._of(self.group, ChannelMoves(small, turned))
+            if smaller * copies == self:
+                return smaller, copies
+        return self, 1
+
     def to_dict(self) -> dict[str, Any]:
         """The representation in numbers and strings, which JSON can hold.
 
@@ -309,6 +331,13 @@ class Representation:
         read = PermutationGroup.from_dict(group)
         return cls(read, images, signs) if images else cls.trivial(read, channels)
 
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the rows and of what the group ties."""
+        images, signs = (v.numpy().tobytes() for v in (self._moves.images, self._moves.signs))
+        count = str(self.num_channels).encode()
+        parts = [count, self.group.fingerprint(), images, signs]
+        return hashlib.sha256(b"|".join(parts)).digest()
+
     def _written(self) -> tuple[object, ...]:
         images, signs = self._moves.images.numpy(), self._moves.signs.numpy()
         return self.group, self.num_channels, images.tobytes(), signs.tobytes()
@@ -325,7 +354,8 @@ class Representation:
     def __repr__(self) -> str:
         turned, moved = int((self._moves.signs < 0).any(0).sum()), int(self._moved().any(0).sum())
         said = [f"{turned} change sign"] * (turned > 0) + [f"{moved} change places"] * (moved > 0)
-        what = ", ".join([f"{self.num_channels} channels", *(said or ["all stay"])])
+        count = f"{self.num_channels} channel{'s' * (self.num_channels != 1)}"
+        what = ", ".join([count, *(said or ["all stay"])])
         return f"Representation({what}, of {self.group} on {self.group.num_nodes} nodes)"
 
     def _moved(self) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gsym._validate import GroupError
-from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.nn._modules import T, TabledModule
 
 _TEXT = 160  # bytes that name the group
@@ -24,15 +24,20 @@ _START = (15.0, 0.0) * 4
 class TiedLayer(TabledModule[T]):
     """A layer whose checkpoints name its group and are refused by a layer of another one."""
 
-    def __init__(self, group: PermutationGroup | None) -> None:
+    def __init__(
+        self,
+        group: PermutationGroup | None,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+    ) -> None:
         super().__init__()
-        self.group = group
+        self.group, self.in_rep, self.out_rep = group, in_rep, out_rep
         self._mark: Tensor | None = None
 
     def get_extra_state(self) -> Tensor:
         """What names the group in the ``state_dict``, float32; see :func:`mark`."""
         if self._mark is None:
-            self._mark = mark(self.group)
+            self._mark = mark(self.group, self.in_rep, self.out_rep)
         return self._mark.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -47,7 +52,7 @@ class TiedLayer(TabledModule[T]):
     ) -> None:
         state = state_dict.get(f"{prefix}_extra_state")
         if state is not None:
-            check_mark(state, self.group)
+            check_mark(state, self.group, self.in_rep, self.out_rep)
         elif any(key.startswith(prefix) for key in state_dict):
             # PyTorch does not tell a part whether missing entries are allowed; if not, it raises.
             _warn_unnamed("does not name it")
@@ -73,7 +78,11 @@ def check_group(group: PermutationGroup | None) -> PermutationGroup | None:
     return group
 
 
-def mark(group: PermutationGroup | None) -> Tensor:
+def mark(
+    group: PermutationGroup | None,
+    in_rep: Representation | None = None,
+    out_rep: Representation | None = None,
+) -> Tensor:
     """The group's name, its fingerprint and a checksum, as numbers 0 to 15, float32.
 
     What averages, sums or scales checkpoints does so to every entry. Numbers this small survive
@@ -81,7 +90,13 @@ def mark(group: PermutationGroup | None) -> Tensor:
     its first entries tell by which factor.
     """
     digest = hashlib.sha256(b"S_n").digest() if group is None else group.fingerprint()
-    said = describe(group).encode("ascii", "replace")
+    text = describe(group)
+    if in_rep is not None or out_rep is not None:
+        # First, because what is too long is cut.
+        text = f"channels {_moves(in_rep)} to {_moves(out_rep)}, {text}"
+        parts = [digest, *(b"" if rep is None else rep.fingerprint() for rep in (in_rep, out_rep))]
+        digest = hashlib.sha256(b"|".join(parts)).digest()
+    said = text.encode("ascii", "replace")
     said = said if len(said) <= _TEXT else said[: _TEXT - 3] + b"..."
     content = said.ljust(_TEXT) + digest
     content += zlib.crc32(content).to_bytes(4, "big")
@@ -89,22 +104,40 @@ def mark(group: PermutationGroup | None) -> Tensor:
     return torch.tensor([*_START, *halves], dtype=torch.float32, device="cpu")
 
 
-def check_mark(state: object, group: PermutationGroup | None) -> None:
-    """Refuse the mark of another group; warn of one that cannot be read."""
+def check_mark(
+    state: object,
+    group: PermutationGroup | None,
+    in_rep: Representation | None = None,
+    out_rep: Representation | None = None,
+) -> None:
+    """Refuse the mark of another group or representation; warn of one that cannot be read."""
     content = _read(state)
     if content is None:
         _warn_unnamed(
             "has it blurred, as differences of checkpoints have, or sums over several groups"
         )
         return
-    own = _read(mark(group))
+    own = _read(mark(group, in_rep, out_rep))
     if own is None or content[_TEXT:] != own[_TEXT:]:
-        said = content[:_TEXT].decode().rstrip()
+        said, mine = (part[:_TEXT].decode().rstrip() for part in (content, own or content))
+        mine = describe(group) if in_rep is None and out_rep is None else mine
         raise GroupError(
-            f"the checkpoint was saved with another group, {said}; this layer has "
-            f"{describe(group)}: weights are tied along other orbits; build the layer with the "
-            "group of the checkpoint, which group.to_dict() keeps"
+            f"the checkpoint was saved with another group or representation, {said}; this layer "
+            f"has {mine}: weights are tied along other orbits; build the layer with the group and "
+            "the representations of the checkpoint, which their to_dict() keeps"
         )
+
+
+def _moves(rep: Representation | None) -> str:
+    """What a representation does to channels, in short."""
+    if rep is None or rep.is_trivial:
+        return "that stay" if rep is None else f"{rep.num_channels} that stay"
+    rows = [
+        " ".join(f"{'-' if s < 0 else ''}{a}" for a, s in zip(images, signs, strict=True))
+        for images, signs in zip(rep.images.tolist(), rep.signs.tolist(), strict=True)
+    ]
+    said = " | ".join(rows)
+    return f"({said})" if len(said) <= 24 else f"{rep.num_channels} ({said[:20]}...)"
 
 
 def describe(group: PermutationGroup | None) -> str:

@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym._validate import (
     GraphError,
+    GroupError,
     check_edge_index,
     check_edge_weight,
     check_like_weights,
     check_signal,
     check_widths,
 )
-from gsym.groups import PermutationGroup
+from gsym.groups import PermutationGroup, Representation
 from gsym.nn._batch import count_blocks, count_graphs, refuse_stacked, unstack
 from gsym.nn._graph import LastGraph
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
+from gsym.nn._signs import Channels, SignedTie
 from gsym.nn._tied import TiedLayer, as_clusters
 from gsym.nn.linear import OrbitLinear
 
@@ -93,8 +95,9 @@ class _PairTable(Tables):
 
 @dataclass(frozen=True)
 class _ConvTables(Tables):
-    node_orbit: Tensor
+    node_orbit: Tensor  # of every node; its cluster where the bias has signs
     ties: _PairTable | None
+    bias_tie: SignedTie | None
 
 
 class GNetConv(TiedLayer[_ConvTables]):
@@ -120,6 +123,8 @@ class GNetConv(TiedLayer[_ConvTables]):
         group: Group to tie along; ``None`` is the full symmetric group on any number of nodes.
         propagate: One of the four ways, or ``"auto"``: ``"adjacency"`` in a call with a graph, and
             the map and bias alone, as ``"none"``, in a call without.
+        in_rep: As in :class:`OrbitLinear`: how the group moves the channels of the input.
+        out_rep: How it moves those of the output; ``"pointwise"`` refuses both.
         bias: Add one learned vector per node orbit.
         mixing: As in :class:`OrbitLinear`; ``"pointwise"`` has none and refuses the choice.
         rank: As in :class:`OrbitLinear`.
@@ -171,12 +176,14 @@ class GNetConv(TiedLayer[_ConvTables]):
         group: PermutationGroup | None = None,
         *,
         propagate: str = "auto",
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
         bias: bool = True,
         mixing: str = "full",
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
     ) -> None:
-        super().__init__(group)
+        super().__init__(group, in_rep, out_rep)
         check_widths(in_channels=in_channels, out_channels=out_channels)
         if propagate not in PROPAGATIONS:
             raise ValueError(
@@ -188,13 +195,21 @@ class GNetConv(TiedLayer[_ConvTables]):
                 'propagate="pointwise" has one matrix per orbit of edges and no mixing between '
                 "clusters; leave mixing, rank and cluster_edge_index out"
             )
+        self._signed = in_rep is not None or out_rep is not None
+        if self._signed and propagate == "pointwise":
+            raise ValueError(
+                'propagate="pointwise" has no form with representations on channels; use '
+                '"adjacency" or "weighted"'
+            )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.propagate = propagate
+        self._out = Channels.of(out_rep, out_channels, group, "out_rep")
         clusters = as_clusters(group)
         self.num_nodes = None if group is None else clusters.num_nodes
         # A group fixes the number of nodes, which tells one graph from several.
         self._may_mix_graphs = group is None and propagate != "pointwise" and mixing != "none"
-        ties = self._tables(torch.device("cpu")).ties
+        tables = self._tables(torch.device("cpu"))
+        ties = tables.ties
         self.linear: OrbitLinear | None = None
         self.register_parameter("weight", None)
         self.register_parameter("edge_logit", None)
@@ -206,6 +221,8 @@ class GNetConv(TiedLayer[_ConvTables]):
                 in_channels,
                 out_channels,
                 group,
+                in_rep=in_rep,
+                out_rep=out_rep,
                 bias=bias and propagate == "none",
                 mixing=mixing,
                 rank=rank,
@@ -215,8 +232,10 @@ class GNetConv(TiedLayer[_ConvTables]):
             check_mixing_memory(ties.num_orbits, 1, 1, clusters)
             self.edge_logit = nn.Parameter(torch.empty(ties.num_orbits))
         if bias and propagate != "none":
-            num_orbits = clusters.node_orbits().num_orbits
-            self.bias = nn.Parameter(torch.empty(num_orbits, out_channels))
+            tie = tables.bias_tie
+            free = clusters.node_orbits().num_orbits if tie is None else tie.free
+            width = out_channels if tie is None else self._out.copies
+            self.bias = nn.Parameter(torch.empty(free, width))
         else:
             self.register_parameter("bias", None)
         self._graph = LastGraph[_Graph]()
@@ -225,7 +244,11 @@ class GNetConv(TiedLayer[_ConvTables]):
     def _build_tables(self) -> _ConvTables:
         tied = self.propagate in ("weighted", "pointwise")
         ties = _PairTable.build(self.group) if tied else None
-        return _ConvTables(as_clusters(self.group).node_orbits().index, ties)
+        clusters = as_clusters(self.group)
+        if not self._signed:
+            return _ConvTables(clusters.node_orbits().index, ties, None)
+        bias_tie = SignedTie.of(clusters.cluster_orbits(None, self._out.base))
+        return _ConvTables(clusters.partition.labels, ties, bias_tie)
 
     @torch.no_grad()
     def reset_parameters(self, gain: float = math.sqrt(2)) -> None:
@@ -280,7 +303,11 @@ class GNetConv(TiedLayer[_ConvTables]):
             graph = self._prepare(edge_index, x, batch_size)
             y = self._propagate(x, graph, self._edge_weights(graph, edge_weight, x, batch_size))
         if self.bias is not None:
-            y = y + self.bias.index_select(0, self._tables(x.device).node_orbit)
+            tables = self._tables(x.device)
+            bias: Tensor = self.bias
+            if tables.bias_tie is not None:
+                bias = tables.bias_tie.expand(bias).view(-1, self.out_channels)
+            y = y + bias.index_select(0, tables.node_orbit)
         return y if batch_size is None else y.flatten(0, 1)
 
     def _like(self) -> Tensor | None:
@@ -407,6 +434,13 @@ class GNet(nn.Module):
         group: Group of every layer; ``None`` is the full symmetric group on any number of nodes.
         propagate: How every layer meets the graph, as in :class:`GNetConv`; ``"none"`` gives the
             paper's inpainting net.
+        in_rep: How the group moves the channels of the input, as in :class:`OrbitLinear`.
+        out_rep: How it moves those of the output.
+        hidden: How it moves those between: ``"trivial"``, not at all, which loses whatever changes
+            its sign at nodes that the group fixes; or ``"regular"``, copies of
+            :meth:`gsym.Representation.regular`, which lose nothing and keep ReLU legal, so that
+            hidden widths are multiples of the order of the group (of its swaps). By default
+            ``"regular"`` with representations, else ``"trivial"``.
         mixing: As in :class:`OrbitLinear`.
         rank: As in :class:`OrbitLinear`.
         cluster_edge_index: As in :class:`OrbitLinear`.
@@ -416,7 +450,8 @@ class GNet(nn.Module):
         - output: as :class:`GNetConv`, with ``channels[-1]`` channels
 
     Symmetry:
-        Nodes: that of its layers; ReLU acts on every entry alone and keeps it.
+        Nodes, and channels with representations: that of its layers; ReLU acts on every entry
+        alone and keeps it, because hidden channels change places but no signs.
 
     Example:
         >>> group = ClusterGroup(Partition.grid(28, 28, 7))
@@ -437,6 +472,9 @@ class GNet(nn.Module):
         group: PermutationGroup | None = None,
         *,
         propagate: str = "auto",
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+        hidden: str | None = None,
         mixing: str = "full",
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
@@ -448,17 +486,26 @@ class GNet(nn.Module):
             raise ValueError(f"channels must list two widths or more; got {list(channels)}")
         self.in_channels, self.out_channels = channels[0], channels[-1]
         self.group, self.propagate = group, propagate
+        self.in_rep, self.out_rep = in_rep, out_rep
+        if hidden is None:
+            hidden = "trivial" if in_rep is None and out_rep is None else "regular"
+        between = [_hidden(hidden, width, group) for width in channels[1:-1]]
+        reps = [in_rep, *between, out_rep]
         self.convs = nn.ModuleList(
             GNetConv(
                 here,
                 there,
                 group,
                 propagate=propagate,
+                in_rep=before,
+                out_rep=after,
                 mixing=mixing,
                 rank=rank,
                 cluster_edge_index=cluster_edge_index,
             )
-            for here, there in pairwise(channels)
+            for (here, there), (before, after) in zip(
+                pairwise(channels), pairwise(reps), strict=True
+            )
         )
         self.reset_parameters()
 
@@ -514,6 +561,24 @@ class GNet(nn.Module):
             x, before = linear.map_in_layout(x), linear
         x = maps[-1].from_layout(x)
         return x if batch_size is None else x.flatten(0, 1)
+
+
+def _hidden(kind: str, width: int, group: PermutationGroup | None) -> Representation | None:
+    """How channels between two layers move."""
+    if kind == "trivial":
+        return None
+    if kind != "regular":
+        raise ValueError(f'hidden must be "trivial" or "regular"; got {kind!r}')
+    if group is None:
+        raise GroupError('hidden="regular" needs a group; group=None leaves channels alone')
+    regular = Representation.regular(group)
+    copies, left = divmod(width, regular.num_channels)
+    if left or not copies:
+        raise GroupError(
+            f'hidden="regular" has {regular.num_channels} channels per copy, so hidden widths must '
+            f"be multiples of that; got {width}"
+        )
+    return copies * regular
 
 
 def _check_unused(edge_index: object, edge_weight: object) -> None:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from gsym import kernels
 from gsym._validate import check_like_weights, check_signal, check_widths
-from gsym.groups import PermutationGroup
+from gsym.groups import PermutationGroup, Representation
 from gsym.kernels._dispatch import chosen
 from gsym.kernels.segments import BLOCK_ROWS
 from gsym.nn._batch import count_graphs, unstack
 from gsym.nn._mixing import MIXINGS, FullMixing, LowRankMixing, QuotientMixing
 from gsym.nn._modules import Tables, is_plain, own_parameter
+from gsym.nn._signs import Channels, SignedMixing, SignedTie, draw_own, own_matrices, own_orbits
 from gsym.nn._tied import TiedLayer, as_clusters
 
 
@@ -27,6 +28,8 @@ class _LinearTables(Tables):
     cluster_orbit: Tensor
     own_index: Tensor  # which D every cluster has; one past the last for none
     tiles: kernels.Tiles | None
+    own_tie: SignedTie | None = None  # what own_index is without representations
+    bias_tie: SignedTie | None = None
 
 
 class OrbitLinear(TiedLayer[_LinearTables]):
@@ -42,10 +45,16 @@ class OrbitLinear(TiedLayer[_LinearTables]):
     has one node, because W covers it there. No matrix of n x n blocks is ever built. A general
     :class:`~gsym.PermutationGroup` ties one matrix per pair orbit.
 
+    With representations the group moves channels too, and weights are tied up to signs: a weight
+    that some element takes to its own negative is 0.
+
     Args:
         in_channels: Channels per node of the input.
         out_channels: Channels per node of the output.
         group: Group to commute with; ``None`` is the full symmetric group on any number of nodes.
+        in_rep: How the group moves the channels of the input; ``None`` if they stay.
+        out_rep: How it moves those of the output. A pointwise activation behind the layer keeps
+            the symmetry if ``out_rep.is_permutation``, or if the activation is odd.
         bias: Add one learned vector per node orbit.
         mixing: How clusters talk. ``"full"``: every pair, ``k^2`` matrices, the complete space of
             equivariant maps. ``"low_rank"``: ``W[c, c'] = sum_r u_r[c] v_r[c'] M_r`` with ``rank``
@@ -61,12 +70,14 @@ class OrbitLinear(TiedLayer[_LinearTables]):
 
     Symmetry:
         Nodes: exact for ``group``, at every value of the parameters, and with ``mixing="full"``
-        the parameters span all equivariant maps: ``group.commutant_dim()`` per channel pair.
+        the parameters span all equivariant maps: ``group.commutant_dim()`` per channel pair, or
+        ``group.commutant_dim(in_rep, out_rep)`` in all.
 
     Raises:
         ValueError: ``mixing="full"`` with more than a GiB of weights; the message names the ways
             out.
-        GroupError: Loading a checkpoint of another group.
+        GroupError: Loading a checkpoint of another group or of other representations; a
+            representation of another group or of other channels.
 
     Cost:
         Per signal ``O(n d)`` to pool, ``O(n d d')`` for D, ``O(k^2 d d')`` to mix; memory
@@ -77,6 +88,14 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         >>> layer = OrbitLinear(2, 3, group)
         >>> layer(torch.randn(8, 5, 2)).shape
         torch.Size([8, 5, 3])
+
+        A mirror that also turns the sign of the first of two coordinates:
+
+        >>> mirror = PermutationGroup.from_cycles(3, [(0, 1)])
+        >>> pose = Representation.from_signs(mirror, [[-1, 1]])
+        >>> lift = OrbitLinear(2, 2, mirror, in_rep=pose, out_rep=pose)
+        >>> sum(p.numel() for p in lift.parameters()), mirror.commutant_dim(pose, pose)
+        (21, 18)
 
     Reference:
         Huang, Levie, Villar, arXiv 2308.10436 (the complete map; their irregular clusters lose D).
@@ -89,15 +108,25 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         out_channels: int,
         group: PermutationGroup | None = None,
         *,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
         bias: bool = True,
         mixing: str = "full",
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
     ) -> None:
-        super().__init__(group)
+        super().__init__(group, in_rep, out_rep)
         _check_options(mixing, rank, cluster_edge_index)
         check_widths(in_channels=in_channels, out_channels=out_channels)
         clusters = as_clusters(group)
+        self._into = Channels.of(in_rep, in_channels, group, "in_rep")
+        self._out = Channels.of(out_rep, out_channels, group, "out_rep")
+        self._signed = in_rep is not None or out_rep is not None
+        if self._signed and mixing not in ("full", "none"):
+            raise ValueError(
+                f'mixing="{mixing}" has no form with representations on channels; use '
+                'mixing="full" or "none"'
+            )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_nodes = None if group is None else clusters.num_nodes
         self._alone_is_mixed = mixing not in ("low_rank", "none")
@@ -119,24 +148,31 @@ class OrbitLinear(TiedLayer[_LinearTables]):
 
         # With one channel the views of runs are the fastest everywhere.
         self._has_tiles = group is not None and not (runs and min(in_channels, out_channels) == 1)
-        own = self._tables(torch.device("cpu")).own_index
+        tables = self._tables(torch.device("cpu"))
         # Every cluster has D, or those of one node have none.
         self._all_own = min(sizes) > 1 or not self._alone_is_mixed or group is None
-        count = int(own.max()) + self._all_own
+        count = int(tables.own_index.max()) + self._all_own
+        shape: tuple[int, ...] = in_channels, out_channels
+        if count and tables.own_tie is not None:
+            count, shape = tables.own_tie.free, (self._into.copies, self._out.copies)
         if count:
-            self.weight_self = nn.Parameter(torch.empty(count, in_channels, out_channels))
+            self.weight_self = nn.Parameter(torch.empty(count, *shape))
         else:
             self.register_parameter("weight_self", None)
-        self.mixing: FullMixing | LowRankMixing | QuotientMixing | None = None
-        if mixing == "full":
+        self.mixing: FullMixing | SignedMixing | LowRankMixing | QuotientMixing | None = None
+        if mixing == "full" and self._signed:
+            self.mixing = SignedMixing(self._into, self._out, clusters)
+        elif mixing == "full":
             self.mixing = FullMixing(in_channels, out_channels, clusters)
         elif mixing == "low_rank" and rank is not None:
             self.mixing = LowRankMixing(in_channels, out_channels, clusters, rank)
         elif mixing == "quotient" and cluster_edge_index is not None:
             self.mixing = QuotientMixing(in_channels, out_channels, clusters, cluster_edge_index)
         if bias:
-            num_orbits = clusters.cluster_orbits().num_orbits
-            self.bias = nn.Parameter(torch.empty(num_orbits, out_channels))
+            tie = tables.bias_tie
+            free = clusters.cluster_orbits().num_orbits if tie is None else tie.free
+            width = out_channels if tie is None else self._out.copies
+            self.bias = nn.Parameter(torch.empty(free, width))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -154,7 +190,13 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         if used.numel() and self._has_tiles:
             segments = kernels.Segments(clusters.partition.labels, sizes.numel())
             tiles = kernels.Tiles(segments, self.in_channels, self.out_channels)
-        return _LinearTables(sizes, order, torch.argsort(order), orbit, own_index, tiles)
+        own_tie = bias_tie = None
+        if self._signed:
+            own_tie = SignedTie.of(own_orbits(clusters, self._into, self._out, has_own))
+            bias_tie = SignedTie.of(clusters.cluster_orbits(None, self._out.base))
+        return _LinearTables(
+            sizes, order, torch.argsort(order), orbit, own_index, tiles, own_tie, bias_tie
+        )
 
     @torch.no_grad()
     def reset_parameters(self, gain: float = math.sqrt(2)) -> None:
@@ -170,11 +212,16 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         if isinstance(self.mixing, LowRankMixing):
             # W of low rank cannot take D off the means, so the two share the variance.
             variance /= 2
-        if self.weight_self is not None:
+        if self.weight_self is not None and self._signed:
+            tie = self._tables(self.weight_self.device).own_tie
+            assert tie is not None
+            draw_own(tie, self.weight_self, variance, self._out.width)
+        elif self.weight_self is not None:
             self.weight_self.normal_(std=math.sqrt(variance))
         if self.mixing is not None:
             self.mixing.reset_parameters(variance)
-        if self.weight_self is not None and isinstance(self.mixing, FullMixing | QuotientMixing):
+        subtracts = FullMixing | QuotientMixing | SignedMixing
+        if self.weight_self is not None and isinstance(self.mixing, subtracts):
             tables = self._tables(self.weight_self.device)
             own = self._own_weight(tables).expand(tables.sizes.numel(), -1, -1)
             self.mixing.subtract(own)
@@ -225,12 +272,12 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         :class:`gsym.nn.GNet`.
         """
         tables, tiles = self._tables(x.device), self._tiles_of(x)
-        bias = None if self.bias is None else _untie(self.bias, tables.cluster_orbit)
+        bias = None if self.bias is None else self._bias_of(self.bias, tables)
         if (
             self.num_nodes is not None
             and self.weight_self is not None
-            and isinstance(self.mixing, FullMixing)
-            and is_plain(FullMixing, self.mixing)
+            and isinstance(self.mixing, FullMixing | SignedMixing)
+            and is_plain(type(self.mixing), self.mixing)
         ):
             sizes = tables.sizes.to(torch.promote_types(x.dtype, torch.float32))
             if bias is None:
@@ -272,12 +319,21 @@ class OrbitLinear(TiedLayer[_LinearTables]):
     def _own_weight(self, tables: _LinearTables) -> Tensor:
         """D of every cluster, ``[k, in, out]``, 0 where it has none, or one for all."""
         assert self.weight_self is not None
+        if tables.own_tie is not None:
+            return own_matrices(tables.own_tie, self.weight_self, self._into, self._out)
         if not self._all_own:
             padded = nn.functional.pad(self.weight_self, (0, 0, 0, 0, 0, 1))
             return padded.index_select(0, tables.own_index)
         # One matrix for all clusters is passed on as it is.
         one = self.weight_self.size(0) == 1
         return self.weight_self if one else _untie(self.weight_self, tables.own_index)
+
+    def _bias_of(self, bias: Tensor, tables: _LinearTables) -> Tensor:
+        """The bias of every cluster, ``[k, out]``."""
+        if tables.bias_tie is None:
+            return _untie(bias, tables.cluster_orbit)
+        k = tables.sizes.numel()
+        return tables.bias_tie.expand(bias).view(k, self.out_channels)
 
     def extra_repr(self) -> str:
         """Channels and group, for ``repr``."""

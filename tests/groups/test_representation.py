@@ -297,7 +297,7 @@ def test_bad_input(make, error: type[Exception], said: str) -> None:
 
 def test_trivial_group_has_trivial_representations_only() -> None:
     group = PermutationGroup.trivial(4)
-    with pytest.raises(GroupError, match="Representation.trivial"):
+    with pytest.raises(GroupError, match=r"Representation\.trivial"):
         Representation.from_signs(group, [])
     rep = Representation.trivial(group, 3)
     assert group.commutant_dim(rep, rep) == 16 * 9 and rep.is_trivial

@@ -1,0 +1,214 @@
+"""Weights that a group with representations ties up to signs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gsym import kernels
+from gsym._validate import GroupError
+from gsym.groups import ClusterGroup, Orbits, PermutationGroup, Representation
+from gsym.nn._mixing import check_mixing_memory
+from gsym.nn._modules import TabledModule, Tables
+from gsym.nn._tied import as_clusters
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels as ``copies`` of a smaller representation, channel ``a * copies + t`` being copy t.
+
+    Copies move alike, so that weights between two sets of copies form free matrices: the fewer
+    channels the smaller representation has, the larger these are.
+    """
+
+    base: Representation | None
+    width: int
+    copies: int
+
+    @classmethod
+    def of(
+        cls, rep: Representation | None, channels: int, group: PermutationGroup | None, name: str
+    ) -> Channels:
+        """The channels of one side of a layer.
+
+        Raises:
+            GroupError: A representation of another group or of another number of channels.
+            TypeError: No representation.
+        """
+        if rep is None:
+            still = None if group is None else Representation.trivial(as_clusters(group), 1)
+            return cls(still, 1, channels)
+        if not isinstance(rep, Representation):
+            raise TypeError(f"{name} must be a gsym.Representation; got {type(rep).__name__}")
+        if group is None:
+            raise GroupError(
+                f"{name} needs the group that it represents; group=None, all permutations of any "
+                "number of nodes, leaves channels alone"
+            )
+        rep.check_group(group)
+        if rep.num_channels != channels:
+            raise GroupError(f"{name} has {rep.num_channels} channels; the layer has {channels}")
+        base, copies = rep.without_copies()
+        return cls(base.on_clusters(as_clusters(group)), base.num_channels, copies)
+
+
+@dataclass(frozen=True)
+class SignedTie(Tables):
+    """Which free block, with which sign, lies at every position of a table of blocks."""
+
+    blocks: kernels.Segments | None  # block of every position; None if all are zero
+    index: Tensor  # the same as the orbits have it, -1 where nothing may lie
+    sign: Tensor  # 1 or -1, 0 there, float64
+    first: Tensor  # a position of every block
+    free: int  # number of blocks
+
+    @classmethod
+    def of(cls, orbits: Orbits) -> Self:
+        """The tie of orbits with signs, on the CPU."""
+        assert orbits.signs is not None
+        index, free = orbits.index.reshape(-1), orbits.num_orbits
+        found, places = np.unique(index.numpy(), return_index=True)
+        first = torch.from_numpy(places[found >= 0])
+        blocks = kernels.Segments(index.clamp(min=0), free) if free else None
+        return cls(blocks, orbits.index, orbits.signs.double(), first, free)
+
+    def expand(self, weight: Tensor) -> Tensor:
+        """The table ``[p, ...]`` of the free blocks ``[free, ...]``."""
+        if self.blocks is None:
+            return weight.new_zeros(self.sign.numel(), *weight.shape[1:])
+        rows = kernels.segment_gather(weight.flatten(1), self.blocks)
+        signs = self.sign.to(weight.dtype).view(-1, 1)
+        return (rows * signs).unflatten(1, weight.shape[1:])
+
+    def read(self, table: Tensor) -> Tensor:
+        """The free blocks of a table that is tied."""
+        sign = self.sign.view(-1)[self.first].to(table.dtype)
+        return table[self.first] * sign.view(-1, *[1] * (table.dim() - 1))
+
+
+def isometric(draw: Tensor, orbits: Tensor, signs: Tensor, share: Tensor) -> Tensor:
+    """Random tied maps, scaled so that they keep lengths on average.
+
+    Args:
+        draw: Independent normal blocks, ``[free, f]``.
+        orbits: Block of every entry of some maps, int64 ``[..., t, s]``.
+        signs: Its sign, float64.
+        share: Weight of every row in the squared length, float64 ``[t]``.
+
+    Returns:
+        Entries ``[..., t, s, f]``, tied as before: the mean of ``W^T diag(share) W`` is the
+        identity where the maps do not vanish, and that root commutes with the group.
+    """
+    # Entries of one row and orbit are one number up to signs; all others are independent.
+    same = (orbits.unsqueeze(-1) == orbits.unsqueeze(-2)).double() * share[:, None, None]
+    gram = (same * signs.unsqueeze(-1) * signs.unsqueeze(-2)).sum(dim=-3)
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > 1e-9 * values.amax(dim=-1, keepdim=True).clamp(min=1e-300)
+    inverse = torch.where(kept, values, 1).rsqrt() * kept
+    root = vectors @ torch.diag_embed(inverse) @ vectors.mT
+    full = draw.double()[orbits.clamp(min=0)] * signs.unsqueeze(-1)
+    return torch.einsum("...tuf,...us->...tsf", full, root)
+
+
+@dataclass(frozen=True)
+class _MixingTables(Tables):
+    tie: SignedTie  # of entries [t, s, out, in] with base channels
+    share: Tensor  # of the nodes that every cluster has, float64 [k]
+
+
+class SignedMixing(TabledModule[_MixingTables]):
+    """Every ordered pair of clusters has a matrix, tied along the swaps that move channels too.
+
+    ``weight[orbit, i, o]`` carries copy i of one base channel to copy o of another.
+    """
+
+    def __init__(self, into: Channels, out: Channels, group: ClusterGroup) -> None:
+        super().__init__()
+        k = group.partition.num_clusters
+        check_mixing_memory(k * k, into.width * into.copies, out.width * out.copies, group)
+        self.group, self.into, self.out, self.num_clusters = group, into, out, k
+        free = self._tables(torch.device("cpu")).tie.free
+        self.weight = nn.Parameter(torch.empty(free, into.copies, out.copies))
+
+    def _build_tables(self) -> _MixingTables:
+        orbits = self.group.cluster_pair_orbits(self.into.base, self.out.base)
+        sizes = torch.tensor(self.group.partition.sizes).double()
+        return _MixingTables(SignedTie.of(orbits), sizes / sizes.sum())
+
+    def _entries(self, table: Tensor) -> Tensor:
+        """Blocks ``[t, s, out, in]`` of copies as matrices ``[s, in, t, out]`` of channels."""
+        k, a, b = self.num_clusters, self.out.width, self.into.width
+        blocks = table.view(k, k, a, b, *table.shape[1:]).permute(1, 3, 4, 0, 2, 5)
+        return blocks.flatten(4, 5).flatten(1, 2)
+
+    def matrix(self) -> Tensor:
+        """The map from all means to all clusters, ``[k * in, k * out]``."""
+        full = self._entries(self._tables(self.weight.device).tie.expand(self.weight))
+        return full.flatten(2).flatten(0, 1)
+
+    def forward(self, means: Tensor) -> Tensor:
+        """Mix means ``[..., k, in]`` to ``[..., k, out]``."""
+        width = self.out.width * self.out.copies
+        return (means.flatten(-2) @ self.matrix()).unflatten(-1, (-1, width))
+
+    def reset_parameters(self, variance: float) -> None:
+        """Draw weights that give a random signal this much of its variance."""
+        if self.weight.is_meta or not self.weight.numel():
+            return
+        tables, a, b = self._tables(self.weight.device), self.out.width, self.into.width
+        k = tables.share.numel()
+        draw = torch.randn_like(self.weight).flatten(1) * math.sqrt(variance * a)
+        share = tables.share.repeat_interleave(a)
+        # Rows are (t, out), columns (s, in).
+        index, sign = (
+            v.transpose(1, 2).flatten(2).flatten(0, 1) for v in (tables.tie.index, tables.tie.sign)
+        )
+        full = isometric(draw, index, sign, share).view(k, a, k, b, -1)
+        full = full * tables.share.sqrt().view(1, 1, k, 1, 1)
+        full = full.transpose(1, 2).flatten(0, 3)
+        self.weight.copy_(tables.tie.read(full).view_as(self.weight))
+
+    def subtract(self, own: Tensor) -> None:
+        """Take matrices ``[k, in, out]``, tied as the diagonal is, off each cluster's own pair."""
+        if self.weight.is_meta or not self.weight.numel():
+            return
+        tables, (a, b) = self._tables(own.device), (self.out.width, self.into.width)
+        every = torch.arange(own.size(0), device=own.device)
+        own = own.view(-1, b, self.into.copies, a, self.out.copies).permute(0, 3, 1, 2, 4)
+        orbits, signs = (v[every, every] for v in (tables.tie.index, tables.tie.sign))
+        free = signs != 0
+        first = own.new_zeros(self.weight.shape)
+        first[orbits[free]] = (own * signs[..., None, None].to(own.dtype))[free]
+        self.weight.sub_(first)
+
+
+def own_orbits(group: ClusterGroup, into: Channels, out: Channels, has_own: Tensor) -> Orbits:
+    """Orbits ``[k, out, in]`` of the matrix that nodes have for themselves, by cluster.
+
+    Those of clusters that have none are left out.
+    """
+    found = group.cluster_orbits(into.base, out.base)
+    assert found.signs is not None
+    index, signs = found.index.clone(), found.signs.clone()
+    index[~has_own], signs[~has_own] = -1, 0
+    return Orbits.from_keys(index, signs)
+
+
+def own_matrices(tie: SignedTie, weight: Tensor, into: Channels, out: Channels) -> Tensor:
+    """The matrices ``[k, in, out]`` from their free blocks."""
+    blocks = tie.expand(weight).view(-1, out.width, into.width, into.copies, out.copies)
+    return blocks.permute(0, 2, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+
+
+def draw_own(tie: SignedTie, weight: Tensor, variance: float, width: int) -> None:
+    """Fill the free blocks so that every matrix keeps lengths, up to this variance."""
+    if weight.is_meta or not weight.numel():
+        return
+    draw = torch.randn_like(weight).flatten(1) * math.sqrt(variance * width)
+    full = isometric(draw, tie.index, tie.sign, tie.sign.new_ones(width))
+    weight.copy_(tie.read(full.flatten(0, 2)).view_as(weight))
