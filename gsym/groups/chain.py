@@ -71,6 +71,8 @@ class StabiliserChain:
         Seress, Permutation Group Algorithms, chapters 4 and 8 (from memory).
     """
 
+    _faithful: int | None = None
+
     def __init__(
         self, generators: Tensor, log_order: float, *, faithful: int | None = None
     ) -> None:
