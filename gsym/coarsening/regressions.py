@@ -127,17 +127,22 @@ def _left_out(
     errors = np.empty(len(left_out))
     for blocks, removed, judged in left_out.batches(copies, left.shape[1] + rest[0].size):
         length = removed.shape[1]
-        z = left[removed]
-        hat = 1 / rows + (z * shrink) @ z.transpose(0, 2, 1)
-        # A penalty of almost zero may leave a hat matrix of one exactly.
-        system = np.eye(length) * (1 + 1e-12) - hat
+        z, own = left[removed], rest[removed].reshape(len(removed), length, -1)
+        # H_bb = B B^T; a penalty of almost zero may leave a hat matrix of one exactly.
+        factor = np.concatenate([np.full_like(z[..., :1], rows**-0.5), z * np.sqrt(shrink)], axis=2)
         if length == 1:
-            error = rest[removed] / np.maximum(system, 1e-12)[..., None]
-        else:
+            free = np.maximum(1 + 1e-12 - (factor**2).sum(2, keepdims=True), 1e-12)
+            error = own / free
+        elif length <= factor.shape[2]:
+            system = np.eye(length) * (1 + 1e-12) - factor @ factor.transpose(0, 2, 1)
             wanted = np.broadcast_to(np.eye(length)[:, judged], (len(z), length, _count(judged)))
-            inverse = np.linalg.solve(system, wanted).transpose(0, 2, 1)
-            error = inverse @ rest[removed].reshape(len(z), length, -1)
-            error = error.reshape(len(z), -1, q, rest.shape[2])
+            error = np.linalg.solve(system, wanted).transpose(0, 2, 1) @ own
+        else:
+            # (I - B B^T)^-1 = I + B (I - B^T B)^-1 B^T, the smaller system.
+            turned = factor.transpose(0, 2, 1)
+            system = np.eye(factor.shape[2]) * (1 + 1e-12) - turned @ factor
+            error = own[:, judged] + factor[:, judged] @ np.linalg.solve(system, turned @ own)
+        error = error.reshape(len(z), -1, q, rest.shape[2])
         if drift.shape[1]:
             change = error[..., outputs:] @ drift[blocks][:, None]
             error = error[..., :outputs] - change
