@@ -280,6 +280,34 @@ def molecules(
     print(f"The page is in {page}")
 
 
+@app.command
+def poses(
+    counts: tyro.conf.Positional[tuple[int, ...]] = (),
+    /,
+    *,
+    out: Path = OUT,
+    data: Path | None = None,
+    seeds: int = 5,
+) -> None:
+    """Lift poses from few examples, with and without the mirror of the body.
+
+    Finished cells are kept. For example:
+
+      OMP_NUM_THREADS=1 python -m benchmarks poses 50 100 400 --data DIR
+
+    Args:
+        counts: Numbers of training poses; 50, 100, 200, 400, 1600 and 0, all of them, if none
+            is given.
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
+        seeds: Number of seeds.
+    """
+    from benchmarks import poses as study
+
+    page = study.main(out, _folder(data), counts or tuple(study.STEPS), seeds, Console())
+    print(f"The page is in {page}")
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):

@@ -39,7 +39,7 @@ from benchmarks.results import (
 )
 from benchmarks.task import Predictor, Problem, Schedule, Split, Task
 from benchmarks.tasks import check_names
-from gsym.groups import ClusterGroup, PermutationGroup
+from gsym.groups import ClusterGroup, PermutationGroup, Representation
 
 PROFILES = ("quick", "standard")
 DEVICES = ("auto", "cpu", "cuda")
@@ -186,7 +186,9 @@ class _Runner:
             "group": group,
             "seed": seed,
         }
+        reps = problem.representations.get(group, ())
         fingerprint = symmetry.fingerprint().hex() if symmetry else ""
+        fingerprint += "".join(rep.fingerprint().hex() for rep in reps)
         key = _hash({**config, "fingerprint": fingerprint})
         if key in self.finished:
             display.finish(f"{label}: already in the results", trained=False)
@@ -199,7 +201,7 @@ class _Runner:
                 self.fabric,
                 task,
                 problem,
-                symmetry,
+                group,
                 self.profile,
                 schedule,
                 seed,
@@ -233,7 +235,7 @@ class _Runner:
             threads=torch.get_num_threads(),
             **config,
             group_order_log=symmetry.log_order() if symmetry else None,
-            commutant_dim=symmetry.commutant_dim() if symmetry else None,
+            commutant_dim=_free_weights(symmetry, *reps) if symmetry else None,
             status=fit.status,
             seconds=fit.seconds,
             peak_memory_mib=memory,
@@ -259,7 +261,7 @@ def _train(
     fabric: Fabric,
     task: Task,
     problem: Problem,
-    group: PermutationGroup,
+    group: str,
     profile: str,
     schedule: Schedule,
     seed: int,
@@ -437,6 +439,12 @@ def _clear(out: Path) -> None:
 
 def _chosen(problem: Problem, groups: Sequence[str]) -> list[str]:
     return [name for name in problem.groups if not groups or name in groups]
+
+
+def _free_weights(group: PermutationGroup, *reps: Representation) -> int:
+    """Free weights of an equivariant map, per pair of channels."""
+    pairs = math.prod(rep.num_channels for rep in reps)
+    return group.commutant_dim(*reps) // pairs
 
 
 def _hash(config: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gsym.groups import PermutationGroup
+from gsym.groups import PermutationGroup, Representation
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Problem:
         edge_index: The fixed graph, ``[2, e]``; messages go from row 0 to row 1.
         positions: Where to draw each node, ``[n, 2]``.
         groups: Candidate groups by display name, from the full symmetric group to the trivial one.
+        representations: How a group moves the channels of inputs and of targets, by its name;
+            those of a group that is not listed stay.
         truth: Name of the true group where the data are simulated.
         extra: What the metrics need besides predictions (scales, weights).
     """
@@ -72,6 +74,9 @@ class Problem:
     groups: Mapping[str, PermutationGroup]
     edge_weight: Tensor | None = None
     truth: str | None = None
+    representations: Mapping[str, tuple[Representation, Representation]] = field(
+        default_factory=dict
+    )
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -135,8 +140,8 @@ class Task(ABC):
         """Epochs, batch size and learning rate of a profile."""
 
     @abstractmethod
-    def model(self, problem: Problem, group: PermutationGroup, profile: str) -> nn.Module:
-        """A fresh model tied along ``group``; called as ``model(inputs)``."""
+    def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
+        """A fresh model tied along the group of this name; called as ``model(inputs)``."""
 
     @abstractmethod
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:

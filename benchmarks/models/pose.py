@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from gsym.groups import PermutationGroup
+from gsym.groups import PermutationGroup, Representation
 from gsym.nn import GNetConv
 
 
@@ -17,6 +17,9 @@ class PoseNet(nn.Module):
         num_blocks: Residual blocks of two convolutions each.
         propagate: How neighbours are mixed, see :class:`gsym.nn.GNetConv`.
         edge_index: The skeleton in both directions, ``[2, e]``.
+        in_rep: How the group moves image coordinates; with it hidden channels are copies of the
+            regular representation, ``hidden_channels`` in all.
+        out_rep: How it moves the coordinates of the output.
 
     Shapes:
         - input: ``[b, n, 2]``
@@ -24,7 +27,7 @@ class PoseNet(nn.Module):
 
     Symmetry:
         Nodes: exact for ``group`` when ``group.preserves(edge_index)``, otherwise approximate.
-        Coordinates: none.
+        Coordinates: those of the representations.
     """
 
     edge_index: Tensor
@@ -36,15 +39,27 @@ class PoseNet(nn.Module):
         num_blocks: int,
         propagate: str,
         edge_index: Tensor,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
     ) -> None:
         super().__init__()
+        hidden, copies = None, hidden_channels
+        if in_rep is not None:
+            hidden = Representation.regular(group)
+            copies //= hidden.num_channels
+            hidden = copies * hidden
+        reps = {"in_rep": hidden, "out_rep": hidden}
         self.register_buffer("edge_index", edge_index, persistent=False)
-        self.first = _Layer(2, hidden_channels, group, propagate)
+        self.first = _Layer(
+            2, hidden_channels, group, propagate, copies, in_rep=in_rep, out_rep=hidden
+        )
         self.hidden = nn.ModuleList(
-            _Layer(hidden_channels, hidden_channels, group, propagate)
+            _Layer(hidden_channels, hidden_channels, group, propagate, copies, **reps)
             for _ in range(2 * num_blocks)
         )
-        self.last = GNetConv(hidden_channels, 3, group, propagate=propagate)
+        self.last = GNetConv(
+            hidden_channels, 3, group, propagate=propagate, in_rep=hidden, out_rep=out_rep
+        )
         # Poses are tenths of a metre wide; starting with larger ones costs epochs to unlearn.
         self.last.reset_parameters(gain=0.1)
 
@@ -62,12 +77,21 @@ class _Layer(nn.Module):
     """Convolution, batch norm per channel, ReLU."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, group: PermutationGroup, propagate: str
+        self,
+        in_channels: int,
+        out_channels: int,
+        group: PermutationGroup,
+        propagate: str,
+        copies: int,
+        **reps: Representation | None,
     ) -> None:
         super().__init__()
-        # Joints share the statistics of a channel, so the norm commutes with every permutation.
-        self.norm = nn.BatchNorm1d(out_channels)
-        self.conv = GNetConv(in_channels, out_channels, group, propagate=propagate)
+        # Joints, and channels that the group exchanges, share their statistics, so the norm
+        # commutes with every permutation.
+        self.norm = nn.BatchNorm1d(copies)
+        self.conv = GNetConv(in_channels, out_channels, group, propagate=propagate, **reps)
 
     def forward(self, x: Tensor, edge_index: Tensor | None) -> Tensor:
-        return self.norm(self.conv(x, edge_index).mT).mT.relu()
+        y = self.conv(x, edge_index)
+        rows = y.reshape(y.size(0), -1, self.norm.num_features)
+        return self.norm(rows.mT).mT.reshape(y.shape).relu()

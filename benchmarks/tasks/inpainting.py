@@ -121,10 +121,11 @@ class Inpainting(Task):
         """Full batch, Adam at 0.01; 500 epochs, or 50 of the large images in ``quick``."""
         return Schedule(epochs=50 if profile == "quick" and data is not None else 500, lr=1e-2)
 
-    def model(self, problem: Problem, group: PermutationGroup, profile: str) -> nn.Module:
+    def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
         """The published 2-layer net: 1 to 28 to 1 channels, ReLU between, no messages."""
-        assert isinstance(group, ClusterGroup)
-        return nn.Sequential(PublishedLayer(1, 28, group), nn.ReLU(), PublishedLayer(28, 1, group))
+        tied = problem.groups[group]
+        assert isinstance(tied, ClusterGroup)
+        return nn.Sequential(PublishedLayer(1, 28, tied), nn.ReLU(), PublishedLayer(28, 1, tied))
 
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:
         return F.mse_loss(prediction, batch.targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from benchmarks.models.pose import PoseNet
 from benchmarks.simulators.cameras import project, random_cameras
 from benchmarks.simulators.gait import JOINT_NAMES, SKELETON_EDGES, simulate_gait
 from benchmarks.task import Predictor, Problem, Schedule, Split, Task
-from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 
 _CMU_FILE = "skeleton/cmu_mocap_28j_60hz.npz"
 _CMU_JOINTS = (
@@ -35,6 +36,8 @@ _FRONT_VIEW = (
     *((0.0, 0.6), (0.0, 1.2), (0.0, 1.9)),
     *((0.5, 1.1), (0.8, 0.5), (1.1, -0.1), (-0.5, 1.1), (-0.8, 0.5), (-1.1, -0.1)),
 )
+# The mirror that also changes the sign of what points to the side.
+REFLECTION = "mirror S_2, reflected"
 _RIDGE_STRENGTHS = tuple(10.0**k for k in range(-6, 3))
 
 
@@ -56,8 +59,10 @@ class Skeleton(Task):
     variants multiply their learned adjacency with the identity and so pass no messages either.
     The epoch is chosen on validation sequences, not on the test set.
 
-    No permutation of joints is an exact symmetry of lifting, because exchanging left and right
-    also reflects the body. The groups are approximations, and the task asks which one pays.
+    Exchanging left and right also reflects the body, so no permutation of joints alone is an exact
+    symmetry of lifting; the mirror that changes the sign of the lateral coordinate as well is one,
+    of the projection and of bodies. The other groups are approximations, and the task asks which
+    one pays.
 
     Reference:
         Huang, Levie, Villar, arXiv 2308.10436, section on human pose estimation.
@@ -80,6 +85,8 @@ class Skeleton(Task):
         else:
             dataset, poses = "cmu-mocap", _cmu_poses(data)
         one_way = torch.tensor(SKELETON_EDGES).T
+        groups = skeleton_groups()
+        groups = {**groups, REFLECTION: groups["mirror S_2"]}
         return Problem(
             dataset=dataset,
             train=_photograph(poses["train"], seed=0),
@@ -87,16 +94,18 @@ class Skeleton(Task):
             test=_photograph(poses["test"], seed=2),
             edge_index=torch.cat([one_way, one_way.flip(0)], dim=1),
             positions=torch.tensor(_FRONT_VIEW),
-            groups=skeleton_groups(),
+            groups=groups,
+            representations={REFLECTION: reflection(groups[REFLECTION])},
         )
 
     def schedule(self, profile: str, data: Path | None) -> Schedule:
         epochs = {"quick": (40, 3), "standard": (80, 20)}[profile][data is not None]
         return Schedule(epochs=epochs, batch_size=64, lr=1e-3, cosine=True)
 
-    def model(self, problem: Problem, group: PermutationGroup, profile: str) -> nn.Module:
+    def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
         hidden = 32 if profile == "quick" else 64
-        return PoseNet(group, hidden, 1, "none", problem.edge_index)
+        reps = problem.representations.get(group, (None, None))
+        return PoseNet(problem.groups[group], hidden, 1, "none", problem.edge_index, *reps)
 
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:
         return F.mse_loss(prediction, batch.targets)
@@ -114,7 +123,16 @@ class Skeleton(Task):
             "training mean": _fit_mean,
             "ridge": lambda problem: _fit_ridge(problem, degree=1),
             "quadratic ridge": lambda problem: _fit_ridge(problem, degree=2),
+            "quadratic ridge, reflected": _fit_reflected_ridge,
         }
+
+
+def reflection(mirror: PermutationGroup) -> tuple[Representation, Representation]:
+    """How the mirror moves image coordinates (right, down) and camera coordinates."""
+    return (
+        Representation.from_signs(mirror, [[-1, 1]]),
+        Representation.from_signs(mirror, [[-1, 1, 1]]),
+    )
 
 
 def skeleton_groups() -> dict[str, PermutationGroup]:
@@ -224,6 +242,15 @@ def _cmu_poses(data: Path) -> dict[str, Tensor]:
 def _fit_mean(problem: Problem) -> Predictor:
     mean = problem.train.targets.mean(dim=0)
     return lambda split: mean.expand_as(split.targets)
+
+
+def _fit_reflected_ridge(problem: Problem) -> Predictor:
+    """Quadratic ridge on poses and their mirror images, which ties it as the net is tied."""
+    mirror, train = problem.groups[REFLECTION], problem.train
+    swap = mirror.generators[0]
+    sides = zip((train.inputs, train.targets), problem.representations[REFLECTION], strict=True)
+    inputs, targets = (torch.cat([x, rep.act(swap, x)]) for x, rep in sides)
+    return _fit_ridge(replace(problem, train=Split(inputs, targets)), degree=2)
 
 
 def _fit_ridge(problem: Problem, degree: int) -> Predictor:

@@ -111,12 +111,13 @@ class Traffic(Task):
         config = _PROFILES["freeway (simulated)" if data is None else "metr-la", profile]
         return Schedule(epochs=config.epochs, batch_size=config.batch_size, lr=1e-2, clip=5.0)
 
-    def model(self, problem: Problem, group: PermutationGroup, profile: str) -> nn.Module:
+    def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
         supports = diffusion_supports(
             problem.edge_index, problem.positions.size(0), problem.edge_weight
         )
         hidden_channels = _PROFILES[problem.dataset, profile].hidden_channels
-        forecaster = DiffusionForecaster(2, hidden_channels, HORIZON, group, supports)
+        tied = problem.groups[group]
+        forecaster = DiffusionForecaster(2, hidden_channels, HORIZON, tied, supports)
         return _InMph(forecaster, problem.extra["mean"], problem.extra["std"])
 
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:

@@ -8,9 +8,18 @@ import torch
 from helpers import load_golden
 
 from benchmarks.data import DataError
+from benchmarks.simulators.cameras import Cameras, project, random_cameras
 from benchmarks.simulators.gait import JOINT_NAMES, MIRROR, PARENTS
 from benchmarks.task import Split
-from benchmarks.tasks.skeleton import Skeleton, align, mpjpe, skeleton_groups
+from benchmarks.tasks.skeleton import (
+    REFLECTION,
+    Skeleton,
+    _gait_poses,
+    align,
+    mpjpe,
+    skeleton_groups,
+)
+from gsym.check import equivariance_error
 
 CMU_JOINTS = (
     *("pelvis", "r_hip", "r_knee", "r_ankle", "l_hip", "l_knee", "l_ankle", "spine1", "chest"),
@@ -227,11 +236,11 @@ class TestFiles:
 
 
 class TestModel:
-    @pytest.mark.parametrize("name", list(skeleton_groups()))
+    @pytest.mark.parametrize("name", [*skeleton_groups(), REFLECTION])
     def test_lifts_and_learns(self, problem, name):
         task = Skeleton()
         torch.manual_seed(0)
-        model = task.model(problem, problem.groups[name], "quick")
+        model = task.model(problem, name, "quick")
         batch = problem.train.batch(torch.arange(64))
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         losses = []
@@ -244,8 +253,35 @@ class TestModel:
         assert losses[-1] < 0.8 * losses[0]
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
+    def test_the_reflected_mirror_is_exact_and_reflects(self, problem):
+        torch.manual_seed(0)
+        model = Skeleton().model(problem, REFLECTION, "quick").double()
+        group, reps = problem.groups[REFLECTION], problem.representations[REFLECTION]
+        x = problem.val.inputs[:64].double()
+        model(x)  # moves the running statistics of the norm
+        assert equivariance_error(model, group, x, in_rep=reps[0], out_rep=reps[1]) < 1e-12
+        assert equivariance_error(model, group, x) > 1e-2
+        trivial = Skeleton().model(problem, "trivial", "quick")
+        count, free = (sum(p.numel() for p in m.parameters()) for m in (model, trivial))
+        assert 0.5 < count / free < 0.54
+
+    def test_mirrored_poses_are_poses(self, problem):
+        """A camera reflected with the body sees the reflected image."""
+        mirror = problem.groups[REFLECTION].generators[0]
+        positions = _gait_poses()["val"][:50]
+        cameras = random_cameras(len(positions), 3)
+        flip = torch.tensor([-1.0, 1.0, 1.0])
+        reflected = Cameras(cameras.position * flip, cameras.target * flip)
+        swapped = torch.empty_like(positions)
+        swapped[:, mirror] = positions * flip
+        seen, there = project(positions, cameras)
+        seen_2, there_2 = project(swapped, reflected)
+        first, second = problem.representations[REFLECTION]
+        torch.testing.assert_close(first.act(mirror, seen), seen_2, atol=1e-5, rtol=0)
+        torch.testing.assert_close(second.act(mirror, there), there_2, atol=1e-5, rtol=0)
+
     def test_the_graph_is_not_saved(self, problem):
-        model = Skeleton().model(problem, problem.groups["trivial"], "quick")
+        model = Skeleton().model(problem, "trivial", "quick")
         assert "edge_index" in dict(model.named_buffers())
         assert "edge_index" not in model.state_dict()
 
@@ -260,6 +296,15 @@ class TestBaselines:
             assert prediction.dtype == problem.val.targets.dtype
             errors[name] = task.metrics(prediction, problem.val, problem)["MPJPE"]
         assert errors["quadratic ridge"] < errors["ridge"] < errors["training mean"]
+        assert errors["quadratic ridge, reflected"] < errors["ridge"]
+
+    def test_the_reflected_ridge_has_the_symmetry(self, problem):
+        predict = Skeleton().baselines()["quadratic ridge, reflected"](problem)
+        group, (first, second) = problem.groups[REFLECTION], problem.representations[REFLECTION]
+        swap, split = group.generators[0], problem.val
+        there = second.act(swap, predict(split))
+        moved = predict(Split(first.act(swap, split.inputs), split.targets))
+        torch.testing.assert_close(moved, there, atol=1e-3, rtol=0)
 
     def test_ridge_recovers_a_linear_map(self, problem):
         rng = torch.Generator().manual_seed(0)

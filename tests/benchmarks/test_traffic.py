@@ -216,7 +216,7 @@ def test_candidates_do_not_look_at_speeds(load, recording):
 @pytest.mark.parametrize("name", ["S_48", "12 stations", "trivial"])
 def test_model_predicts_mph_and_respects_its_group(problem, name):
     torch.manual_seed(0)
-    model = TASK.model(problem, problem.groups[name], "quick")
+    model = TASK.model(problem, name, "quick")
     inputs = problem.val.inputs[:8]
     with torch.no_grad():
         prediction = model(inputs)
@@ -290,7 +290,7 @@ def test_ridge_fits_each_sensor(load):
 
 def test_a_short_training_beats_the_last_value(problem):
     torch.manual_seed(0)
-    model = TASK.model(problem, problem.groups["12 stations"], "quick")
+    model = TASK.model(problem, "12 stations", "quick")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(20):
         for index in torch.randperm(len(problem.train)).split(16):

@@ -1,0 +1,51 @@
+"""The study of few poses: its subsets, its schedule and its page."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import poses as study
+from benchmarks.results import BenchmarkError, read_rows
+
+
+def test_each_seed_draws_its_own_poses_and_tests_on_all():
+    task = study.FewPoses(50)
+    first, again, other = (task.load(None, "standard", seed) for seed in (0, 0, 1))
+    assert len(first.train) == 50 and first.dataset == "gait (simulated), 50 poses"
+    assert torch.equal(first.train.inputs, again.train.inputs)
+    assert not torch.equal(first.train.inputs, other.train.inputs)
+    whole = study.Skeleton().load(None, "standard", 0)
+    assert torch.equal(first.test.inputs, whole.test.inputs)
+    assert torch.equal(first.val.targets, whole.val.targets)
+
+
+@pytest.mark.parametrize(("poses", "epochs"), [(50, 600), (100, 300), (400, 115), (1600, 48)])
+def test_epochs_make_the_steps(poses, epochs):
+    schedule = study.FewPoses(poses).schedule("standard", None)
+    assert schedule.epochs == epochs and schedule.eval_every == epochs // 10
+
+
+def test_page_of_a_small_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "STEPS", {50: 2})
+    page = study.main(tmp_path, None, [50], 2, Console(quiet=True))
+    rows = read_rows(tmp_path / study.FOLDER)
+    assert {row.group or row.model for row in rows} == {*study.GROUPS, *study.RIDGES}
+    text = page.read_text()
+    ridge = [row.test for row in rows if row.model == "quadratic ridge"]
+    assert f"{sum(ridge) / 2:.2f}" in text
+    assert "| 50 | 2 |" in text and (tmp_path / study.PICTURE).is_file()
+    assert "--seeds 2" in text
+    before = len(rows)
+    study.main(tmp_path, None, [50], 2, Console(quiet=True))
+    assert len(read_rows(tmp_path / study.FOLDER)) == before
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(BenchmarkError, match="expected numbers of poses among"):
+        study.main(tmp_path, None, [60], 1, Console(quiet=True))
+    with pytest.raises(BenchmarkError, match="has 1,920 training poses"):
+        study.FewPoses(5000).load(None, "standard", 0)
+    with pytest.raises(BenchmarkError, match="no results"):
+        study.write_page(Path(tmp_path))
