@@ -126,11 +126,10 @@ def write_page(out: Path) -> Path:
         "ties it exactly."
     )
     parts.append(f"![test error by number of poses]({_draw(out, tables)})")
-    commits = ", ".join(
-        sorted({row.commit for t in tables for line in t.lines for row in line.rows})
-    )
+    rows = [row for table in tables for line in table.lines for row in line.rows]
+    commits = ", ".join(sorted({row.commit for row in rows}))
     source = "" if first.source == "embedded" else " --data DIR"
-    seeds = 1 + max(row.seed for t in tables for line in t.lines for row in line.rows)
+    seeds = 1 + max(row.seed for row in rows)
     parts.append(
         f"Made with `python -m benchmarks poses{source} --seeds {seeds}` at commit {commits} with "
         f"torch {first.torch} on {first.device}; Adam at a rate of 0.001 along a cosine, batches "

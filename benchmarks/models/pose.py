@@ -48,13 +48,10 @@ class PoseNet(nn.Module):
             hidden = Representation.regular(group)
             copies //= hidden.num_channels
             hidden = copies * hidden
-        reps = {"in_rep": hidden, "out_rep": hidden}
         self.register_buffer("edge_index", edge_index, persistent=False)
-        self.first = _Layer(
-            2, hidden_channels, group, propagate, copies, in_rep=in_rep, out_rep=hidden
-        )
+        self.first = _Layer(2, hidden_channels, group, propagate, copies, in_rep, hidden)
         self.hidden = nn.ModuleList(
-            _Layer(hidden_channels, hidden_channels, group, propagate, copies, **reps)
+            _Layer(hidden_channels, hidden_channels, group, propagate, copies, hidden, hidden)
             for _ in range(2 * num_blocks)
         )
         self.last = GNetConv(
@@ -83,13 +80,16 @@ class _Layer(nn.Module):
         group: PermutationGroup,
         propagate: str,
         copies: int,
-        **reps: Representation | None,
+        in_rep: Representation | None,
+        out_rep: Representation | None,
     ) -> None:
         super().__init__()
         # Joints, and channels that the group exchanges, share their statistics, so the norm
         # commutes with every permutation.
         self.norm = nn.BatchNorm1d(copies)
-        self.conv = GNetConv(in_channels, out_channels, group, propagate=propagate, **reps)
+        self.conv = GNetConv(
+            in_channels, out_channels, group, propagate=propagate, in_rep=in_rep, out_rep=out_rep
+        )
 
     def forward(self, x: Tensor, edge_index: Tensor | None) -> Tensor:
         y = self.conv(x, edge_index)

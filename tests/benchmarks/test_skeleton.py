@@ -100,7 +100,7 @@ class TestGroups:
 
     def test_what_preserves_the_skeleton(self, problem):
         preserving = {n for n, g in problem.groups.items() if g.preserves(problem.edge_index)}
-        assert preserving == {"Aut = (S_2)^2", "mirror S_2", "trivial"}
+        assert preserving == {"Aut = (S_2)^2", "mirror S_2", REFLECTION, "trivial"}
 
     def test_the_mirror_exchanges_left_and_right(self):
         mirror = skeleton_groups()["mirror S_2"]
