@@ -28,6 +28,7 @@ from gsym import (
     Orbits,
     Partition,
     PermutationGroup,
+    Representation,
     automorphisms,
     check,
     choose_group,
@@ -352,6 +353,85 @@ def groups() -> Iterator[Bad]:
         "sizes that do not sum up": (torch.tensor([0, 1]), 2, (1, 5)),
     }.items():
         yield Bad(c, f"Orbits: {label}", lambda args=args: Orbits(*args), "orbit|index|size")
+
+
+def representations() -> Iterator[Bad]:
+    c = "representations"
+    four = PermutationGroup.from_cycles(N, [(0, 1, 2, 3)])
+    pose = Representation.from_signs(four, [[-1, 1, 1]])
+    other = Representation.trivial(CYCLE, 3)
+    words = "generator|sign|channel|representation|group|permutation|row"
+    for name, make in {
+        "images": lambda v: Representation.from_permutation(four, [v]),
+        "rows of images": lambda v: Representation(four, [v], [[1, 1, 1, 1]]),
+    }.items():
+        yield from slot(c, name, make, without(PERMS, "too short"), words)
+    signs = {**without(LABELS, "empty"), "zero": [0, 1], "two": [2, 1], "empty": []}
+    yield from slot(c, "signs", lambda v: Representation.from_signs(four, [v]), signs, words)
+    rows = {
+        "none": None,
+        "a number": 3,
+        "no row": [],
+        "two rows": [[1], [1]],
+        "no homomorphism": [[1, 2, 0]],
+    }
+    for name, build in {
+        "all rows": lambda v: Representation.from_permutation(four, v),
+        "all signs": lambda v: Representation.from_signs(four, v),
+    }.items():
+        yield from slot(c, name, build, rows, words)
+    makers: dict[str, Callable[[Any], Any]] = {
+        "trivial": lambda v: Representation.trivial(four, v),
+        "regular copies": lambda v: Representation.regular(four, v),
+        "copies": lambda v: pose * v,
+    }
+    for name, make in makers.items():
+        counts = {**WHOLE, "zero": 0, "none": None}
+        yield from slot(c, name, make, counts, "channels|copies|whole")
+    owners = {"none": None, "a partition": Partition([0, 0, 1, 1]), "a text": "mirror"}
+    for name, make in {
+        "group of trivial": lambda v: Representation.trivial(v, 2),
+        "group of signs": lambda v: Representation.from_signs(v, [[-1]]),
+        "group of regular": Representation.regular,
+    }.items():
+        yield from slot(c, name, make, owners, "group")
+    yield from slot(c, "sum", lambda v: pose + v, {"of another group": other}, "of")
+    yield from slot(
+        c, "of", pose.of, {**PERMS, "not in the group": [1, 0, 2, 3]}, "perm|group|node"
+    )
+    turn = [1, 2, 3, 0]
+    kept = without(SIGNALS, "float64", "float16", "on meta", "sparse", "nested", "quantised")
+    yield from slot(c, "act", lambda v: pose.act(turn, v), {**kept, **NODES}, r"x must|real|float")
+    records = {
+        "none": None,
+        "empty": {},
+        "another kind": four.to_dict(),
+        "another format": {**pose.to_dict(), "format": 99},
+        "no group": {k: v for k, v in pose.to_dict().items() if k != "group"},
+        "other signs": {**pose.to_dict(), "signs": [[0, 1, 1]]},
+    }
+    yield from slot(c, "from_dict", Representation.from_dict, records, f"{words}|to_dict|format")
+    wrong = {"a text": "signs", "rows": [[-1, 1, 1]], "of another group": other, "a group": four}
+    sides: dict[str, Callable[[Any], Any]] = {
+        "OrbitLinear in": lambda v: OrbitLinear(3, 2, four, in_rep=v),
+        "OrbitLinear out": lambda v: OrbitLinear(2, 3, four, out_rep=v),
+        "OrbitLinear channels": lambda v: OrbitLinear(2, 2, four, in_rep=v),
+        "GNetConv in": lambda v: GNetConv(3, 2, four, in_rep=v),
+        "GNetConv pointwise": lambda v: GNetConv(3, 2, four, in_rep=v, propagate="pointwise"),
+        "GNet out": lambda v: GNet([2, 4, 3], four, out_rep=v),
+        "GNet hidden": lambda v: GNet([3, 6, 3], four, in_rep=v),
+        "S_n": lambda v: OrbitLinear(3, 2, in_rep=v),
+        "check": lambda v: check.equivariance_error(torch.relu, four, X, in_rep=v),
+        "commutant": lambda v: four.commutant_dim(v),
+        "project": lambda v: four.project(torch.zeros(N, N, 1, 3), v),
+    }
+    for name, make in sides.items():
+        mine = {**wrong, "its own": pose} if name.split()[-1] in _REFUSING else wrong
+        yield from slot(c, name, make, mine, r"_rep|representation|hidden|pointwise")
+
+
+# Sides that refuse a representation which is right elsewhere.
+_REFUSING = ("channels", "pointwise", "hidden", "S_n")
 
 
 def graphs() -> Iterator[Bad]:
@@ -1108,6 +1188,7 @@ def readers() -> Iterator[Bad]:
 
 CATEGORIES: dict[str, Callable[[], Iterator[Bad]]] = {
     "groups": groups,
+    "representations": representations,
     "automorphisms": graphs,
     "layers": layers,
     "forward": forward,

@@ -405,6 +405,7 @@ class PermutationGroup:
         """How each generator moves the channels; one that stays without a representation."""
         if rep is None:
             return ChannelMoves.still(self.num_generators)
+        _check_representation(rep)
         return rep.moves_of_generators(self)
 
     def _check_matrix(self, weight: Tensor) -> None:
@@ -616,6 +617,7 @@ class ClusterGroup(PermutationGroup):
         moves = []
         for rep in (in_rep, out_rep):
             if rep is not None:
+                _check_representation(rep)
                 rep.check_group(self)
             moves.append(ChannelMoves.still(count) if rep is None else rep.moves)
         return moves[0], moves[1]
@@ -826,6 +828,14 @@ def _fixes(perm: Tensor, keys: Tensor, weight: Tensor, n: int) -> bool:
     """Whether ``perm`` maps the coalesced graph onto itself."""
     images, order = torch.sort(_pair_images(keys, perm[None], n)[0])
     return torch.equal(images, keys) and torch.equal(weight[order], weight)
+
+
+def _check_representation(rep: object) -> None:
+    # The class itself is defined on top of groups.
+    if not hasattr(rep, "moves_of_generators"):
+        raise TypeError(
+            f"in_rep and out_rep must be a gsym.Representation or None; got {type(rep).__name__}"
+        )
 
 
 def _signed_means(weight: Tensor, orbits: Orbits) -> Tensor:

@@ -96,10 +96,7 @@ class Representation:
             >>> Representation.from_signs(mirror, [[-1, 1, 1]])
             Representation(3 channels, 1 change sign, of <1 generator> on 7 nodes)
         """
-        rows = [
-            integer_tensor(row, f"signs of generator {i}", GroupError)
-            for i, row in enumerate(signs)
-        ]
+        rows = _integer_rows(signs, "signs")
         return cls(group, [torch.arange(row.numel()) for row in rows], rows)
 
     @classmethod
@@ -115,10 +112,7 @@ class Representation:
             >>> Representation.from_permutation(mirror, [[1, 0]])
             Representation(2 channels, 2 change places, of <1 generator> on 3 nodes)
         """
-        rows = [
-            integer_tensor(row, f"images of generator {i}", GroupError)
-            for i, row in enumerate(images)
-        ]
+        rows = _integer_rows(images, "images")
         return cls(group, rows, [torch.ones_like(row) for row in rows])
 
     @classmethod
@@ -403,9 +397,22 @@ def _acting(group: PermutationGroup) -> PermutationGroup:
     return group.swaps or PermutationGroup(group.partition.num_clusters)
 
 
+def _listed(rows: Rows, what: str) -> list[IntegerArray]:
+    if not isinstance(rows, Iterable) or isinstance(rows, str):
+        raise TypeError(f"{what} must have one row per generator; got {type(rows).__name__}")
+    return list(rows)
+
+
+def _integer_rows(rows: Rows, what: str) -> list[Tensor]:
+    return [
+        integer_tensor(row, f"{what} of generator {i}", GroupError)
+        for i, row in enumerate(_listed(rows, what))
+    ]
+
+
 def _read_rows(group: PermutationGroup, images: Rows, signs: Rows) -> ChannelMoves:
     """Rows of the acting generators, checked."""
-    first, second = list(images), list(signs)
+    first, second = _listed(images, "images"), _listed(signs, "signs")
     if len(first) != len(second):
         raise GroupError(f"got {len(first)} rows of images and {len(second)} of signs")
     acting = _acting(group).num_generators
