@@ -84,6 +84,10 @@ _NBODY = Size(2_000, 500, 64, 100)
 _ORBIT = tuple(Size(100_000, k, 32, 32) for k in (100, 4))
 _WIDE = Size(784, 4, 32, 32)
 
+_EQUAL = Size(102_400, 100, 32)
+_EGO = Size(1_194_845, 2_000, 64)
+_FEW_EGO = Size(112_725, 200, 64)
+
 _SEGMENTS_GPU = Size(16 * 10**6, 10**6, 64)
 _GATHER_GPU = Size(10**7, 625_000, 64)
 _EGNN_GPU = Size(10**7, 625_000, 64)
@@ -136,6 +140,19 @@ GOALS = (
         )
     ),
     Goal("C9", "OrbitLinear, dense", _WIDE, BOTH, "dense", 3000, 6000, 500, settings=(PLAIN,)),
+    *(
+        Goal("C10", "EquivariantTensorLinear", _EQUAL, mode, "stacked by size", least, stretch, 4)
+        for mode, least, stretch in ((FORWARD, 10, 14), (BOTH, 6.5, 9))
+    ),
+    *(
+        Goal("C10", "EquivariantTensorLinear, ego-networks", size, mode, peer, 8, memory=5)
+        for size, peer in (
+            (_EGO, "stacked by size"),
+            (_FEW_EGO, "stacked by size"),
+            (_FEW_EGO, "stacked, padded"),
+        )
+        for mode in (FORWARD, BOTH)
+    ),
     Goal("H1", "segment_sum", _SEGMENTS_GPU, FORWARD, "copy", 0.85, 0.92, settings=(EXACT,)),
     Goal("H1", "segment_sum", _SEGMENTS_GPU, FORWARD, "index_add", 2, settings=(EXACT,)),
     Goal("H1", "segment_sum", _SEGMENTS_GPU, FORWARD, "segment_reduce", 4, settings=(EXACT,)),

@@ -21,10 +21,19 @@ from benchmarks.peers import (
     PlainEGNN,
     PlainPenguin,
     PyGEGNN,
+    StackedPairs,
 )
 from gsym import ClusterGroup, Partition, kernels
 from gsym.kernels import Segments
-from gsym.nn import EGNNConv, GNet, GNetConv, OrbitLinear, PenguinConv
+from gsym.nn import (
+    EGNNConv,
+    EquivariantTensorLinear,
+    GNet,
+    GNetConv,
+    OrbitLinear,
+    PenguinConv,
+    Subgraphs,
+)
 
 OURS, COMPILED = "gsym", "torch.compile"
 READING = "sum of all"
@@ -545,6 +554,43 @@ def _patches(size: Size) -> Partition:
     return Partition.grid(side, side, side // across)
 
 
+def _pairs(sizes: Callable[[Size], Tensor]) -> Callable[[Size, torch.device], Work]:
+    """The map from order 2 to 2, beside 15 stacked operations and one product.
+
+    Where all subgraphs were padded to the largest, the stack of the whole batch of ego-networks
+    would not fit into most memories, so that takes part with few of them alone.
+    """
+
+    def make(size: Size, device: torch.device) -> Work:
+        c, every = size.channels, sizes(size)
+        subgraphs = Subgraphs.from_sizes(every).to(device)
+        ours = EquivariantTensorLinear(2, 2, c, c).to(device)
+        x = _signal(device, subgraphs.num_pairs, c)
+        stacked: dict[str, nn.Module] = {}
+        stacked["stacked by size"] = StackedPairs(ours, every, padded=False).to(device)
+        largest, smallest = int(every.max()), int(every.min())
+        if smallest < largest and every.numel() <= _PADDED:
+            stacked["stacked, padded"] = StackedPairs(ours, every, padded=True).to(device)
+        peers = {OURS: Peer(lambda: ours(x, subgraphs), (x,), tuple(ours.parameters()))}
+        peers |= _layers(stacked, (x,))
+        n, nodes = subgraphs.num_pairs, subgraphs.num_nodes
+        return Work(peers, moved=2 * n * c * 4, flops=(4 * n + 18 * nodes) * c * c)
+
+    return make
+
+
+_PADDED = 200  # subgraphs
+
+
+def _equal_sizes(size: Size) -> Tensor:
+    return torch.full((size.k,), math.isqrt(size.n // size.k))
+
+
+def _ego_sizes(size: Size) -> Tensor:
+    """Of ego-networks: 4 to 40 nodes, each as often."""
+    return 4 + torch.arange(size.k) % 37
+
+
 def _sixteenth(n: int) -> int:
     return max(n // 16, 1)
 
@@ -604,6 +650,14 @@ CASES = {
         "OrbitLinear (cluster_linear): n nodes in k clusters", _orbit_linear, 5, _sixteen
     ),
     "GNetConv": Case("GNetConv: n edges between k nodes in 16 clusters", _gnet_conv, 4, _sixteenth),
+    "EquivariantTensorLinear": Case(
+        "EquivariantTensorLinear(2, 2): n pairs of k equal subgraphs", _pairs(_equal_sizes), 40
+    ),
+    "EquivariantTensorLinear, ego-networks": Case(
+        "EquivariantTensorLinear(2, 2): n pairs of k subgraphs of 4 to 40 nodes",
+        _pairs(_ego_sizes),
+        40,
+    ),
     "OrbitLinear, dense": Case("OrbitLinear against its materialised weight", _dense, 1),
     "GNet, dense": Case("GNet 1 -> channels -> 1 against materialised weights", _dense_net, 1),
 }

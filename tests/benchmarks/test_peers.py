@@ -11,9 +11,10 @@ from benchmarks.peers import (
     PlainEGNN,
     PlainPenguin,
     PyGEGNN,
+    StackedPairs,
 )
 from gsym import ClusterGroup, Partition
-from gsym.nn import EGNNConv, OrbitLinear, PenguinConv
+from gsym.nn import EGNNConv, EquivariantTensorLinear, OrbitLinear, PenguinConv, Subgraphs
 
 
 @pytest.fixture
@@ -120,3 +121,22 @@ def test_cluster_maps_are_ours_with_gradients(double, peer, patch):
     torch.testing.assert_close(other(x), ours(x), rtol=0, atol=1e-12)
     found, expected = (gradients([f(x)], [x, f.bias]) for f in (other, ours))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_stacked_operations_are_ours_with_all_gradients(double, padded):
+    sizes = torch.tensor([3, 1, 5, 3, 2])
+    subgraphs = Subgraphs.from_sizes(sizes)
+    ours = EquivariantTensorLinear(2, 2, 3, 4)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+    other = StackedPairs(ours, sizes, padded=padded)
+    x = torch.randn(subgraphs.num_pairs, 3, requires_grad=True)
+    mine, theirs = ours(x, subgraphs), other(x)
+    torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-12)
+    names = ("bias", "loop_bias")
+    found = gradients([theirs], [x, *(other.get_parameter(name) for name in names)])
+    (by_x, *by_bias) = gradients([mine], [x, *(ours.get_parameter(name) for name in names)])
+    for a, b in zip(found, [by_x, *(g[0] for g in by_bias)], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
