@@ -295,8 +295,8 @@ def lines(out: Path, command: str) -> list[str]:
         "## Where data are hard",
         "",
         f"Made by `{command} --only conditions --trials {most}{data}` at commit "
-        f"{', '.join(dict.fromkeys(r.commit for r in rows))}; at most {REAL_TRIALS} trials on real "
-        "data.",
+        f"{', '.join(dict.fromkeys(r.commit for r in rows))}. It goes on where it was stopped: the "
+        "column says how many trials a row has.",
         "",
         "*Many channels*: 15 signals of 3 nodes with 9 channels. *AR(1)*: inputs and errors with "
         "correlation 0.95 from one signal to the next. *Baselines*: one standard deviation of "
