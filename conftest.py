@@ -15,14 +15,14 @@ import gsym
 
 # Collecting the examples of a module imports it, and these need an optional package.
 OPTIONAL = {
-    "torch_scatter": ["kernels/_torch_scatter"],
-    "triton": ["kernels/_triton", "kernels/_triton_rows", "kernels/_triton_edges"],
-    "pymetis": ["coarsening/_metis"],
-    "networkit": ["coarsening/_leiden"],
-    "tyro": ["_cli"],
+    "torch_scatter": ["kernels/torch_scatter.py"],
+    "triton": ["kernels/triton"],
+    "pymetis": ["coarsening/_metis.py"],
+    "networkit": ["coarsening/_leiden.py"],
+    "tyro": ["_cli.py"],
 }
 collect_ignore = [
-    f"gsym/{module}.py"
+    f"gsym/{module}"
     for package, modules in OPTIONAL.items()
     if importlib.util.find_spec(package) is None
     for module in modules

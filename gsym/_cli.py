@@ -42,7 +42,7 @@ from gsym.coarsening.cluster import METHODS, coarsen
 from gsym.coarsening.coarsen import Hierarchy
 from gsym.groups.automorphism import SOLVERS, SolverUnavailableError, automorphisms
 from gsym.groups.partition import Partition
-from gsym.kernels import _cpp_library
+from gsym.kernels.cpp import library
 
 # What the user can mend, and the message says how.
 ERRORS = (
@@ -426,7 +426,7 @@ def build_kernels(*, march: str = "native", out: Directory = None) -> None:
         out: Folder to write to, readable by all; by default the user's cache.
     """
     try:
-        path, record = _cpp_library.prebuild(march, out)
+        path, record = library.prebuild(march, out)
     except RuntimeError as error:
         raise UsageError(str(error)) from error
     console = Console(highlight=False)

@@ -8,7 +8,8 @@ import random
 
 import torch
 
-from gsym.kernels import Segments, Tiles, _cpp_library, ops
+from gsym.kernels import Segments, Tiles, ops
+from gsym.kernels.cpp import library as cpp_library
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}
 
@@ -193,7 +194,7 @@ def clusters(draw):
 
 
 def nodes(draw):
-    lanes = _cpp_library.library().gsym_vector_bytes() // draw.dtype.itemsize
+    lanes = cpp_library.library().gsym_vector_bytes() // draw.dtype.itemsize
     ins, more, hidden, outs = (draw.randint(1, 3) * lanes for _ in range(4))
     shape = (*draw.batch(), draw.size())
     x = draw.numbers(*shape, ins)

@@ -72,11 +72,12 @@ def check(shapes, seed):
     import random_shapes
     import torch
 
-    from gsym.kernels import _cpp_build, _cpp_library
+    from gsym.kernels.cpp import build as cpp_build
+    from gsym.kernels.cpp import library as cpp_library
 
-    flags = [flag for flag in _cpp_build._FLAGS if flag != "-O3"]
-    _cpp_build._FLAGS = (*flags, *os.environ[_INSIDE].split())
-    loaded = _cpp_library.library()
+    flags = [flag for flag in cpp_build._FLAGS if flag != "-O3"]
+    cpp_build._FLAGS = (*flags, *os.environ[_INSIDE].split())
+    loaded = cpp_library.library()
     assert hasattr(loaded, "__asan_init"), "the kernels are not under the sanitizer"
     begin, counts = time.monotonic(), Counter()
     for number in range(shapes):

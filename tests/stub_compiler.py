@@ -3,7 +3,8 @@
 import torch
 
 from gsym import kernels
-from gsym.kernels import Segments, _cpp_library
+from gsym.kernels import Segments
+from gsym.kernels.cpp import library as cpp_library
 
 # In the place of a compiler: it says what the real one does about the processor, and "builds" by
 # copying a library that was built before. Every build is counted, and may take a while.
@@ -18,7 +19,7 @@ cp "$here/library.so" "$out"
 
 
 def forget():
-    for function in (_cpp_library.library, _cpp_library._attempt):
+    for function in (cpp_library.library, cpp_library._attempt):
         function.cache_clear()
 
 

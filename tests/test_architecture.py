@@ -42,15 +42,15 @@ DEPENDENCIES = {
     "jinja2",
     "markupsafe",  # a dependency of jinja2
 }
+TRITON = ("launch", "rows", "edge_math", "edges")
 # Back-ends that are imported on first use.
 OPTIONAL = {
-    "kernels/_torch_scatter.py": {"torch_scatter"},
+    "kernels/torch_scatter.py": {"torch_scatter"},
     "coarsening/_metis.py": {"pymetis"},
     "coarsening/_leiden.py": {"networkit"},
     "_cli.py": {"tyro", "rich"},
     "_console.py": {"rich"},
-    "kernels/_triton_rows.py": {"triton"},
-    "kernels/_triton_edges.py": {"triton"},
+    **{f"kernels/triton/{name}.py": {"triton"} for name in TRITON},
 }
 # What takes long to import and is not needed to build and run a layer is imported on first use.
 HEAVY = {

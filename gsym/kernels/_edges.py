@@ -1,197 +1,87 @@
-"""The edge work of the EGNN family as one operator for the CPU, with its gradient.
-
-What it computes is :func:`gsym.kernels.reference.edge_mlp_sum`; who computes it is
-:class:`gsym.kernels._pipeline.Pipeline`, in plain torch, or its compiled twin.
-"""
+"""What the edge stage of the EGNN family is given, as one value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gsym.kernels._cpp_edges import CppPipeline
-from gsym.kernels._pipeline import Pipeline
-from gsym.kernels._transforms import is_eager, is_transformed, looks_inside
-
-_CONTIGUOUS = torch.contiguous_format
-
-Compose = Callable[..., tuple[Tensor, Tensor]]
-
-
-def separately(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Results of an operator must not share memory, as parts of one tensor do."""
-
-    @wraps(function)
-    def call(*args: Any) -> Any:
-        results = function(*args)
-        return type(results)(
-            x if x.untyped_storage().nbytes() == x.nbytes else x.clone(memory_format=_CONTIGUOUS)
-            for x in results
-        )
-
-    return call
-
-
-def _sums(
-    tensors: list[Tensor],
-    names: str,
-    index: Tensor,
-    columns: Tensor,
-    pointers: Tensor,
-    normalize: bool,
-    tanh: bool,
-    clamp: float | None,
-    mean: bool,
-    cpp: bool,
-) -> tuple[Tensor, Tensor]:
-    """Messages ``[b, n, h]`` and moves ``[b, n, d]``, which are empty without ``coord``.
-
-    Args:
-        tensors: Those that are there of ``receiver [b, n, h]``, ``sender [b, m, h]``, ``weight``,
-            ``bias``, ``pos [b, n, d]``, ``distance``, ``attr [b, e, a]`` or ``[e, a]``,
-            ``attr_weight``, ``gate``, ``gate_bias``, ``coord``, ``coord_bias``, ``coord_last``.
-        names: Their names, separated by spaces.
-        index: Receiver of every edge, sorted.
-        columns: Sender of every edge.
-        pointers: Where the edges of every receiver begin.
-        normalize: As in :func:`gsym.kernels.edge_mlp_sum`, like those that follow.
-        tanh: See there.
-        clamp: See there.
-        mean: See there.
-        cpp: Run the compiled loops.
-    """
-    given = dict(zip(names.split(), tensors, strict=True))
-    options = (normalize, tanh, clamp, mean)
-    kind = CppPipeline if cpp else Pipeline
-    total, moved = kind(_wide(given), index, columns, pointers, *options).forward()
-    return total.to(tensors[0].dtype), moved.to(given.get("pos", tensors[0]).dtype)
-
-
-edge_mlp_sum = torch.library.custom_op("gsym::edge_mlp_sum", separately(_sums), mutates_args=())
-
-
-@edge_mlp_sum.register_fake
-def _(tensors, names, *tables_and_options):  # type: ignore[no-untyped-def]
-    given = dict(zip(names.split(), tensors, strict=True))
-    total = given["receiver"]
-    pos: Tensor = given["pos"] if "pos" in given else total  # noqa: SIM401
-    dim = pos.size(-1) if "coord" in given else 0
-    return total.new_empty(total.shape), pos.new_empty(*total.shape[:2], dim)
-
-
-def _grads(
-    tensors: list[Tensor],
-    names: str,
-    index: Tensor,
-    columns: Tensor,
-    pointers: Tensor,
-    normalize: bool,
-    tanh: bool,
-    clamp: float | None,
-    mean: bool,
-    cpp: bool,
-    grad_total: Tensor,
-    grad_moved: Tensor,
-) -> list[Tensor]:
-    """The gradient of every tensor of :func:`_sums`, in their order."""
-    given = _wide(dict(zip(names.split(), tensors, strict=True)))
-    wide = given["receiver"].dtype
-    kind = CppPipeline if cpp else Pipeline
-    pipeline = kind(given, index, columns, pointers, normalize, tanh, clamp, mean)
-    grads = pipeline.backward(grad_total.to(wide), grad_moved.to(wide))
-    return [grads[name].to(x.dtype) for name, x in zip(given, tensors, strict=True)]
-
-
-edge_mlp_grads = torch.library.custom_op(
-    "gsym::edge_mlp_grads", separately(_grads), mutates_args=()
+# In this order; those that a layer lacks are left out.
+NAMES = (
+    *("receiver", "sender", "weight", "bias", "pos", "distance", "attr", "attr_weight"),
+    *("gate", "gate_bias", "coord", "coord_bias", "coord_last"),
 )
 
 
-@edge_mlp_grads.register_fake
-def _(tensors, *rest):  # type: ignore[no-untyped-def]
-    return [x.new_empty(x.shape) for x in tensors]
+class EdgeOptions(NamedTuple):
+    """Options of :func:`gsym.kernels.edge_mlp_sum`."""
+
+    normalize: bool = False
+    tanh: bool = False
+    clamp: float | None = None
+    mean: bool = True
 
 
-def _wide(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Half precision is computed in float32 and rounded once, at the end."""
-    types = [x.dtype for x in given.values()]
-    wide = torch.float64 if torch.float64 in types else torch.float32
-    return {name: x if x.dtype == wide else x.to(wide) for name, x in given.items()}
+@dataclass(frozen=True)
+class EdgeTables:
+    """The tables of both ends of the edges, sorted by receiver."""
+
+    index: Tensor  # receiver of every edge
+    order: Tensor
+    pointers: Tensor
+    source: Tensor  # sender of every edge
+    source_order: Tensor
+    source_pointers: Tensor
 
 
-def on_their_own(results: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Parts of one tensor, of which each may be changed in place without a word to the others."""
-    return tuple(x.data for x in results)
+@dataclass(frozen=True)
+class EdgeStage:
+    """The tensors and options of one edge stage.
 
-
-def derive(
-    compose: Callable[[list[Tensor]], Sequence[Tensor]],
-    tensors: Sequence[Tensor],
-    outer: Sequence[Tensor],
-) -> list[Tensor]:
-    """The gradient of what was composed of differentiable operators, itself one if need be."""
-    again = torch.is_grad_enabled()
-    if looks_inside() and not again:
-        given = [x.detach() for x in tensors]
-        with torch.enable_grad():  # so that the gradient itself has derivatives
-            pull = torch.func.vjp(lambda *given: tuple(compose(list(given))), *given)[1]
-            found: tuple[Tensor, ...] = pull(tuple(outer))
-        return list(found)
-    # Views, so that a tensor given twice, or made from another, counts once in each place.
-    views = [x.view_as(x) if again and x.requires_grad else x.detach() for x in tensors]
-    views = [x if x.requires_grad else x.requires_grad_() for x in views]
-    with torch.enable_grad(), torch.autocast(outer[0].device.type, enabled=False):
-        outputs = compose(views)
-        grads = torch.autograd.grad(outputs, views, outer, create_graph=again, allow_unused=True)
-    return list(grads)
-
-
-def differentiable(compose: Compose) -> Compose:
-    """The operator with its gradient, a second one through ``compose``, which has its arguments.
-
-    Eager code calls what is behind the operator, because to go through it costs as much as the
-    work on some hundred edges. Whoever traces or counts operators sees it.
+    Attributes:
+        tensors: Those that are there of ``receiver [b, n, h]``, ``sender [b, m, h]``, ``weight``,
+            ``bias``, ``pos [b, n, d]``, ``distance``, ``attr [b, e, a]`` or ``[e, a]``,
+            ``attr_weight``, ``gate``, ``gate_bias``, ``coord``, ``coord_bias``, ``coord_last``.
+        options: As in :func:`gsym.kernels.edge_mlp_sum`.
     """
 
-    def save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        tensors, ctx.names, index, columns, pointers, *ctx.options = inputs
-        ctx.save_for_backward(*tensors, index, columns, pointers)
+    tensors: dict[str, Tensor]
+    options: EdgeOptions
 
-    def backward(ctx, *outer, first=edge_mlp_grads):  # type: ignore[no-untyped-def]
-        *tensors, index, columns, pointers = ctx.saved_tensors
-        args = (ctx.names, index, columns, pointers, *ctx.options)
-        if torch.is_grad_enabled() or is_transformed(*outer):
-            grads = derive(lambda views: compose(views, *args), tensors, outer)
-        else:
-            with torch.autocast(outer[0].device.type, enabled=False):
-                grads = first(tensors, *args, *outer)
-        return grads, *(None for _ in args)
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.tensors["receiver"].device
 
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, count, *args):  # type: ignore[no-untyped-def]
-            inputs = list(args[:count]), *args[count:]
-            save(ctx, inputs, None)
-            return on_their_own(_sums(*inputs))
+    @property
+    def moves(self) -> bool:
+        """Whether coordinates are moved."""
+        return "coord" in self.tensors
 
-        @staticmethod
-        def backward(ctx, *outer):  # type: ignore[no-untyped-def]
-            def first(*args):  # type: ignore[no-untyped-def]
-                return on_their_own(_grads(*args))
+    @property
+    def moved_type(self) -> torch.dtype:
+        """The type of the moves, which is that of the coordinates."""
+        return (self.tensors["pos"] if "pos" in self.tensors else self.tensors["receiver"]).dtype
 
-            grads, *rest = backward(ctx, *outer, first=first)
-            return None, *grads, *rest
+    def widened(self, kept: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The tensors in float32 at least, lest squares overflow; all but ``pos`` may be kept."""
+        types = [x.dtype for x in self.tensors.values()]
+        wide = torch.float64 if torch.float64 in types else torch.float32
+        return {
+            name: x if x.dtype == wide or (x.dtype == kept and name != "pos") else x.to(wide)
+            for name, x in self.tensors.items()
+        }
 
-    edge_mlp_sum.register_autograd(backward, setup_context=save)
-
-    def run(tensors: list[Tensor], *args: Any) -> tuple[Tensor, Tensor]:
-        if not is_eager(*tensors):
-            return edge_mlp_sum(tensors, *args)
-        total, moved = Eager.apply(len(tensors), *tensors, *args)
-        return total, moved
-
-    return run
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of :func:`gsym.kernels.edge_mlp_sum`, but for both indices."""
+        given = self.tensors
+        names = {
+            "edge_attr": ("attr", "attr_weight"),
+            "gate": ("gate", "gate_bias"),
+            "coord": ("coord", "coord_bias", "coord_last"),
+        }
+        parts = {name: tuple(given[n] for n in ns) for name, ns in names.items() if ns[0] in given}
+        alone = ("receiver", "sender", "weight", "bias", "pos", "distance")
+        return {n: given[n] for n in alone if n in given} | parts | self.options._asdict()

@@ -3,7 +3,7 @@
 Transforms of ``torch.func``, forward-mode differentiation, batched gradients, ``torch.export``
 and its kin need of every operator what fused ones do not have. So here is no operator of our own
 and no ``autograd.Function``, and gradients keep to the ways of reshaping that batched ones know.
-:func:`gsym.kernels._dispatch.run` takes these primitives where somebody looks inside, and so do
+:func:`gsym.kernels._backends.run` takes these primitives where somebody looks inside, and so do
 the gradients of the fused operators. Sums run over rows in their order, in float32 for half
 precision, and every step has a temporary of its size.
 """
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gsym.kernels._edges import EdgeStage
 from gsym.kernels._subgraph_maps import Verbs, Weights, compose
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.subgraphs import Subgraphs
@@ -126,53 +126,17 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 def edge_mlp_sum(
-    receiver: Tensor,
-    sender: Tensor,
-    source: Segments,
-    segments: Segments,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    pos: Tensor | None = None,
-    distance: Tensor | None = None,
-    edge_attr: tuple[Tensor, Tensor] | None = None,
-    gate: tuple[Tensor, Tensor] | None = None,
-    coord: tuple[Tensor, Tensor, Tensor] | None = None,
-    **options: Any,
+    stage: EdgeStage, source: Segments, segments: Segments
 ) -> tuple[Tensor, Tensor | None]:
-    given = edge_tensors(receiver, sender, weight, bias, pos, distance, edge_attr, gate, coord)
+    index = segments._index
     total, moved = compose_edges(
-        given,
-        lambda x: take(x, segments._index),
+        stage,
+        lambda x: take(x, index),
         lambda x: take(x, source._index),
-        lambda x: segment_sum(x, segments),
-        lambda x: segment_mean(x, segments),
-        **options,
+        lambda x: add(x, index, segments._count, wide=True),
+        _counts(segments) if stage.moves else None,
     )
-    return total.to(receiver.dtype), None if pos is None or coord is None else moved.to(pos.dtype)
-
-
-def edge_tensors(
-    receiver: Tensor,
-    sender: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    pos: Tensor | None,
-    distance: Tensor | None,
-    edge_attr: tuple[Tensor, Tensor] | None,
-    gate: tuple[Tensor, Tensor] | None,
-    coord: tuple[Tensor, Tensor, Tensor] | None,
-) -> dict[str, Tensor]:
-    """The tensors of ``edge_mlp_sum`` that are there, by name."""
-    given = {"receiver": receiver, "sender": sender, "weight": weight, "bias": bias}
-    optional = {
-        "pos": pos,
-        "distance": distance,
-        **dict(zip(("attr", "attr_weight"), edge_attr or (), strict=False)),
-        **dict(zip(("gate", "gate_bias"), gate or (), strict=False)),
-        **dict(zip(("coord", "coord_bias", "coord_last"), coord or (), strict=False)),
-    }
-    return given | {name: x for name, x in optional.items() if x is not None}
+    return total, moved if stage.moves else None
 
 
 def subgraph_linear(
@@ -186,33 +150,19 @@ Rows = Callable[[Tensor], Tensor]
 
 
 def compose_edges(
-    given: dict[str, Tensor],
-    receive: Rows,
-    send: Rows,
-    sum_up: Rows,
-    average: Rows,
-    *,
-    normalize: bool = False,
-    tanh: bool = False,
-    clamp: float | None = None,
-    mean: bool = True,
+    stage: EdgeStage, receive: Rows, send: Rows, sum_up: Rows, counts: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``edge_mlp_sum`` step by step: it stores ``[e, h]`` and has every derivative.
-
-    Results of half precision are left in float32.
+    """The edge stage step by step: it stores ``[e, h]`` and has every derivative.
 
     Args:
-        given: As :func:`edge_tensors` names them.
+        stage: Its tensors and options.
         receive: Gathers a row per edge from its receiver.
         send: Gathers it from its sender.
-        sum_up: Sums rows of edges by receiver.
-        average: Averages them.
-        normalize: As in :func:`gsym.kernels.edge_mlp_sum`, like those that follow.
-        tanh: See there.
-        clamp: See there.
-        mean: See there.
+        sum_up: Sums rows of edges by receiver, and leaves half precision in float32.
+        counts: Edges of every receiver, ``[n, 1]``, where there are moves.
     """
-    given = _widened(given)
+    # Products of bfloat16, which has the range of float32, stay on the tensor cores of CUDA.
+    given = stage.widened(kept=torch.bfloat16 if stage.device.type == "cuda" else None)
     hidden = receive(given["receiver"]) + send(given["sender"])
     if "attr" in given:
         hidden = hidden + F.linear(given["attr"], given["attr_weight"])
@@ -223,19 +173,23 @@ def compose_edges(
     message = F.silu(F.linear(F.silu(hidden), given["weight"], given["bias"]))
     if "gate" in given:
         message = message * F.linear(message, given["gate"], given["gate_bias"]).sigmoid()
-    total = sum_up(message)
-    if "coord" not in given:
+    total = sum_up(message).to(stage.tensors["receiver"].dtype)
+    if not stage.moves:
         return total, total[..., :0]
-    if normalize:
+    options = stage.options
+    if options.normalize:
         # Coincident points have no direction: their r stays 0.
         length = s.detach().sqrt()
         r = r / torch.where(length == 0, 1, length + 1e-8)
     size = F.silu(F.linear(message, given["coord"], given["coord_bias"]))
     size = F.linear(size, given["coord_last"])
-    move = r * (size.tanh() if tanh else size)
-    if clamp is not None:
-        move = move * shortening(move, clamp)
-    return total, average(move) if mean else sum_up(move)
+    move = r * (size.tanh() if options.tanh else size)
+    if options.clamp is not None:
+        move = move * shortening(move, options.clamp)
+    moved = sum_up(move)
+    if options.mean and counts is not None:
+        moved = moved / counts.clamp(min=1).to(moved.dtype)
+    return total, moved.to(stage.moved_type)
 
 
 def shortening(move: Tensor, clamp: float) -> Tensor:
@@ -248,17 +202,6 @@ def shortening(move: Tensor, clamp: float) -> Tensor:
     square = (move / unit).square().sum(-1, keepdim=True)
     longest = clamp / unit
     return longest / square.maximum(longest.square()).sqrt()
-
-
-def _widened(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In float32 at least, lest squares overflow.
-
-    Products of bfloat16, which has the range of float32, stay on the tensor cores of CUDA.
-    """
-    types = [x.dtype for x in given.values()]
-    wide = torch.float64 if torch.float64 in types else torch.float32
-    kept = torch.bfloat16 if given["receiver"].is_cuda else None
-    return {n: x if x.dtype == kept and n != "pos" else x.to(wide) for n, x in given.items()}
 
 
 def _counts(segments: Segments) -> Tensor:

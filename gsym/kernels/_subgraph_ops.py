@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gsym.kernels._dispatch import run
+from gsym.kernels import _pairs
+from gsym.kernels._call import run
+from gsym.kernels._checks import check_device, check_floating, check_shape, in_one_type
 from gsym.kernels._subgraph_maps import Weights
-from gsym.kernels.ops import _check_device, _check_floating, _check_shape, _operands
 from gsym.kernels.subgraphs import Subgraphs
 
 _ORDERS = ((1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2))
@@ -78,17 +79,17 @@ def subgraph_linear(
         )
     if orders not in _ORDERS:
         raise ValueError(f"orders must be 1 or 2, then 0, 1 or 2; got {orders!r}")
-    _check_floating("x", x)
+    check_floating("x", x)
     rows = subgraphs.num_pairs if orders[0] == 2 else subgraphs.num_nodes
     if x.dim() < 2 or x.size(-2) != rows:
         raise ValueError(f"x must be [..., {rows}, in]; got {list(x.shape)}")
-    _check_device("the tables of subgraphs", subgraphs.row, "x", x)
+    check_device("the tables of subgraphs", subgraphs.row, "x", x)
     own, swap = (None, None) if pair is None else pair
     held = Weights(graph, node, own, swap, bias, loop_bias)
-    x, *values = _operands("x", x, held._asdict())
+    x, *values = in_one_type("x", x, held._asdict())
     weights = Weights(*values)
     _check_weights(weights, x.size(-1), subgraphs, orders)
-    return run("subgraph_linear", backend, x, subgraphs, orders, weights)
+    return run(_pairs.subgraph_linear, backend, x, subgraphs, orders, weights)
 
 
 def _check_weights(weights: Weights, c: int, subgraphs: Subgraphs, orders: tuple[int, int]) -> None:
@@ -122,4 +123,4 @@ def _check_weights(weights: Weights, c: int, subgraphs: Subgraphs, orders: tuple
                 f"from order {orders[0]} to {orders[1]} {name} must be {wanted}; got {came}"
             )
         if shape is not None:
-            _check_shape(name, value, shape)
+            check_shape(name, value, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -210,6 +211,20 @@ class _TracedSegments(Segments):
     @property
     def _count(self) -> int:
         return self.num_segments
+
+
+@dataclass(frozen=True)
+class TileTables:
+    """The tables of :class:`Tiles` and of their segments, as loops are given them."""
+
+    segment: Tensor
+    rows: Tensor
+    places: Tensor
+    blocks: Tensor
+    local: Tensor
+    index: Tensor
+    order: Tensor
+    pointers: Tensor
 
 
 class Tiles(_Value):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym._validate import check_like_weights, check_signal, check_widths
 from gsym.groups import PermutationGroup, Representation
-from gsym.kernels._dispatch import chosen
+from gsym.kernels._backends import chosen_name
 from gsym.kernels.segments import BLOCK_ROWS
 from gsym.nn._batch import count_graphs, unstack
 from gsym.nn._mixing import MIXINGS, FullMixing, LowRankMixing, QuotientMixing
@@ -303,7 +303,7 @@ class OrbitLinear(TiedLayer[_LinearTables]):
 
     def _tiles_of(self, x: Tensor) -> kernels.Tiles | None:
         """The tables of the map if it takes the rows of ``x`` in the order of the nodes."""
-        if self._has_runs and chosen(x) != "cpp":
+        if self._has_runs and chosen_name(x) != "cpp":
             return None
         return self._tables(x.device).tiles
 

@@ -3,18 +3,20 @@
 import pytest
 from stub_compiler import STUB, forget
 
-from gsym.kernels import _cpp_build, _cpp_cache, _cpp_library
+from gsym.kernels.cpp import build as cpp_build
+from gsym.kernels.cpp import cache as cpp_cache
+from gsym.kernels.cpp import library as cpp_library
 
 
 @pytest.fixture(scope="session")
 def built():
     """The library of this processor, and what its compiler says about that."""
     try:
-        compiler = _cpp_build.find_compiler()
+        compiler = cpp_build.find_compiler()
     except NotImplementedError:
         pytest.skip("needs a C++ compiler")
-    _cpp_library.library()
-    with _cpp_cache.opened(_cpp_cache.location()) as folder:
+    cpp_library.library()
+    with cpp_cache.opened(cpp_cache.location()) as folder:
         return folder.read(f"{compiler.name}.so", 2**24), compiler.macros
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from stub_compiler import builds, library_in, told, total
 
-from gsym.kernels import _cpp_build, _cpp_cache, _cpp_library
+from gsym.kernels.cpp import build as cpp_build
+from gsym.kernels.cpp import cache as cpp_cache
+from gsym.kernels.cpp import library as cpp_library
 
 
 def test_built_ahead_it_serves_without_a_compiler(stub, place, no_compiler, recwarn):
-    path, record = _cpp_library.prebuild()
+    path, record = cpp_library.prebuild()
     assert path == library_in(place)
     assert record.needs == sorted(record.needs)
     assert total() == ["cpp"]
@@ -26,7 +28,7 @@ def test_built_ahead_it_serves_without_a_compiler(stub, place, no_compiler, recw
 def test_built_ahead_for_all_to_read(stub, tmp_path, no_compiler, monkeypatch, recwarn):
     out = tmp_path / "image" / "gsym"
     (stub / "macros").write_text("#define __SSE2__ 1\n#define __SSE2_MATH__ 1\n")
-    path, record = _cpp_library.prebuild("x86-64", out)
+    path, record = cpp_library.prebuild("x86-64", out)
     assert path.parent == out
     assert (record.march, record.needs) == ("x86-64", ["sse2"])
     assert out.stat().st_mode & 0o777 == 0o755
@@ -57,15 +59,15 @@ def test_the_command_builds_ahead(stub, tmp_path, capsys):
 def test_what_this_processor_cannot_run_is_refused(
     stub, place, no_compiler, monkeypatch, recwarn, what
 ):
-    _cpp_library.prebuild()
+    cpp_library.prebuild()
     if what == "features":
-        monkeypatch.setattr(_cpp_build, "cpu_features", lambda: {"sse2"})
+        monkeypatch.setattr(cpp_build, "cpu_features", lambda: {"sse2"})
         message = "this processor has no .*avx"
     elif what == "machine":
         monkeypatch.setattr("platform.machine", lambda: "riscv64")
         message = "built for .*, and this is riscv64"
     elif what == "sources":
-        monkeypatch.setattr(_cpp_library, "sources", lambda: "other")
+        monkeypatch.setattr(cpp_library, "sources", lambda: "other")
         message = "another version of gsym"
     else:
         (record,) = place.glob("*.json")
@@ -76,7 +78,7 @@ def test_what_this_processor_cannot_run_is_refused(
     no_compiler()
     assert total() == ["native"]
     with pytest.warns(RuntimeWarning, match=f"slower kernels: .*refused: .*{message}"):
-        _cpp_library._attempt.cache_clear()
+        cpp_library._attempt.cache_clear()
         total()
     assert len(told(recwarn)) == 1
 
@@ -85,22 +87,22 @@ def test_of_several_the_one_that_uses_most_is_taken(stub, place, no_compiler):
     for features in (["SSE2"], ["SSE2", "AVX", "AVX2"], ["SSE2", "AVX99"]):
         text = "".join(f"#define __{name}__ 1\n" for name in features)
         (stub / "macros").write_text(text)
-        _cpp_library.prebuild("portable")
-    if not {"avx", "avx2"} <= _cpp_build.cpu_features():
+        cpp_library.prebuild("portable")
+    if not {"avx", "avx2"} <= cpp_build.cpu_features():
         pytest.skip("needs a processor with AVX2")
     no_compiler()
     read = []
-    original = _cpp_cache.Folder.read
+    original = cpp_cache.Folder.read
 
     def watch(self, name, most):
         read.append(name)
         return original(self, name, most)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_cpp_cache.Folder, "read", watch)
+        patch.setattr(cpp_cache.Folder, "read", watch)
         assert total() == ["cpp"]
     (loaded,) = (name for name in read if name.endswith(".so"))
-    record = _cpp_build.Record.read((place / loaded).with_suffix(".json").read_bytes())
+    record = cpp_build.Record.read((place / loaded).with_suffix(".json").read_bytes())
     assert record.needs == ["avx", "avx2", "sse2"]
 
 
@@ -109,7 +111,7 @@ def test_names_of_features_are_those_of_linux():
     macros.append("SSE2_MATH")
     text = "".join(f"#define __{name}__ 1\n" for name in macros)
     text += "#define __znver3__ 1\n#define __FP_FAST_FMA 1\n#define __SSE_FAKE__ 0\n"
-    compiler = _cpp_build.Compiler(("unused",))
+    compiler = cpp_build.Compiler(("unused",))
     compiler.__dict__["macros"] = text
     if not os.uname().machine.startswith("x86"):
         pytest.skip("features of x86-64")
@@ -122,7 +124,7 @@ def test_names_of_features_are_those_of_linux():
 def test_another_user_trusts_what_root_built_and_no_one_else_did():
     code = f"""
 import importlib.util, os, pathlib, sys
-spec = importlib.util.spec_from_file_location("cache", {_cpp_cache.__file__!r})
+spec = importlib.util.spec_from_file_location("cache", {cpp_cache.__file__!r})
 cache = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cache)
 os.setgid(12345)

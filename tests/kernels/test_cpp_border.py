@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from gsym.kernels import Segments, _cpp_edges, _cpp_library, _cpp_nodes, _cpp_rows
+from gsym.kernels import Segments
+from gsym.kernels.cpp import edges as cpp_edges
+from gsym.kernels.cpp import library as cpp_library
+from gsym.kernels.cpp import nodes as cpp_nodes
+from gsym.kernels.cpp import rows as cpp_rows
+from gsym.kernels.segments import TileTables
 
 pytestmark = pytest.mark.usefixtures("built")
 
@@ -11,14 +16,14 @@ pytestmark = pytest.mark.usefixtures("built")
 def test_a_tensor_without_memory_is_refused():
     for x in (torch.empty(3, device="meta"), torch.empty(0, device="meta")):
         with pytest.raises(TypeError, match="plain tensors on the CPU; got Tensor on meta"):
-            _cpp_library.pointer(x)
-    _cpp_library.pointer(torch.empty(0))
-    assert _cpp_library.pointer(None) is None
+            cpp_library.pointer(x)
+    cpp_library.pointer(torch.empty(0))
+    assert cpp_library.pointer(None) is None
 
 
 def test_a_tensor_of_other_strides_is_refused():
     with pytest.raises(TypeError, match="contiguous"):
-        _cpp_library.pointer(torch.empty(3, 2).t())
+        cpp_library.pointer(torch.empty(3, 2).t())
 
 
 def tables(**changed):
@@ -60,25 +65,24 @@ def test_tables_that_do_not_fit_are_refused(case, function):
     changed, error = BAD_TABLES[case]
     t = tables(**changed)
     index, order, pointers, local = t["index"], t["order"], t["pointers"], t["local"]
+    tiles = TileTables(index, index, index, index, local, index, order, pointers)
     x, y = torch.randn(1, 4, 5), torch.randn(1, 3, 5)
     call = {
-        "sum": lambda: _cpp_rows._reduce(
+        "sum": lambda: cpp_rows._reduce(
             "segment_sum", x, order, pointers, index=index, columns=torch.arange(4).int()
         ),
-        "max": lambda: _cpp_rows._reduce(
+        "max": lambda: cpp_rows._reduce(
             "segment_max", x, order, pointers, index=index, columns=torch.arange(4).int()
         ),
-        "ties": lambda: _cpp_rows.tie_spread(y, x, y, index, order, pointers),
-        "gather": lambda: _cpp_rows.gather_sum(
+        "ties": lambda: cpp_rows.tie_spread(y, x, y, index, order, pointers),
+        "gather": lambda: cpp_rows.gather_sum(
             x, torch.ones(4), torch.zeros(4, dtype=torch.int32), order, pointers
         ),
-        "dot": lambda: _cpp_rows.gather_dot(
-            y, x, torch.zeros(4, dtype=torch.int32), order, pointers
+        "dot": lambda: cpp_rows.gather_dot(
+            y, x, torch.zeros(4, dtype=torch.int32), order, pointers, index, index
         ),
-        "linear": lambda: _cpp_rows.indexed_linear(x, torch.ones(3, 5, 2), None, index, local),
-        "outer": lambda: _cpp_rows.indexed_outer(
-            x, torch.randn(1, 4, 3), index, local, order, pointers
-        ),
+        "linear": lambda: cpp_rows.indexed_linear(x, torch.ones(3, 5, 2), None, tiles, False),
+        "outer": lambda: cpp_rows.indexed_outer(x, torch.randn(1, 4, 3), tiles, False),
     }[function]
     with pytest.raises(error):
         call()
@@ -90,7 +94,7 @@ def test_edges_that_do_not_fit_are_refused(end):
     pointers = torch.tensor([0, 2, 2, end], dtype=torch.int32)
     given = {"receiver": x, "sender": x, "weight": torch.eye(8), "bias": torch.zeros(8)}
     for columns, match in ((index, "do not fit"), (index[:2], "columns holds 2")):
-        pipeline = _cpp_edges.CppPipeline(given, index, columns, pointers, False, False, None, True)
+        pipeline = cpp_edges.CppPipeline(given, index, columns, pointers, False, False, None, True)
         with pytest.raises(ValueError, match=match):
             pipeline.forward()
 
@@ -98,7 +102,7 @@ def test_edges_that_do_not_fit_are_refused(end):
 def test_no_memory_is_an_error():
     """Not the end of the interpreter, as what C++ throws would be."""
     x, weight, bias = torch.zeros(16, 16), torch.zeros(1, 16, 16), torch.zeros(1, 16)
-    record, _ = _cpp_nodes._pair([x, weight, bias, weight])
+    record, _ = cpp_nodes._pair([x, weight, bias, weight])
     record.threads = 2**40
     with pytest.raises(MemoryError, match="smaller batches"):
-        _cpp_nodes._run("pair_backward", x, record, x, x, x.clone(), torch.zeros(528))
+        cpp_nodes._run("pair_backward", x, record, x, x, x.clone(), torch.zeros(528))

@@ -9,12 +9,10 @@ import threading
 import pytest
 from stub_compiler import builds, forget, library_in, told, total
 
-from gsym.kernels import (
-    BackendUnavailableError,
-    _cpp_build,
-    _cpp_cache,
-    _cpp_library,
-)
+from gsym.kernels import BackendUnavailableError
+from gsym.kernels.cpp import build as cpp_build
+from gsym.kernels.cpp import cache as cpp_cache
+from gsym.kernels.cpp import library as cpp_library
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away and mounts")
 
@@ -35,23 +33,23 @@ def test_is_built_once_and_kept_in_private(stub, place, recwarn, capfd):
 
 
 def test_the_real_compiler_makes_it(stub, monkeypatch):
-    monkeypatch.setattr(_cpp_build, "_FLAGS", (*_cpp_build._FLAGS, "-O0"))
+    monkeypatch.setattr(cpp_build, "_FLAGS", (*cpp_build._FLAGS, "-O0"))
     monkeypatch.setenv("CXX", f"env {shutil.which('c++') or shutil.which('g++')} -DUNUSED")
     assert total() == ["cpp"]
 
 
 def test_other_sources_or_another_compiler_are_another_library(stub, place, monkeypatch, tmp_path):
-    _cpp_library.library()
+    cpp_library.library()
     changed = tmp_path / "csrc"
-    shutil.copytree(_cpp_build._SOURCES, changed)
+    shutil.copytree(cpp_build._SOURCES, changed)
     with (changed / "rows.cpp").open("a") as file:
         file.write("// changed\n")
-    monkeypatch.setattr(_cpp_build, "_SOURCES", changed)
+    monkeypatch.setattr(cpp_build, "_SOURCES", changed)
     forget()
-    _cpp_library.library()
+    cpp_library.library()
     monkeypatch.setenv("CXX", f"{stub / 'c++'} -DCHANGED")
     forget()
-    _cpp_library.library()
+    cpp_library.library()
     assert builds(stub) == len(list(place.glob("*.so"))) == 3
 
 
@@ -96,16 +94,17 @@ def test_a_library_is_safe_from_what_happens_to_its_file(stub, place):
     total()
     code = f"""
 import pathlib, torch, gsym
-from gsym.kernels import Segments, segment_sum, _cpp_library
+from gsym.kernels import Segments, segment_sum
+from gsym.kernels.cpp import library as cpp_library
 s = Segments.from_index(torch.tensor([0, 1, 1]), 2)
-_cpp_library.library()
+cpp_library.library()
 pathlib.Path({str(library_in(place))!r}).write_bytes(b"")
 for dtype in (torch.float32, torch.float64):
     y = segment_sum(torch.ones(3, 2, dtype=dtype), s, backend="cpp")
     z = gsym.kernels.segment_max(torch.ones(3, 2, dtype=dtype), s, backend="cpp")
 print(y.tolist())
-_cpp_library.library.cache_clear()
-_cpp_library._attempt.cache_clear()
+cpp_library.library.cache_clear()
+cpp_library._attempt.cache_clear()
 y = segment_sum(torch.ones(3, 2), s, backend="cpp")
 print(y.tolist())
 """
@@ -122,7 +121,7 @@ def test_where_memory_cannot_be_executed_a_private_copy_is_loaded(
     def refuse(data):
         raise OSError("not permitted")
 
-    monkeypatch.setattr(_cpp_library, "_load_from_memory", refuse)
+    monkeypatch.setattr(cpp_library, "_load_from_memory", refuse)
     assert total() == ["cpp"]
     forget()
     assert total() == ["cpp"]
@@ -151,8 +150,8 @@ def test_a_kept_library_for_another_machine(stub, place, recwarn, built):
     total()
     path = library_in(place)
     path.write_bytes(foreign(built[0]))
-    compiler = _cpp_build.find_compiler()
-    record = _cpp_build.Record.of(foreign(built[0]), compiler)
+    compiler = cpp_build.find_compiler()
+    record = cpp_build.Record.of(foreign(built[0]), compiler)
     path.with_suffix(".json").write_bytes(record.write())
     forget()
     assert total() == ["cpp"]
@@ -194,7 +193,7 @@ def test_a_compiler_that_fails_is_warned_of_once(place, monkeypatch, recwarn, co
     assert total() == total() == ["native"]
     assert len(told(recwarn)) == 1
     with pytest.warns(RuntimeWarning, match=f"(?s)slower kernels: .*{message}"):
-        _cpp_library._attempt.cache_clear()
+        cpp_library._attempt.cache_clear()
         total()
     assert not list(place.glob("*.so"))
     with pytest.raises(BackendUnavailableError, match=f"(?s){message}"):
@@ -293,7 +292,7 @@ def test_a_folder_that_cannot_be_written(place, recwarn, monkeypatch):
     def refuse(self, name, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_cpp_cache.Folder, "write", refuse)
+    monkeypatch.setattr(cpp_cache.Folder, "write", refuse)
     not_kept(recwarn, "No space left on device")
     if os.geteuid() != 0:  # whom modes do not stop
         monkeypatch.undo()
@@ -352,7 +351,7 @@ def test_without_a_standard_error(stub, monkeypatch):
 
 def test_builders_wait_for_each_other(stub, place):
     (stub / "delay").touch()
-    threads = [threading.Thread(target=_cpp_library.library) for _ in range(4)]
+    threads = [threading.Thread(target=cpp_library.library) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -364,7 +363,7 @@ def test_builders_wait_for_each_other(stub, place):
 def test_a_killed_builder_holds_nothing_up(stub, place, recwarn):
     code = f"""
 import importlib.util, pathlib, sys
-spec = importlib.util.spec_from_file_location("cache", {_cpp_cache.__file__!r})
+spec = importlib.util.spec_from_file_location("cache", {cpp_cache.__file__!r})
 cache = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cache)
 with cache.opened(pathlib.Path({str(place)!r}), create=True) as folder, folder.locked():
@@ -387,8 +386,8 @@ with cache.opened(pathlib.Path({str(place)!r}), create=True) as folder, folder.l
 
 
 def test_the_lock_is_waited_for_only_so_long(stub, place, monkeypatch):
-    monkeypatch.setattr(_cpp_cache, "_PATIENCE", 0.1)
-    with _cpp_cache.opened(place, create=True) as folder, folder.locked():
+    monkeypatch.setattr(cpp_cache, "_PATIENCE", 0.1)
+    with cpp_cache.opened(place, create=True) as folder, folder.locked():
         (place / ".unfinished-of-the-other").mkdir()
         assert total() == ["cpp"]
         assert (place / ".unfinished-of-the-other").is_dir()
@@ -397,8 +396,8 @@ def test_the_lock_is_waited_for_only_so_long(stub, place, monkeypatch):
 def test_importing_builds_nothing():
     code = (
         "import gsym, gsym.nn\n"
-        "from gsym.kernels import _cpp_library\n"
-        "assert not _cpp_library.library.cache_info().currsize"
+        "from gsym.kernels.cpp import library as cpp_library\n"
+        "assert not cpp_library.library.cache_info().currsize"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

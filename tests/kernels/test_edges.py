@@ -11,7 +11,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gsym import kernels
-from gsym.kernels import Segments, _edges, _pipeline, native, reference
+from gsym.kernels import Segments, _operators, native, reference
+from gsym.kernels._edges import EdgeOptions, EdgeStage
+from gsym.kernels.native import edges as pipeline
 
 H, D, A = 5, 3, 2
 GRAPHS = {
@@ -89,6 +91,11 @@ def make_case(variant, graph, layout="batch", dtype=torch.float64):
     return (source, segments), tensors, options
 
 
+def both_ends(source, segments):
+    """The tables of an edge stage."""
+    return [getattr(s, n) for s in (segments, source) for n in ("index", "order", "pointers")]
+
+
 def call(function, tables, tensors, options, **more):
     t = dict(tensors)
     args = [t.pop(name) for name in ("receiver", "sender")]
@@ -146,16 +153,19 @@ def on(backend):
 @pytest.fixture(params=["cpp", "fused", "composed"])
 def path(request, monkeypatch):
     """The C++, and both ways of the native back-end; the last is what runs on CUDA."""
-    calls = []
-    operator = native._compose_flat if request.param == "composed" else native._edge_mlp_sum
+    calls, backend = [], "cpp" if request.param == "cpp" else "native"
+    name = "compose_edges" if request.param == "composed" else "edge_mlp_sum"
+    whole = getattr(_operators, name)
 
     def counted(*args):
-        assert args[-1] == (request.param == "cpp")
+        assert args[-1] == backend
         calls.append(request.param)
-        return operator(*args)
+        return whole(*args)
 
-    monkeypatch.setattr(native, "_edge_mlp_sum", counted)
-    yield on("cpp" if request.param == "cpp" else "native")
+    monkeypatch.setattr(_operators, name, counted)
+    if request.param == "composed":
+        monkeypatch.setattr(native, "takes", lambda op, *given, **how: op != "edge_mlp_sum")
+    yield on(backend)
     assert calls
 
 
@@ -190,7 +200,7 @@ def test_parity_of_types(fused, variant, dtype):
 @pytest.mark.parametrize("size", [1, 16, 65, 130, 2**13])
 def test_parity_of_blocks(variant, size, monkeypatch):
     # One edge, parts of a sample, one whole sample, two and a rest, and all at once.
-    monkeypatch.setattr(_pipeline, "BLOCK_EDGES", size)
+    monkeypatch.setattr(pipeline, "BLOCK_EDGES", size)
     assert_parity(on("native"), *make_case(variant, "65 edges"))
 
 
@@ -198,8 +208,8 @@ def test_parity_of_blocks(variant, size, monkeypatch):
 @pytest.mark.parametrize("count", [2, 5, 65, 80])
 def test_parity_of_parts(variant, count, monkeypatch):
     # Parts of many edges, with and without some left over, of one, and of none.
-    monkeypatch.setattr(_pipeline, "BLOCK_EDGES", 65)
-    monkeypatch.setattr(_pipeline.Pipeline, "parts", count)
+    monkeypatch.setattr(pipeline, "BLOCK_EDGES", 65)
+    monkeypatch.setattr(pipeline.Pipeline, "parts", count)
     assert_parity(on("native"), *make_case(variant, "65 edges"))
 
 
@@ -209,7 +219,7 @@ def test_parts_depend_on_sizes_alone():
         index = torch.zeros(edges, dtype=torch.int64)
         given = {"receiver": x, "sender": x}
         pointers = torch.tensor([0, edges])
-        return _pipeline.Pipeline(given, index, index, pointers, False, False, None, True).parts
+        return pipeline.Pipeline(given, index, index, pointers, False, False, None, True).parts
 
     assert (parts(511, 16), parts(512, 16), parts(10**5, 64)) == (1, 8, 8)
     assert (parts(1023, 128), parts(1024, 128), parts(10**5, 1024)) == (1, 8, 1)
@@ -325,14 +335,12 @@ def test_first_and_second_derivatives(fused, variant):
 def test_passes_opcheck(fused):
     for variant in ("messages", "all"):
         (source, segments), tensors, options = make_case(variant, "empty segments")
-        tables = (segments.index, source.index, segments.pointers)
-        defaults = {"normalize": False, "tanh": False, "clamp": None, "mean": True}
-        values = *(defaults | options).values(), fused == "cpp"
-        args = (list(tensors.values()), " ".join(tensors), *tables, *values)
-        torch.library.opcheck(_edges.edge_mlp_sum, args)
-        grads = [torch.randn_like(y) for y in _edges.edge_mlp_sum(*args)]
+        tables = both_ends(source, segments)
+        args = (list(tensors.values()), " ".join(tensors), tables, *EdgeOptions(**options), fused)
+        torch.library.opcheck(_operators.edge_mlp_sum.registered, args)
+        grads = [torch.randn_like(y) for y in _operators.edge_mlp_sum(*args)]
         still = [x.detach() for x in tensors.values()]
-        torch.library.opcheck(_edges.edge_mlp_grads, (still, *args[1:], *grads))
+        torch.library.opcheck(_operators.edge_mlp_grads.registered, (*grads, still, *args[1:]))
 
 
 def test_compiles_in_one_graph(fused):
@@ -471,15 +479,12 @@ def test_no_tensor_of_all_edges():
             sum(v.square().sum() for v in y).backward()
         return max(event.self_cpu_memory_usage for event in profile.function_events)
 
-    names, tables = " ".join(leaves), (segments.index, source.index, segments.pointers)
-    options = (False, False, None, True, False)
-    composed = largest(
-        lambda: native._compose_flat(list(leaves.values()), names, *tables, *options)
-    )
+    stage, tables = EdgeStage(leaves, EdgeOptions()), both_ends(source, segments)
+    composed = largest(lambda: _operators.compose_edges(stage, tables, "native"))
     with kernels.backend("native"):
         fused = largest(lambda: call(kernels.edge_mlp_sum, (source, segments), leaves, {}))
     assert composed >= 4 * e * h
-    assert fused <= 4 * _pipeline.BLOCK_EDGES * h
+    assert fused <= 4 * pipeline.BLOCK_EDGES * h
 
 
 def test_backward_within_autocast_keeps_the_types_of_the_forward_pass(fused):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gsym import kernels
-from gsym.kernels import _memory
+from gsym.kernels.native import memory
 
 SMAPS = Path("/proc/self/smaps")
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -46,10 +46,10 @@ class TestValues:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
     def test_of_zeros(self, size, dtype):
         like = torch.ones(3, dtype=dtype)
-        zeros = _memory.new_zeros(like, size, 1)
+        zeros = memory.new_zeros(like, size, 1)
         assert (zeros.shape, zeros.dtype, zeros.is_contiguous()) == ((size, 1), dtype, True)
         assert not zeros.any()
-        empty = _memory.new_empty(like, 1, size).fill_(3)
+        empty = memory.new_empty(like, 1, size).fill_(3)
         assert (empty.shape, empty.dtype, empty.is_contiguous()) == ((1, size), dtype, True)
         assert (empty == 3).all()
 
@@ -60,14 +60,14 @@ class TestValues:
         x = torch.randn(2, 3, 500, channels, generator=rng)
         x = x.mT.contiguous().mT if turned else x
         index = torch.randint(500, (20_000,), generator=rng)
-        y = _memory.take_rows(x, index)
+        y = memory.take_rows(x, index)
         assert y.is_contiguous()
         assert torch.equal(y, x[:, :, index])
         assert (y.nbytes >= 2**22) == (channels == 64)
 
     def test_of_a_view_with_a_gradient(self):
         x = torch.ones(2, 2**20, requires_grad=True)[:, ::2]
-        y = _memory.new_empty(x, 2**21)
+        y = memory.new_empty(x, 2**21)
         assert not y.requires_grad
         assert y.nbytes == 2**23
 
@@ -77,19 +77,19 @@ class TestLargeResults:
     def test_lie_on_huge_pages(self):
         # Pages that the C library has kept from earlier tests would be taken as they are.
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
-        y = _memory.new_zeros(torch.ones(1), 2**24)
+        y = memory.new_zeros(torch.ones(1), 2**24)
         # A system that is short of memory may refuse some.
         assert huge_bytes(y.data_ptr(), y.data_ptr() + y.nbytes) >= y.nbytes // 2
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("size", [2**19 - 1, 2**22 + 1])
     def test_own_their_memory(self, size, dtype):
-        y = _memory.new_empty(torch.ones(1, dtype=dtype), 1, size, 1)
+        y = memory.new_empty(torch.ones(1, dtype=dtype), 1, size, 1)
         assert owns_its_memory(y)
         assert y.data_ptr() % 64 == 0
 
     def test_of_other_devices_are_torch_s(self):
-        y = _memory.new_empty(torch.ones(1, device="meta"), 2**30)
+        y = memory.new_empty(torch.ones(1, device="meta"), 2**30)
         assert (y.device.type, y.nbytes) == ("meta", 2**32)
 
     @pytest.mark.parametrize("backend", ["native", "cpp"])
@@ -110,7 +110,7 @@ class TestLargeResults:
             assert grad.shape == x.shape
 
     def test_can_be_copied_saved_and_shared(self):
-        y = _memory.new_empty(torch.ones(1), 2**20 + 5).fill_(2)
+        y = memory.new_empty(torch.ones(1), 2**20 + 5).fill_(2)
         assert torch.equal(copy.deepcopy(y), y)
         file = io.BytesIO()
         torch.save(y, file)
@@ -122,10 +122,10 @@ class TestLargeResults:
         assert y.is_shared()
         assert (y == 2).all()
         with torch.inference_mode():
-            assert _memory.new_zeros(y, 2**20).is_inference()
+            assert memory.new_zeros(y, 2**20).is_inference()
 
     def test_may_end_in_another_thread(self):
-        held = [_memory.new_zeros(torch.ones(1), 2**20) for _ in range(4)]
+        held = [memory.new_zeros(torch.ones(1), 2**20) for _ in range(4)]
         thread = threading.Thread(target=held.clear)
         thread.start()
         thread.join()

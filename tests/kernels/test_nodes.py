@@ -11,7 +11,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gsym import kernels
-from gsym.kernels import _cpp_library, _cpp_nodes, reference
+from gsym.kernels import reference
+from gsym.kernels.cpp import library as cpp_library
+from gsym.kernels.cpp import nodes as cpp_nodes
 
 OPS = ("row_mlp", "row_mlp beside", "linear_pair")
 NAMES = {
@@ -27,7 +29,7 @@ BLOCK = 48
 
 
 def lanes(dtype):
-    return _cpp_library.library().gsym_vector_bytes() // dtype.itemsize
+    return cpp_library.library().gsym_vector_bytes() // dtype.itemsize
 
 
 def case(op, rows=BLOCK + 1, widths=WIDE, dtype=torch.float64, more=(0, 0, 0, 0)):
@@ -63,13 +65,13 @@ def gradients(function, tensors, outer=None, **how):
 @pytest.fixture
 def compiled(monkeypatch):
     """The compiled functions that ran, in order."""
-    ran, call = [], _cpp_nodes.call
+    ran, call = [], cpp_nodes.call
 
     def record(name, *args):
         ran.append(name)
         call(name, *args)
 
-    monkeypatch.setattr(_cpp_nodes, "call", record)
+    monkeypatch.setattr(cpp_nodes, "call", record)
     return ran
 
 

@@ -12,15 +12,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 from gsym import kernels
-from gsym.kernels import (
-    Segments,
-    Tiles,
-    _cpp_library,
-    _cpp_nodes,
-    _cpp_rows,
-    native,
-    reference,
-)
+from gsym.kernels import Segments, Tiles, _operators, _primitives, reference
+from gsym.kernels._autograd import Operator
+from gsym.kernels.cpp import library as cpp_library
+from gsym.kernels.cpp import nodes as cpp_nodes
+from gsym.kernels.cpp import rows as cpp_rows
+from gsym.kernels.native import rows as native_rows
 
 # (values, gradients), relative to the largest entry
 TOLERANCE = {
@@ -269,10 +266,10 @@ def backend(request, monkeypatch):
     if request.param == "torch_scatter":
         pytest.importorskip("torch_scatter", reason="torch-scatter is not installed")
     if request.param == "torch_scatter stub":
-        monkeypatch.delitem(sys.modules, "gsym.kernels._torch_scatter", raising=False)
+        monkeypatch.delitem(sys.modules, "gsym.kernels.torch_scatter", raising=False)
         monkeypatch.setitem(sys.modules, "torch_scatter", scatter_stub())
         yield "torch_scatter"
-        sys.modules.pop("gsym.kernels._torch_scatter", None)
+        sys.modules.pop("gsym.kernels.torch_scatter", None)
         return
     yield request.param
 
@@ -292,11 +289,11 @@ def own_code(backend):
     """The names of the compiled functions that ran, or of the Triton kernels."""
     names, patches = [], []
     if backend == "cpp":
-        places = [(_cpp_rows, "call"), (_cpp_nodes, "call")]
+        places = [(cpp_rows, "call"), (cpp_nodes, "call")]
     elif backend == "triton":
-        from gsym.kernels import _triton_rows
+        from gsym.kernels.triton import launch
 
-        places = [(_triton_rows, "launch")]
+        places = [(launch, "launch")]
     else:
         places = []
     for module, name in places:
@@ -377,11 +374,11 @@ class TestParity:
     @pytest.mark.parametrize("channels", [(3, 2), (0, 2)], ids=str)
     def test_of_many_blocks(self, op, index, large_sample, channels, monkeypatch):
         # Samples one by one and all at once.
-        monkeypatch.setattr(native, "BLOCK_ROWS", 16)
+        monkeypatch.setattr(native_rows, "BLOCK_ROWS", 16)
         monkeypatch.setattr(kernels.segments, "BLOCK_ROWS", 16)
         monkeypatch.setattr(kernels.segments, "_ROWS_PER_SEGMENT", 1)
-        monkeypatch.setattr(native, "_LARGE_SAMPLE", large_sample)
-        monkeypatch.setattr(native, "_LONG_RUN", large_sample)  # sorted: in place and in tiles
+        monkeypatch.setattr(native_rows, "_LARGE_SAMPLE", large_sample)
+        monkeypatch.setattr(native_rows, "_LONG_RUN", large_sample)  # sorted: in place and in tiles
         name, args, _ = case(op, index, channels=channels)
         assert_parity(on("native", name), name, args, torch.float64)
 
@@ -432,44 +429,70 @@ class TestParity:
             assert_parity(shifted, name, args, torch.float64)
 
 
-class TestRegistration:
-    def calls(self, cpp):
-        """One call of every registered operator."""
-        segments = make_index("empty segments")
-        source = Segments.from_index(torch.tensor([0, 3, 1, 1, 2, 0]), 4)
-        tables = (segments.index, segments.order, segments.pointers, cpp)
-        links = (*native._links(source, segments), cpp)
-        tiles = (*native._tables(Tiles(segments, 3, 2)), cpp)
-        x, y, z = parameter(2, 6, 3), parameter(2, 7, 3), parameter(2, 4, 3)
-        order = torch.randperm(6)
-        yield native._segment_sum, (x, *tables)
-        yield native._segment_gather, (y, *tables)
-        yield native._segment_max, (x, *tables)
-        high = native._segment_max(x.detach(), *tables)
-        yield native._tie_spread, (y, x.detach(), high, *tables)
-        yield native._tie_mean, (x, x.detach().clone(), high, *tables)
-        for weight in (None, parameter(6), parameter(2, 6)):
-            yield native._gather_sum, (z, weight, *links)
-        yield native._gather_dot, (y, z, *links)
-        yield native._permute_rows, (x, order, order.argsort())
-        yield native._indexed_linear, (x, parameter(7, 3, 2), None, *tiles)
-        yield native._indexed_linear, (x, parameter(7, 3, 2), parameter(2, 7, 2), *tiles)
-        yield native._indexed_outer, (x, parameter(2, 6, 2), *tiles)
+def operator_calls(backend, placed=lambda value: value):
+    """One call of every registered operator on rows."""
+    segments = placed(make_index("empty segments"))
+    source = placed(Segments.from_index(torch.tensor([0, 3, 1, 1, 2, 0]), 4))
+    tables = [segments.index, segments.order, segments.pointers]
+    links = _operators.links(source, segments)
+    tiles = _primitives._tile_tables(placed(Tiles(segments, 3, 2))), segments.is_sorted
 
-    @pytest.mark.parametrize("cpp", [False, True])
-    def test_passes_opcheck(self, cpp):
-        for op, args in self.calls(cpp):
-            torch.library.opcheck(op, args)
+    def part(*shape):
+        return placed(torch.randn(*shape, dtype=torch.float64)).requires_grad_()
+
+    x, y, z, order = part(2, 6, 3), part(2, 7, 3), part(2, 4, 3), placed(torch.randperm(6))
+    for wide in (False, True):
+        yield _operators.segment_sum, (x, tables, wide, backend)
+    yield _operators.segment_gather, (y, tables, backend)
+    yield _operators.segment_max, (x, tables, backend)
+    high = _operators.segment_max(x.detach(), tables, backend)
+    yield _operators.tie_spread, (y, x.detach(), high, tables, backend)
+    yield _operators.tie_mean, (x, x.detach().clone(), high, tables, backend)
+    for weight in (None, part(6), part(2, 6)):
+        yield _operators.gather_sum, (z, weight, links, backend)
+    yield _operators.gather_dot, (y, z, links, backend)
+    yield _operators.permute_rows, (x, order, order.argsort())
+    for shared in (None, part(2, 7, 2)):
+        yield _operators.indexed_linear, (x, part(7, 3, 2), shared, *tiles, backend)
+    yield _operators.indexed_outer, (x, part(2, 6, 2), *tiles, backend)
+
+
+def shared_map_calls():
+    """One call of every registered operator on rows that share their maps."""
+    shapes = [(3, 16), (1, 32, 16), (1, 16), (1, 16, 16), (1, 16), (3, 16)]
+    mlp = [parameter(*shape) for shape in shapes]
+    pair = [mlp[0], mlp[3], mlp[4], parameter(1, 16, 16)]
+    yield _operators.row_mlp, (mlp, "cpp")
+    yield _operators.linear_pair, (pair, "cpp")
+    mlp, pair = [x.detach() for x in mlp], [x.detach() for x in pair]
+    yield _operators.row_mlp_grads, (torch.randn(3, 16).double(), mlp, "cpp")
+    yield _operators.linear_pair_grads, (mlp[0].clone(), mlp[5], pair, "cpp")
+
+
+class TestRegistration:
+    @pytest.mark.parametrize("backend", ["native", "cpp"])
+    def test_passes_opcheck(self, backend):
+        for op, args in operator_calls(backend):
+            torch.library.opcheck(op.registered, args)
+
+    def test_of_shared_maps_passes_opcheck(self):
+        for op, args in shared_map_calls():
+            torch.library.opcheck(op.registered, args)
 
     def test_covers_every_operator(self):
-        known = {
-            name
-            for name, value in vars(native).items()
-            if isinstance(value, torch._library.custom_ops.CustomOpDef)
-        }
-        called = {op._opoverload for op, _ in self.calls(cpp=True)}
-        assert called == {getattr(native, name)._opoverload for name in known}
-        assert len(known) >= 8
+        known = {op for op in vars(_operators).values() if isinstance(op, Operator)}
+        called = {op for op, _ in (*operator_calls("cpp"), *shared_map_calls())}
+        # Those of edges have a file of their own.
+        assert known == called | {_operators.edge_mlp_sum, _operators.edge_mlp_grads}
+
+    @pytest.mark.parametrize("backend", ["native", "cpp"])
+    def test_gives_the_same_to_whoever_calls(self, backend):
+        for op, args in operator_calls(backend):
+            leaves = [x for x in args if isinstance(x, torch.Tensor) and x.requires_grad]
+            results = [call(*args) for call in (op, op.registered)]
+            outer = torch.randn_like(results[0])
+            found = [[y, *torch.autograd.grad(y, leaves, outer)] for y in results]
+            assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
     def test_every_primitive_has_a_definition(self):
         public = {name for name in kernels.__all__ if inspect.isfunction(getattr(kernels, name))}
@@ -477,12 +500,9 @@ class TestRegistration:
         assert public == {op.partition(" ")[0] for op in OPS}
         for name in public:
             expected = list(inspect.signature(getattr(reference, name)).parameters)
-            found = list(inspect.signature(getattr(native, name)).parameters)
-            assert [parameter for parameter in found if parameter != "cpp"] == expected
-            assert list(inspect.signature(getattr(kernels, name)).parameters) == [
-                *expected,
-                "backend",
-            ]
+            for module in (kernels, _primitives):
+                found = list(inspect.signature(getattr(module, name)).parameters)
+                assert found == [*expected, "backend"]
 
 
 class TestCompile:
@@ -616,7 +636,7 @@ class TestPromises:
 
         # A block of the gradient of the weight is the largest; it does not grow with e.
         assert largest(plain) >= 4 * e * c
-        assert largest(fused) <= max(4 * native.BLOCK_ROWS * c, 8 * e)
+        assert largest(fused) <= max(4 * native_rows.BLOCK_ROWS * c, 8 * e)
 
     @pytest.mark.parametrize(
         "op", ["indexed_linear shared", "cluster_linear tiles", "row_mlp beside", "linear_pair"]
@@ -719,26 +739,29 @@ class TestRowsInARow:
     @pytest.mark.parametrize("channels", [1, 57, 130])
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     def test_of_reductions(self, monkeypatch, count, channels, dtype):
-        pooled, call = [], _cpp_rows.call
+        pooled, call = [], cpp_rows.call
 
         def record(name, given):
             pooled.append(given.index is not None)
             call(name, given)
 
-        monkeypatch.setattr(_cpp_rows, "call", record)
+        monkeypatch.setattr(cpp_rows, "call", record)
         segments = partly_sorted(count)
         x = small_numbers(2, 4000, channels, dtype=dtype)
         expected = torch.zeros(2, count, channels, dtype=torch.float64)
         expected.index_add_(1, segments.index, x.detach().double())
         y = on("cpp", "segment_sum")(x, segments)
         assert torch.equal(y.double(), expected)
-        fits = count * channels * dtype.itemsize <= _cpp_rows._POOL_BYTES
+        fits = count * channels * dtype.itemsize <= cpp_rows._POOL_BYTES
         assert pooled == [count == 140 and fits]  # the other way joins rows segment by segment
         outer = small_numbers(2, count, channels, dtype=dtype).detach()
         (grad,) = torch.autograd.grad(y, x, outer)
         assert torch.equal(grad, outer[:, segments.index])
         wide = x.detach().double().requires_grad_()
-        y, expected = on("cpp", "segment_max")(x, segments), native.segment_max(wide, segments)
+        y, expected = (
+            on("cpp", "segment_max")(x, segments),
+            on("native", "segment_max")(wide, segments),
+        )
         assert torch.equal(y.double(), expected)
         (grad,) = torch.autograd.grad(y, x, outer)
         (right,) = torch.autograd.grad(expected, wide, outer.double())
@@ -786,7 +809,7 @@ class TestRowsInARow:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     def test_of_more_than_a_cache_holds(self, monkeypatch, op, vectors, more, aligned, dtype):
         # Where whole vectors begin such results are written past the cache.
-        channels = vectors * _cpp_library.library().gsym_vector_bytes() // dtype.itemsize + more
+        channels = vectors * cpp_library.library().gsym_vector_bytes() // dtype.itemsize + more
         rows = 2**25 // dtype.itemsize // channels + 100
         count = rows // 4
         index = torch.arange(rows) // 5 % count
@@ -796,7 +819,7 @@ class TestRowsInARow:
         segments = Segments.from_index(index, count)
         x = torch.randint(-3, 4, (rows, channels), generator=rng).to(dtype)
         if not aligned:
-            monkeypatch.setattr(_cpp_rows, "new_empty", not_aligned)
+            monkeypatch.setattr(cpp_rows, "new_empty", not_aligned)
         y = on("cpp", op)(x, segments)
         assert y.data_ptr() % 16 == (0 if aligned else dtype.itemsize)
         how = "sum" if op == "segment_sum" else "amax"
@@ -814,7 +837,7 @@ class TestLargeProducts:
     """Results that no cache holds are written past it."""
 
     def case(self, vectors, more, dtype, over=50):
-        lanes = _cpp_library.library().gsym_vector_bytes() // dtype.itemsize
+        lanes = cpp_library.library().gsym_vector_bytes() // dtype.itemsize
         out = vectors * lanes + more
         rows = 2**25 // dtype.itemsize // (2 * out) + over
         segments = make_index((rows, 7))
@@ -839,7 +862,7 @@ class TestLargeProducts:
 
     def test_of_a_result_that_is_not_aligned(self, monkeypatch):
         x, weight, tiles, shared = self.case(2, 0, torch.float32)
-        monkeypatch.setattr(_cpp_rows, "new_empty", not_aligned)
+        monkeypatch.setattr(cpp_rows, "new_empty", not_aligned)
         y = on("cpp", "indexed_linear")(x, weight, tiles, shared)
         assert y.data_ptr() % 16 == 4
         self.check(y, x, weight, tiles, shared)
@@ -863,7 +886,7 @@ class TestCompiledRows:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     def test_of_many_rows(self, rows, count, in_channels, out_channels, dtype):
         for op, args in large_cases(rows, count, in_channels, out_channels, dtype):
-            function = getattr(native, op)
+            function = on("native", op)
             right = [a.detach().double() if isinstance(a, torch.Tensor) else a for a in args]
             right = [a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in right]
             found, expected = on("cpp", op)(*args), function(*right)
@@ -1020,7 +1043,7 @@ LOOPS = {
 class TestBackends:
     @pytest.mark.parametrize("backend", ["cpp", "native"])
     def test_auto_on_the_cpu(self, backend, monkeypatch):
-        monkeypatch.setattr(_cpp_library, "is_usable", lambda: backend == "cpp")
+        monkeypatch.setattr(cpp_library, "is_usable", lambda: backend == "cpp")
         name, args, _ = case("segment_sum", "unsorted")
         with kernels.trace() as ran:
             getattr(kernels, name)(*args)
@@ -1071,7 +1094,7 @@ class TestBackends:
         assert ran == ["cpp", "native", "cpp"]
 
     def test_sees_a_trace_that_says_more_than_ran(self, monkeypatch):
-        monkeypatch.setattr("gsym.kernels._trace.in_plain_torch", lambda: None)
+        monkeypatch.setattr("gsym.kernels._backends.in_plain_torch", lambda: None)
         name, args, _ = case("segment_sum", "unsorted", dtype=torch.bfloat16)
         with pytest.raises(AssertionError, match="'cpp'"):
             on("cpp", name)(*args)
@@ -1096,7 +1119,7 @@ class TestBackends:
 
     def test_torch_scatter_says_which_extra_it_needs(self, monkeypatch):
         name, args, _ = case("segment_sum", "unsorted")
-        monkeypatch.delitem(sys.modules, "gsym.kernels._torch_scatter", raising=False)
+        monkeypatch.delitem(sys.modules, "gsym.kernels.torch_scatter", raising=False)
         monkeypatch.setitem(sys.modules, "torch_scatter", None)
         with pytest.raises(kernels.BackendUnavailableError, match=r"gsym\[scatter\]"):
             getattr(kernels, name)(*args, backend="torch_scatter")
@@ -1333,7 +1356,7 @@ def test_long_segments_of_half_precision_round_once():
 
 
 def test_the_gradient_of_half_precision_weights_adds_up_in_float32(monkeypatch):
-    monkeypatch.setattr("gsym.kernels.native.BLOCK_ROWS", 4)
+    monkeypatch.setattr("gsym.kernels.native.rows.BLOCK_ROWS", 4)
     tiles = Tiles(Segments(torch.tensor([0, 0, 1, 1]), 2), 1, 1)
     weight = torch.ones(2, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     x = torch.ones(1000, 4, 1, dtype=torch.bfloat16)

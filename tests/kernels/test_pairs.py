@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from gsym import kernels
-from gsym.kernels import _cpp_library, _pairs, native, reference
+from gsym.kernels import _pairs, reference
+from gsym.kernels._backends import BACKENDS
 from gsym.kernels._subgraph_maps import Weights
+from gsym.kernels.cpp import library as cpp_library
 from gsym.nn import Subgraphs
 
 ORDERS = ((2, 2), (2, 1), (2, 0), (1, 2), (1, 1), (1, 0))
 SPARSE = (None, "by subgraph", "anyhow")
 NAMES = ("x", "graph", "node", "pair", "swap", "bias", "loop_bias")
-cpp = pytest.param("cpp", marks=pytest.mark.skipif(not _cpp_library.is_usable(), reason="no C++"))
+cpp = pytest.param("cpp", marks=pytest.mark.skipif(not cpp_library.is_usable(), reason="no C++"))
 backends = pytest.mark.parametrize("backend", ["native", cpp])
 
 
@@ -138,7 +140,7 @@ def test_nothing_to_do(backend, sizes):
         assert call(tensors, subgraphs, orders, backend).shape[0] == 0
 
 
-@pytest.mark.skipif(not _cpp_library.is_usable(), reason="no C++")
+@pytest.mark.skipif(not cpp_library.is_usable(), reason="no C++")
 class TestFused:
     orders = (2, 2)
 
@@ -197,16 +199,20 @@ class TestFused:
         given = [tensors[name] for name in ("x", "pair", "swap", "node", "graph")]
         given += [tensors[name] for name in ("bias", "loop_bias")]
         tables = list(subgraphs.blocks)
-        torch.library.opcheck(_pairs.subgraph_linear, (given, tables))
+        registered = _pairs.pairs_to_pairs.registered
+        torch.library.opcheck(registered, (given, tables, "cpp"))
+        grads = torch.randn(1, subgraphs.num_pairs, 3, dtype=torch.float64)
+        still = [t.detach() for t in given]
+        torch.library.opcheck(_pairs.pairs_to_pairs_grads.registered, (grads, still, tables, "cpp"))
         y = call(tensors, subgraphs, self.orders, "cpp")
-        torch.testing.assert_close(_pairs.subgraph_linear(given, tables), y)
+        torch.testing.assert_close(registered(given, tables, "cpp"), y)
 
         # Its second derivative, from the tables alone.
         def second(y):
             (g,) = torch.autograd.grad(y.square().sum(), given[0], create_graph=True)
             return torch.autograd.grad(g.square().sum(), given)
 
-        pairs = zip(second(_pairs.subgraph_linear(given, tables)), second(y), strict=True)
+        pairs = zip(second(registered(given, tables, "cpp")), second(y), strict=True)
         assert all(torch.allclose(a, b) for a, b in pairs)
 
     def test_compiled_without_a_break(self):
@@ -242,11 +248,11 @@ class TestFused:
         given = [tensors[name] for name in ("x", "pair", "swap", "node", "graph")]
         tables = list(subgraphs.blocks)
         with pytest.raises(ValueError, match="row holds 3 numbers"):
-            _pairs.subgraph_linear(given, [tables[0][:3], *tables[1:]])
+            _pairs.pairs_to_pairs(given, [tables[0][:3], *tables[1:]], "cpp")
         with pytest.raises(ValueError, match="graph holds"):
-            _pairs.subgraph_linear([*given[:4], given[4][:, 1:]], tables)
+            _pairs.pairs_to_pairs([*given[:4], given[4][:, 1:]], tables, "cpp")
         with pytest.raises(TypeError, match="int32"):
-            _pairs.subgraph_linear(given, [t.long() for t in tables])
+            _pairs.pairs_to_pairs(given, [t.long() for t in tables], "cpp")
 
 
 class TestBadInput:
@@ -282,6 +288,8 @@ def test_another_backend_is_told_from_ours():
     subgraphs = make_subgraphs(sizes=[2])
     tensors = make_tensors(subgraphs, (2, 0), 1, 1)
     weights = Weights(tensors["graph"], bias=tensors["bias"])
-    found = native.subgraph_linear(tensors["x"], subgraphs, (2, 0), weights)
+    found = _pairs.subgraph_linear(
+        tensors["x"], subgraphs, (2, 0), weights, backend=BACKENDS["native"]
+    )
     expected = reference.subgraph_linear(tensors["x"], subgraphs, (2, 0), weights)
     torch.testing.assert_close(found, expected)

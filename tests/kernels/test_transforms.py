@@ -23,7 +23,7 @@ BACKENDS = ("native", "cpp")
 def several_blocks(monkeypatch):
     monkeypatch.setattr(kernels.segments, "BLOCK_ROWS", 3)
     monkeypatch.setattr(kernels.segments, "_ROWS_PER_SEGMENT", 1)
-    monkeypatch.setattr(kernels.native, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(kernels.native.rows, "BLOCK_ROWS", 3)
 
 
 def make(op, index="unsorted"):

@@ -1,10 +1,9 @@
 """The Triton back-end against the definitions: on CUDA, or on the CPU by Triton's interpreter."""
 
-import itertools
-
 import pytest
 import torch
 from kernels import test_transforms as transformed
+from kernels.test_edges import both_ends
 from kernels.test_ops import (
     INDICES,
     LAYOUTS,
@@ -15,6 +14,7 @@ from kernels.test_ops import (
     case,
     computes,
     on,
+    operator_calls,
     own_code,
     widened,
     with_wide_index,
@@ -23,14 +23,17 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, reference
+from gsym.kernels import Segments, Tiles, _operators, reference
+from gsym.kernels._backends import BACKENDS
 
 pytest.importorskip("triton", reason="triton is not installed")
-from gsym.kernels import _triton, _triton_edges, _triton_rows
+from gsym.kernels import triton as triton_backend
+from gsym.kernels.triton import edges as triton_edges
+from gsym.kernels.triton import rows as triton_rows
 
 CUDA = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(
-    not (CUDA or _triton.INTERPRETED), reason="needs CUDA or TRITON_INTERPRET=1"
+    not (CUDA or triton_backend.INTERPRETED), reason="needs CUDA or TRITON_INTERPRET=1"
 )
 needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 DEVICE = "cuda" if CUDA else "cpu"
@@ -105,23 +108,23 @@ class TestRows:
         assert computes("triton", name, *placed(args)) != plain
 
     def test_sees_a_trace_that_says_more_than_ran(self, monkeypatch):
-        monkeypatch.setattr("gsym.kernels._trace.in_plain_torch", lambda: None)
+        monkeypatch.setattr("gsym.kernels._backends.in_plain_torch", lambda: None)
         with pytest.raises(AssertionError, match="'triton'"):
             assert_right("cluster_linear runs", "unsorted")
 
     @pytest.mark.parametrize("op", REDUCTIONS)
     @pytest.mark.parametrize("index", ["one huge segment", "one segment", (100, 3)])
     def test_of_long_segments(self, op, index, monkeypatch):
-        monkeypatch.setattr(_triton_rows, "_CHUNK", 1024 if index == "one huge segment" else 4)
+        monkeypatch.setattr(triton_rows, "_CHUNK", 1024 if index == "one huge segment" else 4)
         assert_right(op, index)
 
     @pytest.mark.parametrize("op", [op for op in KERNELS if op not in REDUCTIONS])
     def test_of_products_with_one_huge_segment(self, op, monkeypatch):
-        monkeypatch.setattr(_triton_rows, "_CHUNK", 128)
+        monkeypatch.setattr(triton_rows, "_CHUNK", 128)
         assert_right(op, "one huge segment")
 
     def test_of_a_segment_of_many_pieces(self, monkeypatch):
-        monkeypatch.setattr(_triton_rows, "_CHUNK", 8)
+        monkeypatch.setattr(triton_rows, "_CHUNK", 8)
         lengths = torch.tensor([3, 8, 9, 0, 40, 16, 1, 7])  # of either side of the borders
         segments = Segments.from_index(torch.repeat_interleave(lengths), 8)
         x = torch.randn(84, 2, dtype=torch.float64)
@@ -130,18 +133,18 @@ class TestRows:
             assert_near(found, getattr(reference, op)(x, segments).to(DEVICE), 1e-14, op)
 
     def test_sees_pieces_that_are_left_out(self, monkeypatch):
-        monkeypatch.setattr(_triton_rows, "_CHUNK", 4)
-        monkeypatch.setattr(_triton_rows, "reduce_rows", lambda *args, **options: args[2].zero_())
+        monkeypatch.setattr(triton_rows, "_CHUNK", 4)
+        monkeypatch.setattr(triton_rows, "reduce_rows", lambda *args, **options: args[2].zero_())
         with pytest.raises(AssertionError, match="value: error"):
             assert_right("segment_sum", "one segment")
 
     def test_sees_an_entry_read_from_the_wrong_row(self, monkeypatch):
-        reduce = _triton_rows._reduce
+        reduce = triton_rows._reduce
 
         def shifted(x, columns, *args, **options):
             return reduce(x, columns.roll(1), *args, **options)
 
-        monkeypatch.setattr(_triton_rows, "_reduce", shifted)
+        monkeypatch.setattr(triton_rows, "_reduce", shifted)
         with pytest.raises(AssertionError, match="value: error"):
             assert_right("gather_segment_sum", "unsorted")
 
@@ -178,7 +181,7 @@ class TestRows:
         assert x.grad.flatten()[:5].tolist() == [2, 0, 2, 0, 1]
 
     def test_a_long_maximum_keeps_nan(self, monkeypatch):
-        monkeypatch.setattr(_triton_rows, "_CHUNK", 4)
+        monkeypatch.setattr(triton_rows, "_CHUNK", 4)
         segments = placed(Segments.from_index(torch.zeros(9, dtype=torch.int64), 1))
         x = torch.arange(9.0, device=DEVICE)[:, None]
         x[2] = float("nan")
@@ -355,14 +358,14 @@ class TestEdges:
     @pytest.mark.parametrize("hidden", [5, 33])
     def test_what_does_not_fit_is_composed(self, hidden, monkeypatch):
         if hidden == 5:
-            monkeypatch.setattr(_triton_edges, "_MOST_NARROW", 1)
-        monkeypatch.setattr(_triton_edges, "_edges", None)
+            monkeypatch.setattr(triton_edges, "_MOST_NARROW", 1)
+        monkeypatch.setattr(triton_edges, "_forward_kernel", None)
         given, options = PARTS["everything"]
         args = edge_case(given, 20, hidden=hidden)
         assert_edges(args, clamped(args, options), fused=False)
 
     def test_blocks_that_several_programs_walk(self, monkeypatch):
-        monkeypatch.setattr(_triton_edges, "_PROGRAMS", 3)
+        monkeypatch.setattr(triton_edges, "_PROGRAMS", 3)
         given, options = PARTS["everything"]
         args = edge_case(given, 150)
         assert_edges(args, clamped(args, options))
@@ -407,22 +410,20 @@ class TestEdges:
         assert_near(second("triton"), second("reference"), 1e-11, "second derivative")
 
     def test_sees_nodes_of_several_blocks_left_out(self, monkeypatch):
-        monkeypatch.setattr(_triton_edges._Sums, "finish", lambda self, pointers: self.out)
+        monkeypatch.setattr(triton_edges._Sums, "finish", lambda self, pointers: self.out)
         monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
         with pytest.raises(AssertionError, match="messages: error"):
             assert_edges(edge_case(()), {})
 
     @pytest.mark.parametrize("name", ["receiver", "sender", "pos", "coord"])
     def test_sees_a_wrong_gradient(self, name, monkeypatch):
-        gradients = _triton_edges._edge_gradients
-        place = {"receiver": 0, "sender": 1, "pos": 4, "coord": 6}[name]
+        gradients = triton_backend.edge_mlp_grads
 
         def wrong(*args):
             found = gradients(*args)
-            found[place] = found[place].roll(1, -2)
-            return found
+            return found | {name: found[name].roll(1, -2)}
 
-        monkeypatch.setattr(_triton_edges, "_edge_gradients", wrong)
+        monkeypatch.setattr(triton_backend, "edge_mlp_grads", wrong)
         with pytest.raises(AssertionError, match=f"gradient of {name} 0: error"):
             assert_edges(edge_case(("pos", "coord")), {})
 
@@ -453,70 +454,29 @@ class TestEdges:
         assert max(largest) <= 4096 * 16 // 4
 
 
-def registered():
-    """Every operator of the back-end."""
-    for module in (_triton_rows, _triton_edges):
-        for value in vars(module).values():
-            if isinstance(value, torch._library.custom_ops.CustomOpDef):
-                yield value
-
-
-def operator_calls():
-    segments = Segments.from_index(torch.tensor([4, 1, 1, 4, 2, 1]), 7)
-    source = Segments.from_index(torch.tensor([0, 3, 1, 1, 2, 0]), 4)
-    segments, source = placed(segments), placed(source)
-    tables = (segments.index, segments.order, segments.pointers)
-    links = _triton_rows._links(source, segments)
-    tiles = _triton_rows._tables(placed(Tiles(segments, 3, 2)))
-
-    def part(*shape):
-        return torch.randn(*shape, dtype=torch.float64, device=DEVICE, requires_grad=True)
-
-    x, y, z = part(2, 6, 3), part(2, 7, 3), part(2, 4, 3)
-    for wide in (False, True):
-        yield _triton_rows._segment_sum, (x, *tables, wide)
-    yield _triton_rows._segment_gather, (y, *tables)
-    yield _triton_rows._segment_max, (x, *tables)
-    high = _triton_rows._segment_max(x.detach(), *tables)
-    yield _triton_rows._tie_spread, (y, x.detach(), high, *tables)
-    yield _triton_rows._tie_mean, (x, x.detach().clone(), high, *tables)
-    for weight in (None, part(6), part(2, 6)):
-        yield _triton_rows._gather_sum, (z, weight, *links)
-    yield _triton_rows._gather_dot, (y, z, *links)
-    yield _triton_rows._indexed_linear, (x, part(7, 3, 2), part(2, 7, 2), *tiles)
-    yield _triton_rows._indexed_outer, (x, part(2, 6, 2), *tiles)
+def edge_operator_calls():
     for parts in ("features", "everything"):
         args = edge_case(PARTS[parts][0], 6, 4, hidden=3, batch=(1,))
-        names = ("pos", "distance")
-        first = [args[name] for name in ("receiver", "sender", "weight", "bias")]
-        first += [args.get(name) for name in names]
-        for name, count in (("edge_attr", 2), ("gate", 2), ("coord", 3)):
-            first += args.get(name, (None,) * count)
-        if first[6] is not None:
-            first[6] = first[6].detach()[None].requires_grad_()
-        rest = [
-            getattr(args[name], table)
-            for name, table in itertools.product(
-                ("segments", "source"), ("index", "order", "pointers")
-            )
-        ]
-        flags = (parts == "everything", False, 0.5 if parts == "everything" else None)
-        yield _triton_edges._edges, (*first, *rest, *flags)
-        given = [None if value is None else value.detach() for value in first]
-        moved = torch.randn(1, 4, 3) if parts == "everything" else torch.randn(0)
-        grads = (torch.randn(1, 4, 3).double().to(DEVICE), moved.double().to(DEVICE))
-        yield _triton_edges._edge_gradients, (*grads, *given, *rest, *flags)
+        names = ("receiver", "sender", "weight", "bias", "pos", "distance")
+        tensors = {name: args[name] for name in names if name in args}
+        for name, more in (("edge_attr", "attr attr_weight"), ("gate", "gate gate_bias")):
+            tensors |= dict(zip(more.split(), args.get(name, ()), strict=False))
+        more = ("coord", "coord_bias", "coord_last")
+        tensors |= dict(zip(more, args.get("coord", ()), strict=False))
+        every = parts == "everything"
+        rest = (" ".join(tensors), both_ends(args["source"], args["segments"]))
+        rest += (every, False, 0.5 if every else None, every, "triton")
+        yield _operators.edge_mlp_sum, (list(tensors.values()), *rest)
+        grads = torch.randn(1, 4, 3), torch.randn(1, 4, 3 if every else 0)
+        given = [value.detach() for value in tensors.values()]
+        grads = [value.double().to(DEVICE) for value in grads]
+        yield _operators.edge_mlp_grads, (*grads, given, *rest)
 
 
 class TestRegistration:
     def test_passes_opcheck(self):
-        for op, args in operator_calls():
-            torch.library.opcheck(op, args)
-
-    def test_covers_every_operator(self):
-        called = {op._opoverload for op, _ in operator_calls()}
-        assert called == {op._opoverload for op in registered()}
-        assert len(called) >= 10
+        for op, args in (*operator_calls("triton", placed), *edge_operator_calls()):
+            torch.library.opcheck(op.registered, args)
 
     @pytest.mark.parametrize("op", ["segment_max", "gather_segment_sum weighted", "edge_mlp_sum"])
     def test_one_graph_for_ten_sizes(self, op):
@@ -548,7 +508,7 @@ class TestRegistration:
 
 class TestChoice:
     def test_without_a_device_it_says_what_it_needs(self, monkeypatch):
-        monkeypatch.setattr(_triton, "INTERPRETED", False)
+        monkeypatch.setattr(triton_backend, "INTERPRETED", False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         name, args, _ = case("segment_sum", "unsorted")
         with (
@@ -559,14 +519,14 @@ class TestChoice:
         assert ran == []
 
     def test_tensors_of_the_cpu_beside_a_device(self, monkeypatch):
-        monkeypatch.setattr(_triton, "INTERPRETED", False)
+        monkeypatch.setattr(triton_backend, "INTERPRETED", False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         name, args, _ = case("segment_sum", "unsorted")
         with pytest.raises(kernels.BackendUnavailableError, match="are on cpu; move them"):
             getattr(kernels, name)(*args, backend="triton")
 
     def test_without_the_package_it_says_what_brings_it(self, monkeypatch):
-        monkeypatch.setattr("gsym.kernels._dispatch._HAS_TRITON", False)
+        monkeypatch.setattr("gsym.kernels._backends._HAS_TRITON", False)
         with (
             pytest.raises(kernels.BackendUnavailableError, match="the package triton"),
             kernels.backend("triton"),
@@ -574,8 +534,7 @@ class TestChoice:
             pass
 
     def test_has_every_primitive(self):
-        for op in (*OPS, "edge_mlp_sum"):
-            assert callable(getattr(_triton, op.partition(" ")[0]))
+        assert not BACKENDS["triton"].primitives
 
     def test_auto_leaves_the_cpu_to_others(self):
         name, args, _ = case("segment_sum", "unsorted")

@@ -1,8 +1,8 @@
 """The compiled C++ of the kernels: found or built at first use, and called by pointers.
 
 The sources in ``csrc`` need nothing but a C++ compiler with OpenMP: no headers of PyTorch, so that
-the result serves every release of it. :mod:`gsym.kernels._cpp_build` compiles them, and
-:mod:`gsym.kernels._cpp_cache` is where the result is kept with a checksum.
+the result serves every release of it. :mod:`gsym.kernels.cpp.build` compiles them, and
+:mod:`gsym.kernels.cpp.cache` is where the result is kept with a checksum.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.kernels._cpp_build import NATIVE, Compiler, Record, find_compiler, sources
-from gsym.kernels._cpp_cache import CacheError, Folder, check_parents, location, opened
+from gsym.kernels.cpp.build import NATIVE, Compiler, Record, find_compiler, sources
+from gsym.kernels.cpp.cache import CacheError, Folder, check_parents, location, opened
 
 if sys.platform == "linux":
     import fcntl

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels._cpp_library import (
+from gsym.kernels._edges import EdgeStage, EdgeTables
+from gsym.kernels.cpp.library import (
     INDEX_TYPES,
     NUMBER_TYPES,
     alike,
@@ -18,8 +19,8 @@ from gsym.kernels._cpp_library import (
     library,
     pointer,
 )
-from gsym.kernels._memory import new_zeros
-from gsym.kernels._pipeline import Pipeline
+from gsym.kernels.native.edges import Pipeline
+from gsym.kernels.native.memory import new_zeros
 
 _SIZES = (
     *("batch", "nodes", "senders", "edges", "hidden", "width", "dims", "attributes"),
@@ -29,6 +30,16 @@ _TENSORS = (
     *("receiver", "sender", "pos", "distance", "attr", "attr_weight"),
     *("weight", "bias", "gate", "gate_bias", "coord", "coord_bias", "coord_last"),
 )
+
+
+def edge_mlp_sum(stage: EdgeStage, tables: EdgeTables) -> tuple[Tensor, Tensor]:
+    return CppPipeline.of(stage, tables).forward()
+
+
+def edge_mlp_grads(
+    stage: EdgeStage, tables: EdgeTables, grad_total: Tensor, grad_moved: Tensor
+) -> dict[str, Tensor]:
+    return CppPipeline.of(stage, tables).backward(grad_total, grad_moved)
 
 
 class _Edges(Structure):
@@ -65,6 +76,7 @@ class CppPipeline(Pipeline):
 
     def backward(self, grad_total: Tensor, grad_moved: Tensor) -> dict[str, Tensor]:
         given, h = self.given, self.h
+        grad_total, grad_moved = self.wide(grad_total), self.wide(grad_moved)
         attributes, width = self.attributes, self.width
         ends = (self.n, width), (self.m, width), (self.n, self.dims), (self.m, self.dims)
         receiver, sender, received, sent, attr = self._zeros(*ends, (self.e, attributes))

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gsym.kernels._edges import EdgeStage, EdgeTables
 
 # Edges of a block: its buffers stay in the cache, and fewer would make the calls dear.
 BLOCK_EDGES = 3 * 2**11
@@ -27,6 +30,16 @@ PART_ROWS = 64
 
 _silu = torch.ops.aten.silu.out
 _silu_backward = torch.ops.aten.silu_backward.grad_input
+
+
+def edge_mlp_sum(stage: EdgeStage, tables: EdgeTables) -> tuple[Tensor, Tensor]:
+    return Pipeline.of(stage, tables).forward()
+
+
+def edge_mlp_grads(
+    stage: EdgeStage, tables: EdgeTables, grad_total: Tensor, grad_moved: Tensor
+) -> dict[str, Tensor]:
+    return Pipeline.of(stage, tables).backward(grad_total, grad_moved)
 
 
 @dataclass
@@ -53,6 +66,13 @@ class Pipeline:
     tanh: bool
     clamp: float | None
     mean: bool
+
+    @classmethod
+    def of(cls, stage: EdgeStage, tables: EdgeTables) -> Self:
+        """Half precision is computed in float32 and rounded once, at the end."""
+        normalize, tanh, clamp, mean = stage.options
+        ends = tables.index, tables.source, tables.pointers
+        return cls(stage.widened(), *ends, normalize, tanh, clamp, mean)
 
     def __post_init__(self) -> None:
         receiver, sender = self.given["receiver"], self.given["sender"]
@@ -81,6 +101,7 @@ class Pipeline:
 
     def backward(self, grad_total: Tensor, grad_moved: Tensor) -> dict[str, Tensor]:
         given = self.given
+        grad_total, grad_moved = self.wide(grad_total), self.wide(grad_moved)
         summed = ("weight", "bias", "gate", "gate_bias", "coord", "coord_bias", "coord_last")
         sums = {name: _Parts(given[name], self.parts) for name in summed if name in given}
         grads = {
@@ -157,6 +178,10 @@ class Pipeline:
         if "attr" in given:
             grads["attr_weight"] += first[-given["attr"].size(-1) :].t()
         return grads
+
+    def wide(self, grad: Tensor) -> Tensor:
+        """A gradient in the type that everything is computed in."""
+        return grad.to(self.given["receiver"].dtype)
 
     @cached_property
     def first(self) -> Tensor:

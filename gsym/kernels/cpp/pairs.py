@@ -8,8 +8,8 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from gsym.kernels._cpp_library import NUMBER_TYPES, call, check_sizes, pointer
-from gsym.kernels._memory import new_empty
+from gsym.kernels.cpp.library import NUMBER_TYPES, call, check_sizes, pointer
+from gsym.kernels.native.memory import new_empty
 
 # Numbers of all weights together: a few sums of their gradients must fit into memory.
 _MOST_WEIGHTS = 2**22
@@ -28,16 +28,12 @@ class _Pairs(Structure):
     )
 
 
-def takes(tensors: Sequence[Tensor]) -> bool:
-    """Whether the loops compute this; half precision they do in float32."""
-    return (
-        all(x.device.type == "cpu" for x in tensors)
-        and sum(x.numel() for x in tensors[1:]) <= _MOST_WEIGHTS
-        and min(tensors[1].shape[1:]) > 0
-    )
+def are_few_weights(tensors: Sequence[Tensor]) -> bool:
+    """Whether the loops take the weights behind ``x``."""
+    return sum(x.numel() for x in tensors[1:]) <= _MOST_WEIGHTS and min(tensors[1].shape[1:]) > 0
 
 
-def forward(tensors: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
+def subgraph_linear(tensors: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
     """Pairs ``[b, p, out]`` of ``x [b, p, in]`` and the weights behind it."""
     record, kept = _record(tensors, tables)
     x, out_channels = kept[0], kept[1].size(-1)
@@ -47,7 +43,9 @@ def forward(tensors: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
     return y
 
 
-def backward(tensors: Sequence[Tensor], tables: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+def subgraph_linear_grads(
+    tensors: Sequence[Tensor], tables: Sequence[Tensor], grad: Tensor
+) -> list[Tensor]:
     """The gradient of every tensor."""
     record, kept = _record(tensors, tables)
     x, *weights = kept

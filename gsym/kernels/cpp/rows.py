@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gsym.kernels import segments
-from gsym.kernels._cpp_library import (
+from gsym.kernels.cpp.library import (
     INDEX_TYPES,
     NUMBER_TYPES,
     alike,
@@ -17,7 +17,8 @@ from gsym.kernels._cpp_library import (
     library,
     pointer,
 )
-from gsym.kernels._memory import new_empty
+from gsym.kernels.native.memory import new_empty
+from gsym.kernels.segments import TileTables
 
 # A part of the second cache of one core.
 _POOL_BYTES = 2**17
@@ -38,21 +39,17 @@ class _Product(Structure):
     _fields_ = (*((n, c_int64) for n in _sizes), *((n, c_void_p) for n in _tensors))
 
 
-def takes(*tensors: Tensor | None) -> bool:
-    """Whether the loops know the type of these tensors, which they share."""
-    types = {x.dtype for x in tensors if x is not None}
-    return len(types) == 1 and types <= NUMBER_TYPES.keys()
-
-
-def segment_sum(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def segment_sum(
+    x: Tensor, index: Tensor, order: Tensor, pointers: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Sums ``[b, s, c]`` of the rows of ``x [b, e, c]``.
 
     Rows come in the order of memory where the sums of all segments stay in the cache meanwhile.
     """
     count = pointers.numel() - 1
-    pools = count * x.size(-1) * x.element_size() <= _POOL_BYTES and count * 8 <= x.size(-2)
+    pools = count * x.size(-1) * dtype.itemsize <= _POOL_BYTES and count * 8 <= x.size(-2)
     given = index if pools else None
-    return _reduce("segment_sum", x, order, pointers, index=given, columns=order)
+    return _reduce("segment_sum", x.to(dtype), order, pointers, index=given, columns=order)
 
 
 def segment_max(x: Tensor, index: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
@@ -78,42 +75,49 @@ def gather_sum(
     return _reduce("segment_sum", x, order, pointers, columns=columns, weight=weight)
 
 
-def gather_dot(y: Tensor, x: Tensor, columns: Tensor, order: Tensor, pointers: Tensor) -> Tensor:
+def gather_dot(
+    y: Tensor,
+    x: Tensor,
+    columns: Tensor,
+    order: Tensor,
+    pointers: Tensor,
+    index: Tensor,
+    source: Tensor,
+) -> Tensor:
     """Products ``[b, e]`` of the rows of ``y [b, s, c]`` and ``x [b, n, c]`` of every entry."""
     out = new_empty(x, x.size(0), columns.numel())
     return _reduce("gather_dot", x, order, pointers, columns=columns, y=y.contiguous(), out=out)
 
 
 def indexed_linear(
-    x: Tensor, weight: Tensor, shared: Tensor | None, index: Tensor, local: Tensor
+    x: Tensor, weight: Tensor, shared: Tensor | None, tiles: TileTables, is_sorted: bool
 ) -> Tensor:
     """Rows ``[b, r, out]``: those of ``x`` times the matrix, plus the row, of their segment."""
     (batch, rows, _), (count, in_channels, out_channels) = x.shape, weight.shape
     one = weight.stride(0) == 0 or count == 1
     y = new_empty(x, batch, rows, out_channels)
     tensors = {
-        "local": None if one else local,
+        "local": None if one else tiles.local,
         "weight": (weight[:1] if one else weight).contiguous(),
         "shared": None if shared is None else shared.contiguous(),
     }
     stride = 0 if one else in_channels * out_channels
+    index = tiles.index
     return _multiply("indexed_linear", x, y, count, out_channels, stride, index=index, **tensors)
 
 
-def indexed_outer(
-    x: Tensor, y: Tensor, index: Tensor, local: Tensor, order: Tensor, pointers: Tensor
-) -> Tensor:
+def indexed_outer(x: Tensor, y: Tensor, tiles: TileTables, is_sorted: bool) -> Tensor:
     """``[s, in, out]``: sum over samples and rows of a segment of ``x^T y``."""
     lanes = library().gsym_vector_bytes() // x.element_size()
     if y.size(-1) % lanes and x.size(-1) % lanes == 0:  # whole vectors are faster
-        turned = indexed_outer(y, x, index, local, order, pointers)
-        return turned.transpose(1, 2).contiguous()
-    count, out_channels = pointers.numel() - 1, y.size(-1)
+        return indexed_outer(y, x, tiles, is_sorted).transpose(1, 2).contiguous()
+    count, out_channels = tiles.pointers.numel() - 1, y.size(-1)
     total = x.new_empty(count, x.size(-1), out_channels)
     if x.size(0) * x.size(1) == 0:
         return total.zero_()
-    given = {"local": local, "order": order, "pointers": pointers, "y": y.contiguous()}
-    return _multiply("indexed_outer", x, total, count, out_channels, 0, index=index, **given)
+    tables = {"index": tiles.index, "local": tiles.local}
+    tables |= {"order": tiles.order, "pointers": tiles.pointers}
+    return _multiply("indexed_outer", x, total, count, out_channels, 0, y=y.contiguous(), **tables)
 
 
 def _reduce(

@@ -1,0 +1,295 @@
+"""The primitives on any back-end: batches made flat, and the operators called on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gsym.kernels import _backends, _operators, _plain
+from gsym.kernels._autograd import without_autocast
+from gsym.kernels._backends import Backend, tell
+from gsym.kernels._edges import EdgeStage
+from gsym.kernels._operators import flat, links
+from gsym.kernels._plain import accumulation_type
+from gsym.kernels._transforms import are_plain, is_transformed
+from gsym.kernels.segments import Segments, Tiles
+
+
+def segment_sum(x: Tensor, segments: Segments, *, backend: Backend) -> Tensor:
+    return _sum(x, segments, False, backend)
+
+
+def segment_mean(x: Tensor, segments: Segments, *, backend: Backend) -> Tensor:
+    # In the wide type: a sum may overflow where the mean does not.
+    sums = _sum(x, segments, True, backend)
+    counts = segments._pointers.diff().clamp(min=1).to(sums.dtype)
+    return (sums / counts[:, None]).to(x.dtype)
+
+
+def _sum(x: Tensor, segments: Segments, wide: bool, backend: Backend) -> Tensor:
+    dtype = accumulation_type(x.dtype) if wide else x.dtype
+    # One segment: inductor's own pooling gave zeros on CUDA.
+    if segments._pointers.size(0) == 2 and not backend.pools:
+        if backend.name != "native":
+            _backends.in_plain_torch()
+        return x.sum(dim=-2, keepdim=True, dtype=dtype)
+    tell(backend, "segment_sum", x, dtype=dtype)
+    return _operators.segment_sum(x, _tables(segments), wide, backend.name)
+
+
+def segment_max(x: Tensor, segments: Segments, *, backend: Backend) -> Tensor:
+    tell(backend, "segment_max", x)
+    return _operators.segment_max(x, _tables(segments), backend.name)
+
+
+def segment_gather(y: Tensor, segments: Segments, *, backend: Backend) -> Tensor:
+    _backends.in_plain_torch()  # its gradient is a sum of the back-end
+    return _operators.segment_gather(y, _tables(segments), backend.name)
+
+
+def gather_segment_sum(
+    x: Tensor,
+    source: Segments,
+    segments: Segments,
+    weight: Tensor | None = None,
+    *,
+    backend: Backend,
+) -> Tensor:
+    batch = x.shape[:-2]
+    if weight is not None and weight.dim() > 1:
+        batch = torch.broadcast_shapes(batch, weight.shape[:-1])
+        weight = weight.expand(*batch, weight.size(-1)).reshape(batch.numel(), weight.size(-1))
+    tell(backend, "gather_sum", x, weight)
+    rows = flat(x.expand(*batch, *x.shape[-2:]))
+    y = _operators.gather_sum(rows, weight, links(source, segments), backend.name)
+    return y.view(*batch, *y.shape[-2:])
+
+
+def indexed_linear(
+    x: Tensor, weight: Tensor, tiles: Tiles, shared: Tensor | None = None, *, backend: Backend
+) -> Tensor:
+    batch = x.shape[:-2]
+    if shared is not None:
+        shared = flat(shared.expand(*batch, *shared.shape[-2:]))
+    weight = weight.expand(tiles.segments._pointers.size(0) - 1, -1, -1)
+    tell(backend, "indexed_linear", x, weight, shared)
+    tables = _tile_tables(tiles), tiles.segments.is_sorted
+    y = _operators.indexed_linear(flat(x), weight, shared, *tables, backend.name)
+    return y.view(*batch, *y.shape[-2:])
+
+
+def grouped_linear(
+    x: Tensor, weight: Tensor, shared: Tensor | None = None, *, backend: Backend
+) -> Tensor:
+    _backends.in_plain_torch()
+    return _grouped(x, weight, shared)
+
+
+def _grouped(x: Tensor, weight: Tensor, shared: Tensor | None) -> Tensor:
+    groups, rows = x.shape[-3:-1]
+    if shared is not None:
+        shared = shared.unsqueeze(-2)
+    if weight.size(0) == 1:
+        y = x @ weight[0]
+        return y if shared is None else y + shared
+    in_channels, out_channels = weight.shape[1:]
+    # With one channel on either side a product is elementwise, and that is faster.
+    if in_channels == 1:
+        return x * weight if shared is None else torch.addcmul(shared, x, weight)
+    if out_channels == 1:
+        y = (x * weight.transpose(1, 2)).sum(-1, keepdim=True)
+        return y if shared is None else y + shared
+    batch = x.shape[:-3]
+    every = x.flatten(0, -3)
+    count = every.size(0) // max(groups, 1)
+    weight = weight.expand(count, *weight.shape).flatten(0, 1)
+    if shared is None:
+        y = torch.bmm(every, weight)
+    else:
+        shared = shared.expand(*batch, groups, 1, out_channels).flatten(0, -3)
+        y = torch.baddbmm(shared, every, weight)
+    return y.view(*batch, groups, rows, out_channels)
+
+
+def cluster_linear(
+    x: Tensor,
+    weight: Tensor,
+    matrix: Tensor,
+    bias: Tensor,
+    sizes: Tensor,
+    tiles: Tiles | None = None,
+    *,
+    backend: Backend,
+) -> Tensor:
+    if tiles is None:  # sums of equal runs and batched products, which torch has
+        _backends.in_plain_torch()
+    else:
+        tell(backend, "indexed_linear", x, weight, bias)
+    tables = () if tiles is None else (*_tile_tables(tiles), tiles.segments.is_sorted)
+    y = _ClusterLinear.apply(flat(x), weight, matrix, bias, sizes, backend.name, *tables)
+    return y.view(*x.shape[:-1], weight.size(-1))
+
+
+def row_mlp(
+    x: Tensor,
+    first: tuple[Tensor, Tensor],
+    last: tuple[Tensor, Tensor],
+    beside: Tensor | None = None,
+    *,
+    backend: Backend,
+) -> Tensor:
+    tensors = [x, *first, *last, *(() if beside is None else (beside,))]
+    if are_plain(*tensors) and backend.takes("row_mlp", *tensors):
+        return _operators.row_mlp.eager(tensors, backend.name)
+    _backends.in_plain_torch()
+    return _operators.compose_mlp(tensors)
+
+
+def linear_pair(
+    x: Tensor, weight: Tensor, bias: Tensor, other: Tensor, *, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    tensors = [x, weight, bias, other]
+    if are_plain(*tensors) and backend.takes("linear_pair", *tensors):
+        return _operators.linear_pair.eager(tensors, backend.name)
+    _backends.in_plain_torch()
+    return _operators.compose_pair(tensors)
+
+
+def edge_mlp_sum(
+    stage: EdgeStage, source: Segments, segments: Segments, *, backend: Backend
+) -> tuple[Tensor, Tensor | None]:
+    tables = _tables(segments) + _tables(source)
+    if not backend.takes("edge_mlp_sum", stage):
+        _backends.in_plain_torch()  # but for the sums
+        total, moved = _operators.compose_edges(stage, tables, backend.name)
+        return total, moved if stage.moves else None
+    given, receiver = dict(stage.tensors), stage.tensors["receiver"]
+    batch = receiver.shape[:-2]
+    for name in ("receiver", "sender", "pos", "attr"):
+        x = given.get(name)
+        if x is None or (name == "attr" and x.dim() == 2):
+            continue
+        if len(batch) != 1 or x.shape[:-2] != batch:  # no view in vain: each has a gradient
+            given[name] = flat(x.expand(*batch, *x.shape[-2:]))
+    args = (list(given.values()), " ".join(given), tables, *stage.options, backend.name)
+    total, moved = _operators.edge_mlp_sum(*args)
+    if len(batch) != 1:
+        total, moved = total.view(receiver.shape), moved.view(*batch, *moved.shape[-2:])
+    return total, moved if stage.moves else None
+
+
+def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: Backend) -> Tensor:
+    _backends.in_plain_torch()
+    return _operators.permute_rows(x, order, inverse)
+
+
+def _tables(segments: Segments) -> list[Tensor]:
+    return [segments._index, segments._order, segments._pointers]
+
+
+def _tile_tables(tiles: Tiles) -> list[Tensor]:
+    """As :class:`gsym.kernels.segments.TileTables` has them."""
+    tables = [tiles._segment, tiles._rows, tiles._places, tiles._blocks, tiles._local]
+    return tables + _tables(tiles.segments)
+
+
+class _ClusterLinear(torch.autograd.Function):
+    """Every step is one of the differentiable operators, and so is every step of its gradient.
+
+    One row of the result depends on all clusters, and so does its gradient, so that the products
+    and the sums of both take one pass each.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, matrix, bias, sizes, backend, *tables):  # type: ignore[no-untyped-def]
+        ctx.backend, ctx.is_sorted = backend, bool(tables) and tables[-1]
+        how = list(tables[:-1]), ctx.is_sorted, backend
+        means = (_pool(x, sizes.numel(), *how) / sizes[:, None]).to(x.dtype)
+        ctx.save_for_backward(x, weight, matrix, sizes, means, *tables[:-1])
+        shared = (means.flatten(1) @ matrix).view(x.size(0), sizes.numel(), weight.size(-1))
+        return _spread(x, weight, shared + bias, *how)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, weight, matrix, sizes, means, *tables = ctx.saved_tensors
+        k, how = sizes.numel(), (tables, ctx.is_sorted, ctx.backend)
+        if torch.is_grad_enabled():  # else they would be constants of the second derivative
+            means = (_pool(x, k, *how) / sizes[:, None]).to(x.dtype)
+        sums = _pool(grad, k, *how)
+        x_needs, weight_needs, matrix_needs, bias_needs = ctx.needs_input_grad[:4]
+        grad_x = None
+        if x_needs:
+            spread = _side_by_side(sums) @ matrix.t().to(sums.dtype)
+            spread = (spread.reshape(x.size(0), k, x.size(-1)) / sizes[:, None]).to(x.dtype)
+            grad_x = _spread(grad, weight.transpose(1, 2), spread, *how)
+        return (
+            grad_x,
+            _outer(x, grad, weight.size(0), k, *how) if weight_needs else None,
+            _cross(means.to(sums.dtype), sums).to(x.dtype) if matrix_needs else None,
+            sums.sum(0).to(x.dtype) if bias_needs else None,
+            *(None for _ in range(3 + len(tables) if tables else 2)),
+        )
+
+
+def _runs(x: Tensor, k: int) -> Tensor:
+    """Equal runs of rows, ``[b, k, r, c]``."""
+    return x.reshape(x.size(0), k, x.size(1) // k, x.size(2))
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    """Products of all entries of two tables, summed over samples."""
+    return _side_by_side(x).t() @ _side_by_side(y)
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """The rows of every sample side by side; batches of gradients know no ``flatten``."""
+    return x.reshape(x.size(0), x.size(1) * x.size(2))
+
+
+def _all_rows(x: Tensor) -> Tensor:
+    """The rows of all samples, one below the other."""
+    return x.reshape(x.size(0) * x.size(1), x.size(2))
+
+
+def _pool(x: Tensor, k: int, tables: list[Tensor], is_sorted: bool, backend: str) -> Tensor:
+    """Sums of the rows of every cluster, ``[b, k, c]``; float32 for half precision."""
+    if tables:
+        return _operators.segment_sum(x, tables[-3:], True, backend)
+    return _runs(x, k).sum(dim=2, dtype=accumulation_type(x.dtype))
+
+
+def _spread(
+    x: Tensor, weight: Tensor, shared: Tensor, tables: list[Tensor], is_sorted: bool, backend: str
+) -> Tensor:
+    """Each row times the matrix of its cluster, plus the row ``shared`` of its cluster."""
+    k = shared.size(1)
+    if tables:
+        weight = weight.expand(k, -1, -1)
+        return _operators.indexed_linear(x, weight, shared, tables, is_sorted, backend)
+    plain = is_transformed(x, weight)
+    y = (_plain.grouped_linear if plain else _grouped)(_runs(x, k), weight, shared)
+    return y.reshape(*x.shape[:2], y.size(-1))
+
+
+def _outer(
+    x: Tensor,
+    y: Tensor,
+    matrices: int,
+    k: int,
+    tables: list[Tensor],
+    is_sorted: bool,
+    backend: str,
+) -> Tensor:
+    """``x^T y`` summed over the samples and over the rows of every cluster, or over all rows."""
+    if matrices == 1:
+        return (_all_rows(x).t() @ _all_rows(y))[None]
+    if tables:
+        return _operators.indexed_outer(x, y, tables, is_sorted, backend)
+    x, y = _runs(x, k), _runs(y, k)
+    if x.dtype.itemsize < 4:  # no sum over samples of what was rounded
+        x, y = (v.transpose(0, 1).reshape(k, -1, v.size(-1)) for v in (x, y))
+        return x.transpose(1, 2) @ y
+    if y.size(-1) == 1:  # a row on the left is faster than a column on the right
+        return (y.transpose(2, 3) @ x).sum(0).transpose(1, 2)
+    return (x.transpose(2, 3) @ y).sum(0)

@@ -1,0 +1,67 @@
+"""Raw loops in C++ compiled for this processor; the sources stand in ``csrc``.
+
+They need a compiler once, or a library built ahead: see :mod:`gsym.kernels.cpp.library`.
+"""
+
+from typing import Any
+
+import torch
+
+from gsym.kernels.cpp.edges import edge_mlp_grads, edge_mlp_sum
+from gsym.kernels.cpp.library import NUMBER_TYPES
+from gsym.kernels.cpp.nodes import (
+    are_whole_vectors,
+    linear_pair,
+    linear_pair_grads,
+    row_mlp,
+    row_mlp_grads,
+)
+from gsym.kernels.cpp.pairs import are_few_weights, subgraph_linear, subgraph_linear_grads
+from gsym.kernels.cpp.rows import (
+    gather_dot,
+    gather_sum,
+    indexed_linear,
+    indexed_outer,
+    segment_max,
+    segment_sum,
+    tie_spread,
+)
+
+__all__ = [
+    "edge_mlp_grads",
+    "edge_mlp_sum",
+    "gather_dot",
+    "gather_sum",
+    "indexed_linear",
+    "indexed_outer",
+    "linear_pair",
+    "linear_pair_grads",
+    "row_mlp",
+    "row_mlp_grads",
+    "segment_max",
+    "segment_sum",
+    "subgraph_linear",
+    "subgraph_linear_grads",
+    "takes",
+    "tie_spread",
+]
+
+
+def takes(op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:
+    """Whether there is a loop of an operator for these tensors.
+
+    They are float32 alone or float64 alone, but for edges and subgraphs, whose numbers are
+    converted. Products of all rows take whole vectors.
+    """
+    if op == "edge_mlp_sum":
+        return True
+    if op == "subgraph_linear":
+        return are_few_weights(given)
+    if dtype is None:
+        tensors = [x for x in given if x is not None]
+        dtype = tensors[0].dtype
+        if any(x.dtype != dtype for x in tensors):
+            return False
+    if dtype not in NUMBER_TYPES:
+        return False
+    return op not in ("row_mlp", "linear_pair") or are_whole_vectors(given)
