@@ -8,6 +8,7 @@ is truly best for the signals at hand is known.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 import warnings
@@ -333,7 +334,9 @@ def run_recovery(
 def run_real(task: str, data: Path, profile: str, seed: int, commit: str) -> list[Real]:
     """Choose among the groups of a task from its training split alone."""
     problem = TASKS[task].load(data, profile, seed)
-    names, groups = list(problem.groups), list(problem.groups.values())
+    # A group that comes again with other representations is one candidate: only nodes move here.
+    by_group = {group: name for name, group in reversed(problem.groups.items())}
+    groups = list(dict.fromkeys(problem.groups.values()))
     n = groups[0].num_nodes
     targets = problem.train.targets
     if problem.train.mask is not None:
@@ -344,14 +347,13 @@ def run_real(task: str, data: Path, profile: str, seed: int, commit: str) -> lis
     start = time.process_time()
     choice = choose_group(groups, x, y, swaps=None)
     seconds = time.process_time() - start
-    by_group = {id(group): name for group, name in zip(groups, names, strict=True)}
     return [
         Real(
             task=task,
             dataset=problem.dataset,
             profile=profile,
             seed=seed,
-            group=by_group[id(c.group)],
+            group=by_group[c.group],
             score=c.score,
             gap=c.gap,
             gap_error=c.gap_error,
@@ -664,13 +666,13 @@ _Row = TypeVar("_Row", Trial, Recovery, Real)
 
 
 def _write(path: Path, rows: Sequence[Trial] | Sequence[Recovery] | Sequence[Real]) -> None:
-    names = [field.name for field in fields(rows[0])]
-    text = [",".join(names)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(rows[0]))
     for row in rows:
-        values = asdict(row).values()
-        text.append(",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in values))
+        writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values())
     with replacing(path) as file:
-        file.write(("\n".join(text) + "\n").encode())
+        file.write(text.getvalue().encode())
 
 
 def _read(path: Path, kind: type[_Row]) -> list[_Row]:

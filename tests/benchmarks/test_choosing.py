@@ -10,6 +10,7 @@ from benchmarks import choosing
 from benchmarks.choosing import (
     INPUTS,
     TRUTHS,
+    Real,
     Recovery,
     Trial,
     Twin,
@@ -92,3 +93,17 @@ def test_page_says_what_falls_short(chosen, tmp_path):
 def test_bad_number_of_trials(tmp_path):
     with pytest.raises(BenchmarkError, match="at least 1; got 0"):
         choosing.main(tmp_path, 0)
+
+
+def test_rows_with_commas_are_read_as_written(tmp_path):
+    rows = [Real("skeleton", "d", "p", 0, "mirror S_2, reflected", 0.1, 0.0, 0.0, 1, 0.5, "abc")]
+    choosing._write(tmp_path / "rows.csv", rows)
+    assert choosing._read(tmp_path / "rows.csv", Real) == rows
+
+
+def test_a_group_with_two_representations_is_one_candidate():
+    rows = choosing.run_real("skeleton", None, "quick", 0, "abc")
+    names = [row.group for row in rows]
+    assert len(names) == len(set(names))
+    assert "mirror S_2" in names
+    assert "mirror S_2, reflected" not in names
