@@ -277,7 +277,7 @@ def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]]) -> list[
         markdown(head, body),
     ]
     if missing:
-        said.append(f"Not run, or not to the end: {', '.join(missing)}.")
+        said.append(f"Not run, or not to the end: {'; '.join(missing)}.")
     ours = score(reference, "test_2")
     if ours is not None and profile == "standard":
         centre, spread = PUBLISHED[name]

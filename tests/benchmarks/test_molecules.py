@@ -151,7 +151,7 @@ class TestProtocols:
         history = History(
             val=[50.0, 80.0, 70.0, 80.0, *[60.0] * 9],
             val_loss=[1.0, 0.6, 0.1, 0.5, *[2.0] * 9],
-            test=[10.0, 20.0, 30.0, 40.0, *[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]],
+            test=[90.0, 20.0, 30.0, 40.0, *[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]],
         )
         assert history.best() == 4 and history.chosen() == 40.0  # the tie goes to less loss
         assert history.last() == pytest.approx((40 + 45) / 10)
