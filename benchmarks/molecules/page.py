@@ -284,8 +284,9 @@ def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]]) -> list[
         inside = "within" if abs(ours.mean - centre) <= spread else "outside of"
         said.append(
             f"GIN's published accuracy is {centre} ± {spread}, for 350 epochs on nine folds, at "
-            "the epoch of best mean test accuracy; it is quoted from memory. Ours of the last "
-            f"epochs, {ours.mean:.1f}, lies {inside} that spread."
+            "the epoch of best mean test accuracy; it is quoted from memory. Ours, of the last of "
+            f"{EPOCHS[profile][name]} epochs on eight folds, {ours.mean:.1f}, lies {inside} that "
+            "spread."
         )
     return said
 
