@@ -1,8 +1,8 @@
 """What must not be accepted in silence: every entry ends in a clear error, or as documented.
 
 Run by ``test_bad_input.py`` in processes of their own, so that an entry which takes the interpreter
-down is known by its name: ``python bad_inputs.py CATEGORY`` prints one line of JSON for each entry
-that begins and each that ends.
+down is known by its name: ``python bad_inputs.py CATEGORY...`` prints one line of JSON for each
+entry that begins and each that ends.
 """
 
 from __future__ import annotations
@@ -1201,12 +1201,14 @@ CATEGORIES: dict[str, Callable[[], Iterator[Bad]]] = {
 }
 
 
-def main(category: str) -> None:
-    """Try one category; a line when an entry begins and one when it ends."""
-    for entry in CATEGORIES[category]():
-        print(json.dumps({"begins": entry.label}), flush=True)
-        print(json.dumps({"ends": entry.label, "fault": judge(entry)}), flush=True)
+def main(categories: list[str]) -> None:
+    """Try some categories; a line when an entry begins and one when it ends."""
+    for category in categories:
+        for entry in CATEGORIES[category]():
+            name = {"category": category, "label": entry.label}
+            print(json.dumps(name), flush=True)
+            print(json.dumps(name | {"fault": judge(entry)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
