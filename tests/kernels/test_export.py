@@ -103,7 +103,9 @@ def test_onnx(program, tmp_path):
         assert_near(found, module(*args))
 
 
+@pytest.mark.parametrize("program", ["constant"], indirect=True)
 def test_aot_inductor(program, tmp_path):
+    # Graphs that are inputs are compiled in tests/test_module_behaviour.py.
     module, small, large, exported = program
     path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "m.pt2"))
     loaded = torch._inductor.aoti_load_package(path)

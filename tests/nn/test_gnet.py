@@ -524,7 +524,7 @@ def test_large_weights_and_neighbourhoods_do_not_overflow(dtype, propagate):
 # The compiler
 
 
-@pytest.mark.parametrize("propagate", WAYS)
+@pytest.mark.parametrize("propagate", ["none", "weighted", "pointwise"])
 def test_compiles_in_one_graph_for_all_batch_sizes(propagate):
     torch.compiler.reset()
     net = randomised(GNet([2, 3, 2], GROUPS["unequal"], propagate=propagate))
@@ -532,20 +532,10 @@ def test_compiles_in_one_graph_for_all_batch_sizes(propagate):
     net(signal(2, N, 2), *graph)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
-    for b in (2, 3, 5, 8, 13):
+    for b in (2, 3, 5):
         x = signal(b, N, 2).requires_grad_()
         assert_same(net, compiled(x, *graph), net(x, *graph), x=x)
     assert counter.frame_count <= 2
-
-
-@pytest.mark.slow
-def test_compiles_with_inductor():
-    torch.compiler.reset()
-    conv = randomised(GNetConv(2, 3, GROUPS["swaps"], propagate="weighted"))
-    x = signal(3, N, 2).requires_grad_()
-    expected = conv(x, EDGES)
-    compiled = torch.compile(conv, fullgraph=True)
-    assert_same(conv, compiled(x, EDGES), expected, x=x)
 
 
 def test_a_compiled_layer_does_not_reuse_the_tables_of_another_graph():
@@ -871,8 +861,15 @@ def test_edge_weights_are_a_floating_point_tensor(weight):
         conv()(WIDE, EDGES, weight)
 
 
-@pytest.mark.parametrize("name", ["any n", "unequal", "swaps", "3-cycle"])
-@pytest.mark.parametrize("propagate", GRAPH_WAYS)
+# The ways to tie differ between groups, and are one table for both ways that tie edges.
+@pytest.mark.parametrize(
+    ("propagate", "name"),
+    [
+        ("adjacency", "unequal"),
+        *(("weighted", name) for name in ("any n", "unequal", "swaps", "3-cycle")),
+        ("pointwise", "swaps"),
+    ],
+)
 def test_compiles_a_graph_that_it_never_saw_as_an_input(propagate, name):
     torch.compiler.reset()
     layer = randomised(GNetConv(2, 3, GROUPS[name], propagate=propagate))
@@ -881,21 +878,6 @@ def test_compiles_a_graph_that_it_never_saw_as_an_input(propagate, name):
     for edge_index in (EDGES, EDGES.flip(0), (EDGES + 2) % N):  # loops and repeated edges are there
         expected = dense_conv(layer, x, edge_index, weight)
         assert_same(layer, compiled(x, edge_index, weight), expected, x=x)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("propagate", WAYS)
-def test_exports_with_the_graph_as_an_input_and_any_batch(propagate, strict):
-    layer = randomised(GNetConv(2, 3, GROUPS["unequal"], propagate=propagate))
-    given = (signal(2, N, 2), *on(layer, EDGES))
-    shapes = ({0: torch.export.Dim("b")}, *({} for _ in given[1:]))
-    program = torch.export.export(layer, given, dynamic_shapes=shapes, strict=strict)
-    plain = program.run_decompositions()
-    assert not [node for node in plain.graph.nodes if "gsym" in str(node.target)]
-    x = signal(5, N, 2)
-    for edge_index in (EDGES, EDGES.flip(0)):
-        found = program.module()(x, *on(layer, edge_index))
-        torch.testing.assert_close(found, layer(x, *on(layer, edge_index)))
 
 
 def test_stacked_copies_of_an_unknown_graph_are_refused_in_compiled_code():

@@ -382,10 +382,13 @@ def test_a_given_score_may_be_stacked_as_the_signal_is(cls, per_feature):
         call(layer, stacked, alpha=alpha.flatten(0, 1), batch_size=3)
 
 
-@pytest.mark.parametrize("alpha", [0.3, *LEARNED])
-def test_compiles_in_one_graph_for_all_batch_sizes(alpha):
+# tests/test_module_behaviour.py compiles the other ways to find alpha.
+@pytest.mark.parametrize(
+    ("options", "alpha"), [("plain", 0.3), ("all", "edge"), ("plain", "feature")]
+)
+def test_compiles_in_one_graph_for_all_batch_sizes(options, alpha):
     torch.compiler.reset()
-    net = randomised(make("all", Penguin, alpha=alpha, num_layers=1))
+    net = randomised(make(options, Penguin, alpha=alpha, num_layers=1))
     call(net, inputs(net, 2))
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=counter)
