@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,7 @@ def _name(word: str, instead_of: Any) -> Name:
     return Name(word, instead_of.start_pos, prefix=instead_of.get_first_leaf().prefix)
 
 
+@lru_cache(4)  # of the source itself, beside each of its faults
 def _meaning(code: str) -> str:
     """The syntax tree without annotations and docstrings."""
     tree = ast.parse(code)
