@@ -14,12 +14,12 @@ bench: $(VENV)/.ok  ## run the suite on embedded data: three tasks, every group,
 
 test: $(VENV)/.ok  ## run all tests and the examples in the documentation
 	@echo "Running the tests; some minutes on two cores."
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -q
 
 test-scatter: $(VENV)/.ok  ## build torch-scatter (ten minutes and more), test the kernels with it
 	$(INSTALL) setuptools wheel
 	$(INSTALL) --no-build-isolation '.[scatter]'
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q tests/kernels
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -q tests/kernels
 
 gate-extras: $(VENV)/.ok  ## add what the gate tests beside: solvers under the GPL, and faults
 	$(INSTALL) -e '.[sym,mutants]'
