@@ -335,7 +335,7 @@ def run_real(task: str, data: Path, profile: str, seed: int, commit: str) -> lis
     """Choose among the groups of a task from its training split alone."""
     problem = TASKS[task].load(data, profile, seed)
     # A group that comes again with other representations is one candidate: only nodes move here.
-    by_group = {group: name for name, group in reversed(problem.groups.items())}
+    by_group = {group: name for name, group in reversed(list(problem.groups.items()))}
     groups = list(dict.fromkeys(problem.groups.values()))
     n = groups[0].num_nodes
     targets = problem.train.targets
