@@ -316,12 +316,14 @@ def lines(out: Path, command: str) -> list[str]:
         "",
         "Excess is a share of the distance between the best and the worst candidate; coverage is "
         "how often the excess stays within the regret bound, with its 95 % interval (Clopper and "
-        "Pearson). Width is the median bound as a share of the median of that distance. Warned: "
-        "share of choices that gave any warning.",
+        "Pearson). Distance is the median of that distance, in squared units of the targets: penalties "
+        "that suit single signals drive the candidates of a series apart, those of blocks bring "
+        "them together. Width is the median bound as a share of it. Warned: share of choices that "
+        "gave any warning.",
         "",
-        "| data | options | trials | best level chosen | excess | within bound | width | warned | "
-        "few | block and gap |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| data | options | trials | best level chosen | distance | excess | within bound | width | "
+        "warned | few | block and gap |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for condition, options in dict.fromkeys((r.condition, r.options) for r in rows):
         own = [r for r in rows if (r.condition, r.options) == (condition, options)]
@@ -331,7 +333,7 @@ def lines(out: Path, command: str) -> list[str]:
         excess = sum(r.excess for r in own) / max(sum(r.spread for r in own), 1e-300)
         text.append(
             f"| {condition} | {options} | {len(own)} | {np.mean([r.hit for r in own]):.0%} | "
-            f"{excess:.1%} | {held / len(own):.1%} ({span.low:.1%} to {span.high:.1%}) | "
+            f"{spread:.2g} | {excess:.1%} | {held / len(own):.1%} ({span.low:.1%} to {span.high:.1%}) | "
             f"{np.median([r.bound for r in own]) / spread:.1f} | "
             f"{np.mean([r.warned > 0 for r in own]):.0%} | {np.mean([r.short for r in own]):.0%} | "
             f"{np.median([r.block for r in own]):.0f}, {np.median([r.gap for r in own]):.0f} |"

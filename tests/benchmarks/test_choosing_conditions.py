@@ -86,6 +86,7 @@ def test_coverage_comes_with_its_interval(tmp_path):
     (tmp_path / "choosing_conditions.csv").write_text("\n".join([head, *text]) + "\n")
     page = lines(tmp_path, "command")
     assert (
-        "| made up | - | 20 | 100% | 0.5% | 95.0% (75.1% to 99.9%) | 0.1 | 0% | 0% | 1, 0 |" in page
+        "| made up | - | 20 | 100% | 1 | 0.5% | 95.0% (75.1% to 99.9%) | 0.1 | 0% | 0% | 1, 0 |"
+        in page
     )
     assert any("`command --only conditions --trials 20` at commit abc" in line for line in page)
