@@ -156,7 +156,8 @@ def one_day(seed: int, data: Path) -> tuple[list[Partition], Data, list[Data]]:
     far = [
         t
         for t in rng.integers(0, len(speed) - DAY - AHEAD, size=60)
-        if t + DAY + AHEAD < start - 7 * DAY or t > start + 8 * DAY
+        # On some days no sensor reported.
+        if (t + DAY + AHEAD < start - 7 * DAY or t > start + 8 * DAY) and speed[t : t + DAY].any()
     ][:8]
 
     def cut(t: int) -> Data:
@@ -316,13 +317,13 @@ def lines(out: Path, command: str) -> list[str]:
         "",
         "Excess is a share of the distance between the best and the worst candidate; coverage is "
         "how often the excess stays within the regret bound, with its 95 % interval (Clopper and "
-        "Pearson). Distance is the median of that distance, in squared units of the targets: penalties "
-        "that suit single signals drive the candidates of a series apart, those of blocks bring "
-        "them together. Width is the median bound as a share of it. Warned: share of choices that "
-        "gave any warning.",
+        "Pearson). Distance is the median of that distance, in squared units of the targets: "
+        "penalties that suit single signals drive the candidates of a series apart, those of "
+        "blocks bring them together. Width is the median bound as a share of it. Warned: share of "
+        "choices that gave any warning.",
         "",
-        "| data | options | trials | best level chosen | distance | excess | within bound | width | "
-        "warned | few | block and gap |",
+        "| data | options | trials | best level chosen | distance | excess | within bound | "
+        "width | warned | few | block and gap |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for condition, options in dict.fromkeys((r.condition, r.options) for r in rows):
@@ -333,7 +334,8 @@ def lines(out: Path, command: str) -> list[str]:
         excess = sum(r.excess for r in own) / max(sum(r.spread for r in own), 1e-300)
         text.append(
             f"| {condition} | {options} | {len(own)} | {np.mean([r.hit for r in own]):.0%} | "
-            f"{spread:.2g} | {excess:.1%} | {held / len(own):.1%} ({span.low:.1%} to {span.high:.1%}) | "
+            f"{spread:.2g} | {excess:.1%} | "
+            f"{held / len(own):.1%} ({span.low:.1%} to {span.high:.1%}) | "
             f"{np.median([r.bound for r in own]) / spread:.1f} | "
             f"{np.mean([r.warned > 0 for r in own]):.0%} | {np.mean([r.short for r in own]):.0%} | "
             f"{np.median([r.block for r in own]):.0f}, {np.median([r.gap for r in own]):.0f} |"
