@@ -1,5 +1,7 @@
 """The Triton back-end against the definitions: on CUDA, or on the CPU by Triton's interpreter."""
 
+from itertools import product
+
 import pytest
 import torch
 from kernels import test_transforms as transformed
@@ -317,8 +319,15 @@ def assert_edges(args, options, dtype=torch.float64, fused=True):
 
 
 class TestEdges:
-    @pytest.mark.parametrize("parts", PARTS)
-    @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+    # Every part by itself in float64; what the others cast is all in these three.
+    @pytest.mark.parametrize(
+        ("dtype", "parts"),
+        [
+            *((torch.float64, parts) for parts in PARTS),
+            *product(list(TOLERANCE)[1:], ("features", "distances", "everything normalized")),
+        ],
+        ids=str,
+    )
     def test_of_parts(self, parts, dtype):
         given, options = PARTS[parts]
         args = edge_case(given, dtype=dtype)
@@ -425,7 +434,7 @@ class TestEdges:
 
         monkeypatch.setattr(triton_backend, "edge_mlp_grads", wrong)
         with pytest.raises(AssertionError, match=f"gradient of {name} 0: error"):
-            assert_edges(edge_case(("pos", "coord")), {})
+            assert_edges(edge_case(("pos", "coord"), 20), {})
 
     def test_autocast(self):
         args = edge_case(("pos", "coord"), 20, dtype=torch.float32)
@@ -437,7 +446,7 @@ class TestEdges:
         assert_near(moved, right[1].double(), 8e-2, "moves")
 
     def test_no_tensor_of_all_edges(self):
-        args = edge_case((), 4096, 8, hidden=16, batch=(), dtype=torch.float32)
+        args = edge_case((), 2048, 8, hidden=16, batch=(), dtype=torch.float32)
         largest = []
 
         class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -451,7 +460,7 @@ class TestEdges:
             (total,) = run_edges(args, "triton")
             torch.autograd.grad(total.sum(), [args["sender"], args["weight"]])
         # The sums of the weights are of a fixed number of programs; those of nodes are 1/8.
-        assert max(largest) <= 4096 * 16 // 4
+        assert max(largest) <= 2048 * 16 // 4
 
 
 def edge_operator_calls():
@@ -479,7 +488,7 @@ class TestRegistration:
             torch.library.opcheck(op.registered, args)
 
     @pytest.mark.parametrize("op", ["segment_max", "gather_segment_sum weighted", "edge_mlp_sum"])
-    def test_one_graph_for_ten_sizes(self, op):
+    def test_one_graph_for_all_sizes(self, op):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
 
@@ -488,7 +497,7 @@ class TestRegistration:
             return y[0] if isinstance(y, tuple) else y
 
         compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
-        for size in range(10):
+        for size in (0, 1, 4, 9):  # later ones find the graph of the second
             if op == "edge_mlp_sum":
                 options = edge_case(("pos",), 20 + 3 * size, 4 + size)
                 args, leaves = (), edge_leaves(options)
