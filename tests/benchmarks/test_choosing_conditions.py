@@ -65,6 +65,15 @@ def test_days_of_the_truth_are_other_days(tmp_path):
     assert (y == x + 3).all()
 
 
+def test_days_without_a_report_are_no_truth(tmp_path):
+    speed = np.ones((40 * DAY, 70))
+    speed[: 15 * DAY] = 0
+    ring = np.eye(70)[np.roll(np.arange(70), 1)]
+    np.savez(tmp_path / "outage.npz", speed=speed, adj=ring)
+    for seed in range(4):
+        assert all(a.any() for a, _ in one_day(seed, tmp_path / "outage.npz")[2])
+
+
 def test_rows_are_kept_and_not_measured_again(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "OPTIONS", {"many channels": [{}], ONE_DAY: [{"missing": 0}]})
     path = measure(tmp_path, 1, None, "abc", Console(quiet=True))
