@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 # pip knows where local wheels lie from its own configuration; uv has to be told.
 INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt
 
-.PHONY: bench test test-scatter gate-extras mutants asan soak lint docs lock clean
+.PHONY: bench test test-scatter gate-extras mutants asan soak registers lint docs lock clean
 
 bench: $(VENV)/.ok  ## run the suite on embedded data: three tasks, every group, three seeds
 	@echo "Running the benchmark suite on embedded data; it says how many minutes are left."
@@ -32,6 +32,9 @@ asan: $(VENV)/.ok  ## run 10,000 random shapes through the C++ kernels under the
 
 soak: $(VENV)/.ok  ## run 30,000 steps and 300 choices, and watch memory and open files
 	OMP_NUM_THREADS=1 $(RUN) tests/soak.py --steps 30000 --choices 300
+
+registers: $(VENV)/.ok  ## compile all Triton kernels for sm_90, and hold their registers
+	GSYM_EVERY_KERNEL=1 $(RUN) -m pytest -q tests/kernels/test_triton_sm90.py
 
 lint: $(VENV)/.ok  ## check style and types
 	$(RUN) -m ruff check .
