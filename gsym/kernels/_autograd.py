@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.kernels._transforms import is_eager, is_transformed, looks_inside
+from gsym.kernels._transforms import are_plain, is_transformed, looks_inside
 
 _CONTIGUOUS = torch.contiguous_format
 _Keys, _Key = torch._C.DispatchKeySet, torch._C.DispatchKey
@@ -50,7 +50,7 @@ class Operator:
             return self.registered(*args)
         tensors, _ = self._split(args)
         given = [x for x in tensors if x is not None]
-        if is_eager(*given):
+        if not looks_inside() and are_plain(*given):
             return self.eager(*args)
         if self._plain is not None and is_transformed(*given):
             return self._plain(*args)

@@ -26,12 +26,12 @@ from gsym.kernels.segments import Segments, TileTables
 
 def flat(x: Tensor) -> Tensor:
     """``[..., r, c]`` as ``[b, r, c]``."""
-    return x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    return x if x.dim() == 3 else x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
 
 
 def _as(x: Tensor, y: Tensor) -> Tensor:
     """``y [b, s, c]`` with the leading axes of ``x``."""
-    return y.view(*x.shape[:-2], *y.shape[-2:])
+    return y if x.dim() == 3 else y.view(*x.shape[:-2], *y.shape[-2:])
 
 
 def _nothing(tensors: Any, output: Any) -> tuple[()]:

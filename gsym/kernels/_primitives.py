@@ -125,8 +125,15 @@ def cluster_linear(
         _backends.in_plain_torch()
     else:
         tell(backend, "indexed_linear", x, weight, bias)
-    tables = () if tiles is None else (*_tile_tables(tiles), tiles.segments.is_sorted)
-    y = _ClusterLinear.apply(flat(x), weight, matrix, bias, sizes, backend.name, *tables)
+    tables: list[Tensor] = []
+    is_sorted = False
+    if tiles is not None:
+        tables, is_sorted = _tile_tables(tiles), tiles.segments.is_sorted
+    given = flat(x), weight, matrix, bias, sizes
+    if torch.is_grad_enabled():
+        y = _ClusterLinear.apply(*given, backend.name, is_sorted, *tables)
+    else:
+        y, _ = _mix_and_spread(*given, tables, is_sorted, backend.name)
     return y.view(*x.shape[:-1], weight.size(-1))
 
 
@@ -201,13 +208,12 @@ class _ClusterLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, matrix, bias, sizes, backend, *tables):  # type: ignore[no-untyped-def]
-        ctx.backend, ctx.is_sorted = backend, bool(tables) and tables[-1]
-        how = list(tables[:-1]), ctx.is_sorted, backend
-        means = (_pool(x, sizes.numel(), *how) / sizes[:, None]).to(x.dtype)
-        ctx.save_for_backward(x, weight, matrix, sizes, means, *tables[:-1])
-        shared = (means.flatten(1) @ matrix).view(x.size(0), sizes.numel(), weight.size(-1))
-        return _spread(x, weight, shared + bias, *how)
+    def forward(ctx, x, weight, matrix, bias, sizes, backend, is_sorted, *tables):  # type: ignore[no-untyped-def]
+        ctx.backend, ctx.is_sorted = backend, is_sorted
+        how = list(tables), is_sorted, backend
+        y, means = _mix_and_spread(x, weight, matrix, bias, sizes, *how)
+        ctx.save_for_backward(x, weight, matrix, sizes, means, *tables)
+        return y
 
     @staticmethod
     @without_autocast
@@ -228,8 +234,25 @@ class _ClusterLinear(torch.autograd.Function):
             _outer(x, grad, weight.size(0), k, *how) if weight_needs else None,
             _cross(means.to(sums.dtype), sums).to(x.dtype) if matrix_needs else None,
             sums.sum(0).to(x.dtype) if bias_needs else None,
-            *(None for _ in range(3 + len(tables) if tables else 2)),
+            *(None for _ in range(3 + len(tables))),
         )
+
+
+def _mix_and_spread(
+    x: Tensor,
+    weight: Tensor,
+    matrix: Tensor,
+    bias: Tensor,
+    sizes: Tensor,
+    tables: list[Tensor],
+    is_sorted: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The rows, and the means of the clusters."""
+    how, k = (tables, is_sorted, backend), sizes.numel()
+    means = (_pool(x, k, *how) / sizes[:, None]).to(x.dtype)
+    shared = (means.flatten(1) @ matrix).view(x.size(0), k, weight.size(-1))
+    return _spread(x, weight, shared + bias, *how), means
 
 
 def _runs(x: Tensor, k: int) -> Tensor:

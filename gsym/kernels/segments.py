@@ -213,7 +213,7 @@ class _TracedSegments(Segments):
         return self.num_segments
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # to freeze it would take longer than to multiply a small batch
 class TileTables:
     """The tables of :class:`Tiles` and of their segments, as loops are given them."""
 
