@@ -240,6 +240,19 @@ def penguin(*, out: Path = OUT, seeds: int = 5) -> None:
 
 
 @app.command
+def subgraphs(*, out: Path = OUT, data: Path | None = None) -> None:
+    """Time the ego-networks of large graphs and, with data, an epoch of SPEN beside GIN.
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA.
+    """
+    from benchmarks import subgraphs as measuring
+
+    print(f"The page is in {measuring.main(out, _folder(data), Console())}")
+
+
+@app.command
 def molecules(
     datasets: tyro.conf.Positional[tuple[str, ...]] = (),
     /,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gsym import kernels
 from gsym._validate import GraphError
+from gsym.kernels._transforms import undisturbed
 from gsym.kernels.subgraphs import Subgraphs
+from gsym.nn._lifted import LiftedTables
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,6 +31,25 @@ class EgoTables:
     pair: kernels.Segments
     first: Tensor
     second: Tensor
+    _kept: list[LiftedTables] = field(default_factory=list, init=False)
+    _graphs: list[tuple[kernels.Segments, kernels.Segments]] = field(
+        default_factory=list, init=False
+    )
+
+    @property
+    def lifted(self) -> LiftedTables:
+        """Tables of maps that all subgraphs share, made when they are first asked for."""
+        if not self._kept:
+            with undisturbed():
+                self._kept.append(LiftedTables.build(self))
+        return self._kept[0]
+
+    def graphs(self, batch: Tensor, count: int) -> tuple[kernels.Segments, kernels.Segments]:
+        """The graph of every node and pair, of a batch of ``count`` graphs."""
+        if not self._graphs or self._graphs[0][0].num_segments != count:
+            found = kernels.Segments(batch, count), kernels.Segments(batch[self.first], count)
+            self._graphs[:] = [found]
+        return self._graphs[0]
 
     @classmethod
     def build(

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from gsym import kernels
 from gsym._validate import GraphError, SignalError
+from gsym.nn import _lifted
 from gsym.nn._ego import EgoTables
+from gsym.nn._norm import ELUGraphNorm
 from gsym.nn.subgraph import EquivariantTensorLinear
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ class SubgraphConv(nn.Module):
         map commutes with all permutations of its nodes, or with those that keep the colours.
 
     Cost:
-        ``O(sum m^2 d d')`` for subgraphs of m nodes.
+        ``O(sum m^2 d d')`` for subgraphs of m nodes. With one colour and one kind, which leave to
+        every pair of the graph one product whatever subgraphs hold it, ``O(f d d')`` in products
+        and ``O(sum m^2 d)`` in sums, and no tensor of all pairs of subgraphs.
 
     Example:
         >>> n_id, n_sub_batch = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
@@ -109,6 +113,8 @@ class SubgraphConv(nn.Module):
                 f"a layer with node_channels={self.node_channels} "
                 f"{'takes no' if self.node_to_node is None else 'needs'} features of nodes"
             )
+        if self._commutes(pair, node, tables):
+            return self._averaged(pair, node, tables)
         lifted = kernels.segment_gather(pair, tables.pair)
         pairs = [self.pair_to_pair(lifted, tables.subgraphs)]
         nodes = [self.pair_to_node(lifted, tables.subgraphs)]
@@ -120,6 +126,25 @@ class SubgraphConv(nn.Module):
             kernels.segment_mean(torch.cat(pairs, dim=-1), tables.pair),
             kernels.segment_mean(torch.cat(nodes, dim=-1), tables.node),
         )
+
+    def _commutes(self, pair: Tensor, node: Tensor | None, tables: EgoTables) -> bool:
+        """Whether averages can be had without lifting."""
+        like = self.pair_to_pair.graph_weight
+        maps = self.pair_to_pair, self.pair_to_node, self.node_to_pair, self.node_to_node
+        return (
+            _lifted.shares_weights(tables, like, *maps)
+            and _lifted.fits(pair, tables.first.numel(), self.pair_channels, like)
+            and _lifted.fits(node, tables.node.num_segments, self.node_channels, like)
+        )
+
+    def _averaged(
+        self, pair: Tensor, node: Tensor | None, tables: EgoTables
+    ) -> tuple[Tensor, Tensor]:
+        found = [_lifted.pairs_to_both(self.pair_to_pair, self.pair_to_node, pair, tables)]
+        if node is not None and self.node_to_pair is not None and self.node_to_node is not None:
+            found.append(_lifted.nodes_to_both(self.node_to_pair, self.node_to_node, node, tables))
+        pairs, nodes = zip(*found, strict=True)
+        return torch.cat(pairs, dim=-1), torch.cat(nodes, dim=-1)
 
 
 class SPEN(nn.Module):
@@ -180,8 +205,6 @@ class SPEN(nn.Module):
         num_kinds: int = 1,
         dropout: float = 0.5,
     ) -> None:
-        from torch_geometric.nn.norm import GraphNorm  # late: it takes seconds
-
         super().__init__()
         if colours not in COLOURS:
             raise ValueError(f"colours must be one of {', '.join(COLOURS)}; got {colours!r}")
@@ -197,7 +220,7 @@ class SPEN(nn.Module):
         for width in widths:
             convs.append(SubgraphConv(pair, node, width, **options))
             pair = node = convs[-1].out_channels
-            norms += [GraphNorm(pair), GraphNorm(node)]
+            norms += [ELUGraphNorm(pair), ELUGraphNorm(node)]
         self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
         self.pair_to_graph = EquivariantTensorLinear(2, 0, pair, last, **options)
         self.node_to_graph = EquivariantTensorLinear(1, 0, node, last, **options)
@@ -236,20 +259,27 @@ class SPEN(nn.Module):
         tables = self.tables(data, label) if tables is None else tables
         pair = self._inputs(data, tables)
         node: Any = None
-        of_pair = batch[tables.first]
+        graphs, of_pair = tables.graphs(batch, count)
         for i, conv in enumerate(self.convs):
             pair, node = conv(pair, node, tables)
-            pair = self.norms[2 * i](F.elu(pair), of_pair, count)
-            node = self.norms[2 * i + 1](F.elu(node), batch, count)
+            pair = self.norms[2 * i](pair, of_pair)
+            node = self.norms[2 * i + 1](node, graphs)
+        every = F.elu(torch.cat(self._to_subgraphs(pair, node, tables), dim=-1))
+        scores: Tensor = self.head(kernels.segment_mean(every, graphs))
+        return scores
+
+    def _to_subgraphs(self, pair: Tensor, node: Tensor, tables: EgoTables) -> tuple[Tensor, ...]:
+        maps = self.pair_to_graph, self.node_to_graph
+        if _lifted.shares_weights(tables, pair, *maps):
+            return (
+                _lifted.pairs_to_graphs(self.pair_to_graph, pair, tables),
+                _lifted.nodes_to_graphs(self.node_to_graph, node, tables),
+            )
         pair = kernels.segment_gather(pair, tables.pair)
         node = kernels.segment_gather(node, tables.node)
-        parts = (
-            self.pair_to_graph(pair, tables.subgraphs),
-            self.node_to_graph(node, tables.subgraphs),
+        return self.pair_to_graph(pair, tables.subgraphs), self.node_to_graph(
+            node, tables.subgraphs
         )
-        every = F.elu(torch.cat(parts, dim=-1))
-        scores: Tensor = self.head(kernels.segment_mean(every, kernels.Segments(batch, count)))
-        return scores
 
     def _graphs(self, data: Data) -> tuple[Tensor, int]:
         """The graph of every node and their number."""

@@ -93,6 +93,32 @@ def test_layer_commutes_with_relabelling():
     torch.testing.assert_close(after[1][perm], before[1], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("root", [True, False])
+def test_layer_without_lifting_equals_the_lifted_one(root, monkeypatch):
+    data = EgoSubgraphs(1, include_root=root)(graph(4, nodes=9, edges=14))
+    tables = EgoTables.build(data.n_id, data.n_sub_batch, 9)
+    assert (torch.bincount(data.n_id, minlength=9) == 0).any() or root
+    torch.manual_seed(0)
+    pair = torch.randn(tables.first.numel(), 2, dtype=torch.float64, requires_grad=True)
+    node = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    for nodes in (0, 3):
+        conv = SubgraphConv(2, nodes, 4).double()
+        for parameter in conv.parameters():
+            torch.nn.init.normal_(parameter)
+        leaves = [pair, *([node] if nodes else []), *conv.parameters()]
+        results = []
+        for commutes in (True, False):
+            assert conv._commutes(pair, node if nodes else None, tables)
+            if not commutes:
+                monkeypatch.setattr(SubgraphConv, "_commutes", lambda *_: False)
+            out = conv(pair, node if nodes else None, tables)
+            outer = [torch.linspace(1, 2, y.numel()).double().view(y.shape) for y in out]
+            results.append([*out, *torch.autograd.grad(out, leaves, outer)])
+            monkeypatch.undo()
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
 class TestPublishedFaults:
     """Each of the two faults of the published code breaks what the tests above hold."""
 
