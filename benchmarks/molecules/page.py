@@ -235,15 +235,18 @@ def _classes(tables: Mapping[tuple[str, str], Mapping[str, list[FoldRow]]]) -> l
         "Baselines count nodes by label and edges, with a logistic regression, or know the "
         "classes only.",
     ]
+    seeds: dict[str, int] = {}
+    for (_, profile), lines in tables.items():
+        found = (row.seed + 1 for line in lines.values() for row in line)
+        seeds[profile] = max(seeds.get(profile, 1), *found)
     for (name, profile), lines in tables.items():
-        parts += _table(name, profile, lines)
+        parts += _table(name, profile, lines, seeds[profile])
     return parts
 
 
-def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]]) -> list[str]:
+def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]], seeds: int) -> list[str]:
     reference = lines.get(REFERENCE, [])
     folds = PROFILE_FOLDS[profile]
-    seeds = max(row.seed for line in lines.values() for row in line) + 1
     head = ["network", "parameters", "folds", "seeds", "chosen by validation"]
     head += [f"last {LAST} epochs", f"against {REFERENCE}", "diverged", "seconds"]
     body, missing = [], []

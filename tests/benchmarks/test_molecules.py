@@ -331,7 +331,7 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
     text = (out / page.PAGE).read_text()
     for word in ("### MUTAG, quick", "counts of labels", "SPEN by size, 2 hops", "--data DIR"):
         assert word in text
-    assert "Not run, or not to the end: counts of labels, rooted subgraphs" in text
+    assert "Not run, or not to the end: counts of labels; rooted subgraphs" in text
     monkeypatch.setattr(suite, "run_cell", None)
     main(words)
     assert (out / page.PAGE).read_text() == text
