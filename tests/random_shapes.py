@@ -8,8 +8,11 @@ import random
 
 import torch
 
+from gsym import kernels
 from gsym.kernels import Segments, Tiles, ops
 from gsym.kernels.cpp import library as cpp_library
+from gsym.kernels.subgraphs import Subgraphs
+from gsym.nn._norm import ELUGraphNorm
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}
 
@@ -235,4 +238,54 @@ def edges(draw):
     agree(ops.edge_mlp_sum, ends[0], ends[1], source, segments, small(h, h), small(h), **options)
 
 
-CASES = {case.__name__: case for case in (reductions, gathers, products, clusters, nodes, edges)}
+def subgraphs(draw):
+    sizes = [draw.choice([0, 1, 2, 3, 5, 9, 17]) for _ in range(draw.randint(0, 9))]
+    sizes = torch.tensor(sizes, dtype=torch.int64)
+    batch = torch.repeat_interleave(torch.arange(sizes.numel()), sizes)
+    q, k = draw.choice([1, 1, 2, 3]), draw.choice([1, 1, 2])
+    options = {}
+    if q > 1:
+        colour = torch.randint(0, q, batch.shape, generator=draw.torch)
+        options |= {"colour": colour, "num_colours": q}
+    if k > 1:
+        options |= {"kind": torch.arange(sizes.numel()) % k, "num_kinds": k}
+    if draw.coin(0.3):
+        every = Subgraphs.from_batch(batch, sizes.numel())
+        kept = torch.rand(every.num_pairs, generator=draw.torch) < 0.5
+        options["pairs"] = torch.stack([every.row[kept], every.col[kept]])
+    made = Subgraphs.from_batch(batch, sizes.numel(), **options)
+    lanes = cpp_library.library().gsym_vector_bytes() // draw.dtype.itemsize
+    c, d = (draw.choice([draw.width() or 1, draw.randint(1, 3) * lanes]) for _ in range(2))
+    x = draw.numbers(*draw.batch(), made.num_pairs, c)
+    graph = draw.numbers(k, (q + q * q) * c, (q + q * q) * d)
+    node = draw.numbers(k * q, (1 + 2 * q) * c, (1 + 2 * q) * d)
+    pair = draw.numbers(k * q * q, c, d), draw.numbers(k * q * q, c, d)
+    bias = None, None
+    if draw.coin():
+        bias = draw.numbers(k * q * q, d), draw.numbers(k * q, d)
+    agree(kernels.subgraph_linear, x, made, (2, 2), graph, node, pair, *bias)
+
+
+def norms(draw):
+    """Of a layer, which has no definition of its own: in float64 without compiled code."""
+    lanes = cpp_library.library().gsym_vector_bytes() // draw.dtype.itemsize
+    segments = draw.index(draw.size(), draw.size(1), in_order=True)
+    x = draw.numbers(segments._index.numel(), draw.randint(1, 3) * lanes)
+    layer = ELUGraphNorm(x.size(1)).to(draw.dtype)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, generator=draw.torch)
+    twin = ELUGraphNorm(x.size(1)).double()
+    twin.load_state_dict(layer.state_dict())
+    exact = x.detach().double().requires_grad_()
+    y = layer(x, segments)
+    with kernels.backend("native"):
+        truth = twin(exact, segments)
+    outer = torch.randn(truth.shape, generator=draw.torch, dtype=torch.float64)
+    grads = torch.autograd.grad(y, [x, *layer.parameters()], outer.to(x.dtype))
+    true_grads = torch.autograd.grad(truth, [exact, *twin.parameters()], outer)
+    compare("value", [y], [truth], x.dtype)
+    compare("gradient", grads, true_grads, x.dtype)
+
+
+_ALL = reductions, gathers, products, clusters, nodes, edges, subgraphs, norms
+CASES = {case.__name__: case for case in _ALL}
