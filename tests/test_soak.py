@@ -27,8 +27,10 @@ def test_a_leak_is_seen(what):
             # Below and beyond the size from which memory is mapped on its own.
             kept.append(bytes(2_000 if what == "allocated" else 200_000))
 
+    # A process that has given much back may place large blocks where memory is resident already.
+    seen = "(resident|allocated)" if what == "resident" else what
     try:
-        with pytest.raises(AssertionError, match=f"{what} rose by"):
+        with pytest.raises(AssertionError, match=f"{seen} rose by"):
             soak.watch(leak, 480)
     finally:
         for fd in kept if what == "files" else ():

@@ -221,8 +221,9 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         if self.mixing is not None:
             self.mixing.reset_parameters(variance)
         subtracts = FullMixing | QuotientMixing | SignedMixing
-        if self.weight_self is not None and isinstance(self.mixing, subtracts):
-            tables = self._tables(self.weight_self.device)
+        weight = self.weight_self
+        if weight is not None and not weight.is_meta and isinstance(self.mixing, subtracts):
+            tables = self._tables(weight.device)
             own = self._own_weight(tables).expand(tables.sizes.numel(), -1, -1)
             self.mixing.subtract(own)
         if self.bias is not None:
