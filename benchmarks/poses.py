@@ -128,13 +128,19 @@ def write_page(out: Path) -> Path:
     parts.append(f"![test error by number of poses]({_draw(out, tables)})")
     rows = [row for table in tables for line in table.lines for row in line.rows]
     commits = ", ".join(sorted({row.commit for row in rows}))
+    counts = [_count(table.dataset) for table in tables]
+    asked = [count if count in STEPS else 0 for count in counts]
     source = "" if first.source == "embedded" else " --data DIR"
     seeds = 1 + max(row.seed for row in rows)
     parts.append(
-        f"Made with `python -m benchmarks poses{source} --seeds {seeds}` at commit {commits} with "
+        f"Made with `python -m benchmarks poses {' '.join(map(str, asked))}{source} --seeds "
+        f"{seeds}` at commit {commits} with "
         f"torch {first.torch} on {first.device}; Adam at a rate of 0.001 along a cosine, batches "
         "of 64, as many epochs as make "
-        + ", ".join(f"{steps:,} steps for {count or 'all'} poses" for count, steps in STEPS.items())
+        + ", ".join(
+            f"{STEPS[key]:,} steps for {count:,} poses"
+            for key, count in zip(asked, counts, strict=True)
+        )
         + f", {_CHECKS} looks at validation."
     )
     page = out / PAGE

@@ -36,7 +36,8 @@ def test_page_of_a_small_run(tmp_path, monkeypatch):
     ridge = [row.test for row in rows if row.model == "quadratic ridge"]
     assert f"{sum(ridge) / 2:.2f}" in text
     assert "| 50 | 2 |" in text and (tmp_path / study.PICTURE).is_file()
-    assert "--seeds 2" in text
+    assert "`python -m benchmarks poses 50 --seeds 2`" in text
+    assert "2 steps for 50 poses, 10 looks" in text
     before = len(rows)
     study.main(tmp_path, None, [50], 2, Console(quiet=True))
     assert len(read_rows(tmp_path / study.FOLDER)) == before
