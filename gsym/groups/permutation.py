@@ -689,7 +689,7 @@ class ClusterGroup(PermutationGroup):
     ) -> Tensor:
         """The intertwiner projection of ``[..., n, n]``: block means, with the diagonal apart."""
         if in_rep is not None or out_rep is not None:
-            return _signed_means(weight, self.pair_orbits(in_rep, out_rep))
+            return super().project(weight, in_rep, out_rep)
         self._check_matrix(weight)
         labels = self.partition.labels.to(weight.device)
         sizes = self._sizes.to(weight)

@@ -219,18 +219,18 @@ class Representation:
             GroupError: ``perm`` is not in the group.
         """
         images = check_permutation(perm, self.group.num_nodes)
+        clustered, alone = isinstance(self.group, ClusterGroup), not self._moves.images.size(0)
+        # Elsewhere the chain refuses what is not in the group.
+        if (clustered or alone) and not self.group.contains(images):
+            raise GroupError(f"the permutation does not belong to {self.group!r}")
+        if alone:
+            return ChannelMoves.still(1, self.num_channels)
         moved = images
         if isinstance(self.group, ClusterGroup):
-            if not self.group.contains(images):
-                raise GroupError(f"the permutation does not belong to {self.group!r}")
             labels, order = self.group.partition.labels, self.group.partition.order
             sizes = torch.tensor(self.group.partition.sizes)
             first = order[torch.cumsum(sizes, 0) - sizes]
             moved = labels[images[first]]
-        if not self._moves.images.size(0):
-            if not isinstance(self.group, ClusterGroup) and not self.group.contains(images):
-                raise GroupError(f"the permutation does not belong to {self.group!r}")
-            return ChannelMoves.still(1, self.num_channels)
         points = self._chain.extend(moved)[moved.numel() :][: self.num_channels] - moved.numel()
         c = self.num_channels
         return ChannelMoves((points % c)[None], torch.where(points < c, 1, -1)[None])

@@ -212,8 +212,6 @@ class QuotientMixing(TabledModule[_QuotientTables]):
         """Take matrices ``[k, in, out]``, constant on orbits, off each cluster's own pair."""
         tables = self._tables(own.device)
         source, orbit = tables.source.index, tables.pairs.index
-        if self.weight.is_meta:
-            return
         loop = source == tables.target.index
         first = own.new_zeros(self.weight.shape)
         first[orbit[loop]] = own[source[loop]]

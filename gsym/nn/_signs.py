@@ -175,8 +175,6 @@ class SignedMixing(TabledModule[_MixingTables]):
 
     def subtract(self, own: Tensor) -> None:
         """Take matrices ``[k, in, out]``, tied as the diagonal is, off each cluster's own pair."""
-        if self.weight.is_meta or not self.weight.numel():
-            return
         tables, (a, b) = self._tables(own.device), (self.out.width, self.into.width)
         every = torch.arange(own.size(0), device=own.device)
         own = own.view(-1, b, self.into.copies, a, self.out.copies).permute(0, 3, 1, 2, 4)
