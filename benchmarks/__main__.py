@@ -13,8 +13,8 @@ import tyro
 from rich.console import Console
 
 from benchmarks.data import DataError
-from benchmarks.interrupt import interruptible
-from benchmarks.results import BenchmarkError
+from benchmarks.suite.interrupt import interruptible
+from benchmarks.suite.store import BenchmarkError
 
 OUT = Path("results")
 
@@ -54,8 +54,8 @@ def run(
         device: auto, cpu or cuda.
         out: Folder of results.
     """
-    from benchmarks import report as reporting
-    from benchmarks import run as running
+    from benchmarks.suite import report as reporting
+    from benchmarks.suite import run as running
     from benchmarks.tasks import TASKS, get_tasks
 
     data = _folder(data)
@@ -89,7 +89,7 @@ def report(*, out: Path = OUT, embed: Path | None = None) -> None:
         out: Folder of results.
         embed: Markdown file whose table between the results marks is replaced.
     """
-    from benchmarks import report as reporting
+    from benchmarks.suite import report as reporting
 
     print(f"The report is in {reporting.report(out, embed)}")
 
@@ -102,7 +102,7 @@ def list_tasks(*, data: Path | None = None, profile: str = "quick") -> None:
         data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
         profile: Profile whose groups to show.
     """
-    from benchmarks.run import PROFILES
+    from benchmarks.suite.run import PROFILES
     from benchmarks.tasks import TASKS, check_names
 
     check_names("profile", [profile], PROFILES)
@@ -156,9 +156,9 @@ def coarsening(*, methods: bool = False, data: Path | None = None, out: Path = O
         data: Folder of downloaded data, for more real graphs.
         out: Folder of results.
     """
-    from benchmarks.coarsening import main as measure
-    from benchmarks.coarsening_methods import main as compare
-    from benchmarks.folder import locked
+    from benchmarks.studies.coarsening import main as measure
+    from benchmarks.studies.coarsening_methods import main as compare
+    from benchmarks.suite.folder import locked
 
     with locked(out):
         if methods:
@@ -183,8 +183,8 @@ def choosing(
         out: Folder of results.
         only: One section of the page; the rows of the others stay.
     """
-    from benchmarks.choosing import main as measure
-    from benchmarks.folder import locked
+    from benchmarks.studies.choosing import main as measure
+    from benchmarks.suite.folder import locked
 
     data = _folder(data)
     with locked(out):
@@ -198,7 +198,7 @@ def page(*, out: Path = Path("docs/pages/images")) -> None:
     Args:
         out: Folder of the pictures.
     """
-    from benchmarks.page import main as take
+    from benchmarks.studies.page import main as take
 
     take(out)
     print(f"The pictures are in {out}")
@@ -220,7 +220,7 @@ def nbody(
         gravity: Switch on gravity, and add the models that can tell where down is.
         seeds: Number of seeds.
     """
-    from benchmarks import nbody as bodies
+    from benchmarks.studies import nbody as bodies
 
     page = bodies.main(out, profile, gravity, seeds, Console())
     print(f"The page is in {page}")
@@ -234,7 +234,7 @@ def penguin(*, out: Path = OUT, seeds: int = 5) -> None:
         out: Folder of results.
         seeds: Number of seeds.
     """
-    from benchmarks import penguin as worlds
+    from benchmarks.studies import penguin as worlds
 
     print(f"The page is in {worlds.main(out, seeds, Console())}")
 
@@ -247,7 +247,7 @@ def subgraphs(*, out: Path = OUT, data: Path | None = None) -> None:
         out: Folder of results.
         data: Folder of downloaded data; by default $GSYM_DATA.
     """
-    from benchmarks import subgraphs as measuring
+    from benchmarks.studies import subgraphs as measuring
 
     print(f"The page is in {measuring.main(out, _folder(data), Console())}")
 
@@ -279,7 +279,7 @@ def molecules(
         data: Folder of downloaded data; by default $GSYM_DATA, and only hard pairs without it.
         seeds: Number of seeds.
     """
-    from benchmarks.molecules import suite
+    from benchmarks.studies.molecules import suite
 
     page = suite.main(
         out,
@@ -315,7 +315,7 @@ def poses(
         data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
         seeds: Number of seeds.
     """
-    from benchmarks import poses as study
+    from benchmarks.studies import poses as study
 
     page = study.main(out, _folder(data), counts or tuple(study.STEPS), seeds, Console())
     print(f"The page is in {page}")

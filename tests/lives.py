@@ -29,9 +29,9 @@ from toy_task import ToyTask
 
 from benchmarks import tasks
 from benchmarks.__main__ import main
-from benchmarks.results import BenchmarkError, read_rows
-from benchmarks.run import run
-from benchmarks.task import Schedule
+from benchmarks.suite.run import run
+from benchmarks.suite.store import BenchmarkError, read_rows
+from benchmarks.suite.task import Schedule
 
 NOISY = {"seconds", "peak_memory_mib"}
 SEEDS = 2

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.results import Row
-from benchmarks.task import Problem, Schedule, Split, Task
+from benchmarks.suite.store import Row
+from benchmarks.suite.task import Problem, Schedule, Split, Task
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 

@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.folder import locked
 from benchmarks.kernels.bars import (
     BARS,
     BOTH,
@@ -44,7 +43,8 @@ from benchmarks.kernels.measure import (
 )
 from benchmarks.kernels.page import write_page
 from benchmarks.kernels.rows import FILE, Row, merge, read_rows, write_rows
-from benchmarks.results import BenchmarkError
+from benchmarks.suite.folder import locked
+from benchmarks.suite.store import BenchmarkError
 from benchmarks.tasks import check_names
 
 PROFILES = {

@@ -23,10 +23,10 @@ import tyro
 from rich.console import Console
 
 from benchmarks.data import replacing
-from benchmarks.folder import locked
 from benchmarks.mutants.faults import belongs, digest, draw
 from benchmarks.mutants.trial import copied, trace, try_out
-from benchmarks.results import BenchmarkError
+from benchmarks.suite.folder import locked
+from benchmarks.suite.store import BenchmarkError
 
 ROOT = Path(__file__).parents[2]
 VERDICTS = Path(__file__).with_name("verdicts.csv")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from benchmarks.results import BenchmarkError
-from benchmarks.task import Task
+from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.task import Task
 from benchmarks.tasks.inpainting import Inpainting, InpaintingMNIST
 from benchmarks.tasks.skeleton import Skeleton
 from benchmarks.tasks.traffic import Traffic

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from benchmarks.data import load_images
-from benchmarks.task import Predictor, Problem, Schedule, Split, Task
+from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.nn import OrbitLinear
 

@@ -18,7 +18,7 @@ from benchmarks.data import DataError, find, read_npz
 from benchmarks.models.pose import PoseNet
 from benchmarks.simulators.cameras import project, random_cameras
 from benchmarks.simulators.gait import JOINT_NAMES, SKELETON_EDGES, simulate_gait
-from benchmarks.task import Predictor, Problem, Schedule, Split, Task
+from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 
 _CMU_FILE = "skeleton/cmu_mocap_28j_60hz.npz"

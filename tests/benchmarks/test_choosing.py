@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from benchmarks import choosing
-from benchmarks.choosing import (
+from benchmarks.studies import choosing
+from benchmarks.studies.choosing import (
     INPUTS,
     TRUTHS,
     Real,
@@ -18,7 +18,7 @@ from benchmarks.choosing import (
     run_recovery,
     run_trial,
 )
-from benchmarks.results import BenchmarkError
+from benchmarks.suite.store import BenchmarkError
 from gsym import ClusterGroup, Partition
 
 

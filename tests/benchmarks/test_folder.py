@@ -13,16 +13,17 @@ from collections import namedtuple
 import pytest
 from toy_task import ToyTask, make_row
 
-from benchmarks import motion, results
-from benchmarks.folder import HOLDER, check_writable, locked
-from benchmarks.report import report
-from benchmarks.results import RESULTS, BenchmarkError, append_row, read_rows, recover
-from benchmarks.run import run
+from benchmarks.studies import motion
+from benchmarks.suite import store
+from benchmarks.suite.folder import HOLDER, check_writable, locked
+from benchmarks.suite.report import report
+from benchmarks.suite.run import run
+from benchmarks.suite.store import RESULTS, BenchmarkError, append_row, read_rows, recover
 
 HOLD = """
 import sys
 from pathlib import Path
-from benchmarks.folder import locked
+from benchmarks.suite.folder import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -99,7 +100,7 @@ def test_a_disk_that_takes_no_byte_is_named(tmp_path, monkeypatch):
 def test_results_that_cannot_be_written_to_are_named(tmp_path, monkeypatch, name):
     # Root may write to any file, so the system's answer is put in its place.
     append_row(tmp_path, make_row(), name)
-    opened = results.Path.open
+    opened = store.Path.open
 
     def refuse(path, mode="r", *arguments, **options):
         if "a" in mode and path.name == name:

@@ -17,16 +17,16 @@ from torch_geometric.data import Batch
 
 from benchmarks.__main__ import main
 from benchmarks.data import DataError
-from benchmarks.molecules import graphs as loading
-from benchmarks.molecules import page, suite
-from benchmarks.molecules.graphs import FOLDS, KINDS, load
-from benchmarks.molecules.models import count_parameters, matching_width, models
-from benchmarks.molecules.pairs import families, pair_refinement, refinement
-from benchmarks.molecules.separation import measure, names, theory
-from benchmarks.molecules.suite import FoldRow
-from benchmarks.molecules.training import History, count_labels, majority, train
-from benchmarks.results import read_table
-from benchmarks.task import Schedule
+from benchmarks.studies.molecules import graphs as loading
+from benchmarks.studies.molecules import page, suite
+from benchmarks.studies.molecules.graphs import FOLDS, KINDS, load
+from benchmarks.studies.molecules.models import count_parameters, matching_width, models
+from benchmarks.studies.molecules.pairs import families, pair_refinement, refinement
+from benchmarks.studies.molecules.separation import measure, names, theory
+from benchmarks.studies.molecules.suite import FoldRow
+from benchmarks.studies.molecules.training import History, count_labels, majority, train
+from benchmarks.suite.store import read_table
+from benchmarks.suite.task import Schedule
 
 EVERY = list(models(KINDS))
 

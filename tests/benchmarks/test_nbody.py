@@ -12,11 +12,11 @@ import torch
 from scipy import stats
 from scipy.spatial.transform import Rotation
 
-from benchmarks import motion, nbody
 from benchmarks.__main__ import main
-from benchmarks.results import BenchmarkError, read_table
 from benchmarks.simulators import nbody as simulator
 from benchmarks.simulators.nbody import TIME_STEP, advance, energy, simulate_motions
+from benchmarks.studies import motion, nbody
+from benchmarks.suite.store import BenchmarkError, read_table
 
 LIKE = np.ones((1, 5))
 

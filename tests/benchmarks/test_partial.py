@@ -9,10 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import penguin
 from benchmarks.__main__ import main
-from benchmarks.motion import Part, ProbedRow
-from benchmarks.results import BenchmarkError, read_table
 from benchmarks.simulators.partial import (
     EDGE_INDEX,
     NUM_NODES,
@@ -24,6 +21,9 @@ from benchmarks.simulators.partial import (
     pull,
     slide,
 )
+from benchmarks.studies import penguin
+from benchmarks.studies.motion import Part, ProbedRow
+from benchmarks.suite.store import BenchmarkError, read_table
 from gsym.nn import PenguinConv
 
 WORLDS = {"pull": pull, "fall": fall, "slide": slide, "blow": partial(blow, wind=1.0)}

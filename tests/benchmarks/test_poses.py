@@ -6,8 +6,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import poses as study
-from benchmarks.results import BenchmarkError, read_rows
+from benchmarks.studies import poses as study
+from benchmarks.suite.store import BenchmarkError, read_rows
 
 
 def test_each_seed_draws_its_own_poses_and_tests_on_all():

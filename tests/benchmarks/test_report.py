@@ -10,7 +10,7 @@ from scipy import stats
 from toy_task import ToyTask, make_row, make_rows
 
 from benchmarks.data import DataError
-from benchmarks.report import (
+from benchmarks.suite.report import (
     BEGIN,
     END,
     compare,
@@ -19,8 +19,8 @@ from benchmarks.report import (
     select,
     tabulate,
 )
-from benchmarks.results import BenchmarkError, append_row
-from benchmarks.run import run
+from benchmarks.suite.run import run
+from benchmarks.suite.store import BenchmarkError, append_row
 
 FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2, 3.1], test=[4.0, 4.4, 4.1])
 MIDDLE = make_rows("(S_2)^2 x| S_2", 3, 2.079, val=[1.0, 1.1, 1.2], test=[2.0, 2.5, 2.3])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from toy_task import ToyTask, make_row
 
-from benchmarks import run as running
-from benchmarks.results import RESULTS, BenchmarkError, append_row, read_rows
-from benchmarks.run import run
+from benchmarks.suite import run as running
+from benchmarks.suite.run import run
+from benchmarks.suite.store import RESULTS, BenchmarkError, append_row, read_rows
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from helpers import load_golden
 from benchmarks.data import DataError
 from benchmarks.simulators.cameras import Cameras, project, random_cameras
 from benchmarks.simulators.gait import JOINT_NAMES, MIRROR, PARENTS
-from benchmarks.task import Split
+from benchmarks.suite.task import Split
 from benchmarks.tasks.skeleton import (
     REFLECTION,
     Skeleton,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.data import DataError
-from benchmarks.task import Problem, Split
+from benchmarks.suite.task import Problem, Split
 from benchmarks.tasks import traffic
 from benchmarks.tasks.traffic import Traffic
 

@@ -12,8 +12,8 @@ import torch
 from stub_choice import candidate, chain, choice
 
 import gsym
-from benchmarks.page import browser, emulate
-from benchmarks.results import BenchmarkError
+from benchmarks.studies.page import browser, emulate
+from benchmarks.suite.store import BenchmarkError
 from gsym.coarsening.page import write_page
 
 pytest.importorskip("selenium")

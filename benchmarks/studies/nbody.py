@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks.data import replacing
 from benchmarks.models.gnn import GNN
-from benchmarks.motion import (
+from benchmarks.simulators.nbody import DIM, HORIZON, NUM_PARTICLES, advance, simulate_motions
+from benchmarks.studies.motion import (
     Model,
     Part,
     ProbedRow,
@@ -28,10 +29,9 @@ from benchmarks.motion import (
     spread,
     table_rows,
 )
-from benchmarks.report import PALETTE, Line, markdown, save
-from benchmarks.results import BenchmarkError, read_table
-from benchmarks.simulators.nbody import DIM, HORIZON, NUM_PARTICLES, advance, simulate_motions
-from benchmarks.task import Schedule
+from benchmarks.suite.report import PALETTE, Line, markdown, save
+from benchmarks.suite.store import BenchmarkError, read_table
+from benchmarks.suite.task import Schedule
 from benchmarks.tasks import check_names
 from gsym.nn import EGNN, Penguin
 

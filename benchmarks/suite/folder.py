@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from benchmarks.data import replacing
-from benchmarks.results import BenchmarkError
+from benchmarks.suite.store import BenchmarkError
 
 LOCK = ".lock"
 HOLDER = ".lock.json"  # says who holds the lock

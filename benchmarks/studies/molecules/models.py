@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 from torch_geometric.nn import MLP, GINConv, GraphNorm, global_add_pool, global_mean_pool
 
-from benchmarks.molecules.graphs import KINDS
+from benchmarks.studies.molecules.graphs import KINDS
 from gsym.nn import SPEN, EgoTables, EquivariantTensorLinear
 
 LAYERS = 3  # of SPEN, of the order-2 network, and outer ones of the rooted network

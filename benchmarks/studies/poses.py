@@ -14,10 +14,19 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.data import replacing
-from benchmarks.report import PALETTE, Interval, Line, Table, compare, markdown, save, tabulate
-from benchmarks.results import RESULTS, BenchmarkError, read_rows
-from benchmarks.run import run
-from benchmarks.task import Predictor, Problem, Schedule
+from benchmarks.suite.report import (
+    PALETTE,
+    Interval,
+    Line,
+    Table,
+    compare,
+    markdown,
+    save,
+    tabulate,
+)
+from benchmarks.suite.run import run
+from benchmarks.suite.store import RESULTS, BenchmarkError, read_rows
+from benchmarks.suite.task import Predictor, Problem, Schedule
 from benchmarks.tasks.skeleton import REFLECTION, Skeleton
 
 FOLDER, PAGE, PICTURE = "poses", "poses.md", "poses.png"

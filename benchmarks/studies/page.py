@@ -19,7 +19,7 @@ from scipy.spatial import distance_matrix
 from torch import Tensor
 
 from benchmarks.data import replacing
-from benchmarks.results import BenchmarkError
+from benchmarks.suite.store import BenchmarkError
 from gsym.coarsening.choose import choose_group
 from gsym.coarsening.cluster import coarsen
 from gsym.coarsening.page import write_page

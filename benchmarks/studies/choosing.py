@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.progress import track
 from sklearn.metrics import adjusted_rand_score
 
-from benchmarks.choosing_conditions import lines as condition_lines
-from benchmarks.choosing_conditions import measure as measure_conditions
 from benchmarks.data import replacing
-from benchmarks.results import BenchmarkError, read_rows
-from benchmarks.run import provenance
+from benchmarks.studies.choosing_conditions import lines as condition_lines
+from benchmarks.studies.choosing_conditions import measure as measure_conditions
+from benchmarks.suite.run import provenance
+from benchmarks.suite.store import BenchmarkError, read_rows
 from benchmarks.tasks import TASKS
 from gsym import ClusterGroup, Partition
 from gsym.coarsening import coarsen

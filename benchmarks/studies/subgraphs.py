@@ -16,11 +16,11 @@ from rich.console import Console
 from torch_geometric.data import Batch, Data
 
 from benchmarks.data import replacing
-from benchmarks.folder import locked
 from benchmarks.kernels.measure import _machine, commit, interleave
-from benchmarks.memory import peak_memory
-from benchmarks.molecules.graphs import load
-from benchmarks.molecules.models import GINNet, GraphNet, SPENNet
+from benchmarks.studies.molecules.graphs import load
+from benchmarks.studies.molecules.models import GINNet, GraphNet, SPENNet
+from benchmarks.suite.folder import locked
+from benchmarks.suite.memory import peak_memory
 from gsym.transforms import EgoSubgraphs
 
 THREADS = 2

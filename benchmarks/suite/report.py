@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 from scipy import stats
 
 from benchmarks.data import read_npz, replacing
-from benchmarks.results import RESULTS, BenchmarkError, Row, file_stem, graph_path, read_rows
+from benchmarks.suite.store import RESULTS, BenchmarkError, Row, file_stem, graph_path, read_rows
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 

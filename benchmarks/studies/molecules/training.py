@@ -16,9 +16,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from benchmarks.molecules.graphs import Graphs
-from benchmarks.molecules.models import GraphNet
-from benchmarks.task import Schedule
+from benchmarks.studies.molecules.graphs import Graphs
+from benchmarks.studies.molecules.models import GraphNet
+from benchmarks.suite.task import Schedule
 
 LAST = 10  # epochs whose mean the literature reports
 STRENGTHS = tuple(10.0**k for k in range(-3, 3))

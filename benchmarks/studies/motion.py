@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from benchmarks.folder import locked
-from benchmarks.memory import peak_memory
-from benchmarks.report import Line, compare
-from benchmarks.results import BenchmarkError, Row, append_row, read_table, recover
-from benchmarks.run import provenance
-from benchmarks.task import Schedule
+from benchmarks.suite.folder import locked
+from benchmarks.suite.memory import peak_memory
+from benchmarks.suite.report import Line, compare
+from benchmarks.suite.run import provenance
+from benchmarks.suite.store import BenchmarkError, Row, append_row, read_table, recover
+from benchmarks.suite.task import Schedule
 from gsym.nn import Penguin, PenguinConv
 
 # The estimator of alpha learns faster than what it blends, or a short training hardly moves it.

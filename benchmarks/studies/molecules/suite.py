@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.folder import locked
-from benchmarks.memory import peak_memory
-from benchmarks.molecules.graphs import DATASETS, FOLDS, KINDS, Graphs, load
-from benchmarks.molecules.models import RATE, count_parameters, matching_width, models
-from benchmarks.molecules.pairs import families
-from benchmarks.molecules.separation import measure, names, theory
-from benchmarks.molecules.training import BASELINES, train
-from benchmarks.results import BenchmarkError, Row, append_row, read_table, recover
-from benchmarks.run import provenance
-from benchmarks.task import Schedule
+from benchmarks.studies.molecules.graphs import DATASETS, FOLDS, KINDS, Graphs, load
+from benchmarks.studies.molecules.models import RATE, count_parameters, matching_width, models
+from benchmarks.studies.molecules.pairs import families
+from benchmarks.studies.molecules.separation import measure, names, theory
+from benchmarks.studies.molecules.training import BASELINES, train
+from benchmarks.suite.folder import locked
+from benchmarks.suite.memory import peak_memory
+from benchmarks.suite.run import provenance
+from benchmarks.suite.store import BenchmarkError, Row, append_row, read_table, recover
+from benchmarks.suite.task import Schedule
 from benchmarks.tasks import check_names
 
 RESULTS = "molecules.csv"
@@ -146,7 +146,7 @@ def main(
         BenchmarkError: An unknown name, no seeds, or results that cannot be read or written.
         DataError: Data that cannot be read.
     """
-    from benchmarks.molecules.page import write_page
+    from benchmarks.studies.molecules.page import write_page
 
     check_names("profile", [profile], EPOCHS)
     check_names("data set", datasets, DATASETS)

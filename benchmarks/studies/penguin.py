@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.data import replacing
 from benchmarks.models.gnn import GNN
-from benchmarks.motion import (
+from benchmarks.simulators import partial as worlds
+from benchmarks.studies.motion import (
     Model,
     Part,
     ProbedRow,
@@ -27,10 +28,9 @@ from benchmarks.motion import (
     spread,
     table_rows,
 )
-from benchmarks.report import PALETTE, Line, markdown, save
-from benchmarks.results import BenchmarkError, read_table
-from benchmarks.simulators import partial as worlds
-from benchmarks.task import Schedule
+from benchmarks.suite.report import PALETTE, Line, markdown, save
+from benchmarks.suite.store import BenchmarkError, read_table
+from benchmarks.suite.task import Schedule
 from gsym.nn import EGNNConv, PenguinConv
 
 RESULTS, PAGE, PICTURE = "penguin.csv", "penguin.md", "penguin.png"

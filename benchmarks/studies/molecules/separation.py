@@ -13,8 +13,8 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GraphNorm
 
-from benchmarks.molecules.models import models
-from benchmarks.molecules.pairs import as_data, pair_refinement, refinement
+from benchmarks.studies.molecules.models import models
+from benchmarks.studies.molecules.pairs import as_data, pair_refinement, refinement
 from gsym.transforms import AddSubgraphKind, EgoSubgraphs
 
 WIDTH, OUTPUTS, COPIES = 8, 16, 2

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.data import replacing
-from benchmarks.molecules.graphs import DATASETS, FOLDS, KINDS, MAX_NODES
-from benchmarks.molecules.models import RATE, models
-from benchmarks.molecules.pairs import families
-from benchmarks.molecules.separation import COPIES, FAR, names
-from benchmarks.molecules.suite import (
+from benchmarks.studies.molecules.graphs import DATASETS, FOLDS, KINDS, MAX_NODES
+from benchmarks.studies.molecules.models import RATE, models
+from benchmarks.studies.molecules.pairs import families
+from benchmarks.studies.molecules.separation import COPIES, FAR, names
+from benchmarks.studies.molecules.suite import (
     BATCH,
     CLASSES,
     EPOCHS,
@@ -28,9 +28,9 @@ from benchmarks.molecules.suite import (
     Cell,
     FoldRow,
 )
-from benchmarks.molecules.training import BASELINES, LAST
-from benchmarks.report import PALETTE, Interval, markdown, save
-from benchmarks.results import BenchmarkError, read_table
+from benchmarks.studies.molecules.training import BASELINES, LAST
+from benchmarks.suite.report import PALETTE, Interval, markdown, save
+from benchmarks.suite.store import BenchmarkError, read_table
 
 PAGE, PICTURE = "molecules.md", "molecules.png"
 REFERENCE = "GIN"

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.data import find, read_npz, replacing
-from benchmarks.run import provenance
 from benchmarks.simulators.gait import SKELETON_EDGES
+from benchmarks.suite.run import provenance
 from gsym._validate import ClusteringError
 from gsym.coarsening import Coarsening, coarsen
 

@@ -25,9 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from benchmarks.data import replacing, write_npz
-from benchmarks.folder import locked
-from benchmarks.memory import peak_memory
-from benchmarks.results import (
+from benchmarks.suite.folder import locked
+from benchmarks.suite.memory import peak_memory
+from benchmarks.suite.store import (
     RESULTS,
     BenchmarkError,
     Row,
@@ -37,7 +37,7 @@ from benchmarks.results import (
     read_rows,
     recover,
 )
-from benchmarks.task import Predictor, Problem, Schedule, Split, Task
+from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task
 from benchmarks.tasks import check_names
 from gsym.groups import ClusterGroup, PermutationGroup, Representation
 

@@ -1,0 +1,1 @@
+"""The engine of the benchmarks: tasks, cells, training, results and reports."""
