@@ -17,8 +17,8 @@ import gsym
 OPTIONAL = {
     "torch_scatter": ["kernels/torch_scatter.py"],
     "triton": ["kernels/triton"],
-    "pymetis": ["coarsening/_metis.py"],
-    "networkit": ["coarsening/_leiden.py"],
+    "pymetis": ["coarsening/methods/_metis.py"],
+    "networkit": ["coarsening/methods/_leiden.py"],
     "tyro": ["_cli.py"],
 }
 collect_ignore = [

@@ -6,13 +6,8 @@ from typing import TYPE_CHECKING
 
 from gsym import check, kernels, nn
 from gsym._graphs import Graph, as_graph
-from gsym.coarsening import (
-    Coarsening,
-    GroupChoice,
-    Hierarchy,
-    choose_group,
-    coarsen,
-)
+from gsym.choosing import GroupChoice, choose_group
+from gsym.coarsening import Coarsening, Hierarchy, coarsen
 from gsym.groups import (
     ClusterGroup,
     Orbits,
@@ -23,14 +18,14 @@ from gsym.groups import (
 )
 
 if TYPE_CHECKING:
-    from gsym.coarsening.search import SubgroupSearch
+    from gsym.choosing.estimator import SubgroupSearch
 else:
 
     def __getattr__(name):
-        # See gsym.coarsening, which imports it as late.
+        # See gsym.choosing, which imports it as late.
         if name != "SubgroupSearch":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from gsym.coarsening.search import SubgroupSearch
+        from gsym.choosing.estimator import SubgroupSearch
 
         return SubgroupSearch
 

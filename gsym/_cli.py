@@ -37,9 +37,9 @@ from gsym._files import (
     write_bytes,
 )
 from gsym._validate import ClusteringError, GraphError, GroupError, PartitionError, SignalError
-from gsym.coarsening.choose import MAX_LEVELS, Candidate, choose_group, spread_levels
-from gsym.coarsening.cluster import METHODS, coarsen
-from gsym.coarsening.coarsen import Hierarchy
+from gsym.choosing.choice import Candidate
+from gsym.choosing.choose import MAX_LEVELS, choose_group, spread_levels
+from gsym.coarsening import METHODS, Hierarchy, coarsen
 from gsym.groups.automorphism import SOLVERS, SolverUnavailableError, automorphisms
 from gsym.groups.partition import Partition
 from gsym.kernels.cpp import library

@@ -26,7 +26,7 @@ from torch_geometric.transforms.rooted_subgraph import RootedSubgraphData
 from gsym._ego import ego_networks, rooted_hash
 from gsym._graphs import as_graph
 from gsym._validate import check_edge_index, check_whole
-from gsym.coarsening.cluster import coarsen
+from gsym.coarsening.propose import coarsen
 from gsym.groups import GraphError, GroupError, Partition, PartitionError, PermutationGroup
 
 
@@ -35,7 +35,7 @@ class AddPartition(BaseTransform):
 
     Args:
         partition: One partition for every graph, which must have its number of nodes.
-        method: Instead, the method of :func:`gsym.coarsening.coarsen` that partitions each graph;
+        method: Instead, the method of :func:`gsym.coarsening.hierarchy` that partitions each graph;
             cluster numbers of different graphs then have nothing in common.
         k: Number of clusters, with ``method`` only.
         **options: Further arguments of ``coarsen``.

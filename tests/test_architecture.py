@@ -1,15 +1,17 @@
 """The house: which room may import which, and what the package may depend on."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 import gsym
-from gsym.coarsening.search import SubgroupSearch
+from gsym.choosing.estimator import SubgroupSearch
 
 ROOT = Path(gsym.__file__).parent
 
@@ -22,13 +24,33 @@ ROOMS = {
     "groups": {"_validate", "_child", "_graphs"},
     "kernels": {"_validate"},
     "_files": {"_validate", "_graphs", "groups"},
-    "coarsening": {"_validate", "_child", "_graphs", "_files", "groups"},
+    "risk": {"_validate", "groups"},
+    "coarsening": {"_validate", "_child", "_graphs", "groups", "risk"},
+    "choosing": {"_validate", "_files", "groups", "risk", "coarsening"},
     "nn": {"_validate", "groups", "kernels"},
     "check": {"groups"},
     "transforms": {"_validate", "_graphs", "_ego", "groups", "coarsening", "nn", "check"},
-    "__init__": {"_graphs", "groups", "coarsening", "kernels", "nn", "check", "transforms"},
+    "__init__": {
+        "_graphs",
+        "groups",
+        "coarsening",
+        "choosing",
+        "kernels",
+        "nn",
+        "check",
+        "transforms",
+    },
     "_console": {"_files"},
-    "_cli": {"_validate", "_console", "_graphs", "_files", "groups", "coarsening", "kernels"},
+    "_cli": {
+        "_validate",
+        "_console",
+        "_graphs",
+        "_files",
+        "groups",
+        "coarsening",
+        "choosing",
+        "kernels",
+    },
     "__main__": {"_validate"},
 }
 DEPENDENCIES = {
@@ -46,8 +68,8 @@ TRITON = ("launch", "rows", "edge_math", "edges")
 # Back-ends that are imported on first use.
 OPTIONAL = {
     "kernels/torch_scatter.py": {"torch_scatter"},
-    "coarsening/_metis.py": {"pymetis"},
-    "coarsening/_leiden.py": {"networkit"},
+    "coarsening/methods/_metis.py": {"pymetis"},
+    "coarsening/methods/_leiden.py": {"networkit"},
     "_cli.py": {"tyro", "rich"},
     "_console.py": {"rich"},
     **{f"kernels/triton/{name}.py": {"triton"} for name in TRITON},
@@ -57,8 +79,8 @@ HEAVY = {
     "sklearn.cluster",
     "sklearn.neighbors",
     "sympy.combinatorics",
-    "gsym.coarsening.page",  # imports jinja2 and scipy.spatial
-    "gsym.coarsening.search",  # derives from classes of scikit-learn
+    "gsym.choosing.page",  # imports jinja2 and scipy.spatial
+    "gsym.choosing.estimator",  # derives from classes of scikit-learn
     "torch_geometric.nn.norm",
     "gsym.check.module",  # imports torch.distributed, torch.export and the like
 }
@@ -120,10 +142,25 @@ def test_imports_follow_the_plan(path):
         ("nn", "def f():\n    import numpy"),
         ("nn", "class C:\n    def f(self):\n        import sklearn"),
         ("nn", "if True:\n    from gsym import coarsening"),
+        ("risk", "from gsym.coarsening import coarsen"),
+        ("risk", "from gsym.choosing import choose_group"),
+        ("coarsening", "from gsym.choosing.choice import Candidate"),
+        ("groups", "from gsym.risk import samples"),
+        ("coarsening/methods", "from gsym import _files"),
+        ("choosing/page", "from gsym import nn"),
     ],
 )
 def test_the_rule_can_fail(room_name, source):
     assert violations(ROOT / room_name / "x.py", source)
+
+
+def test_no_function_shares_its_name_with_a_module():
+    """A package would then hold one or the other, by the order of imports."""
+    for path in ROOT.rglob("__init__.py"):
+        parts = path.parent.relative_to(ROOT.parent).parts
+        package = importlib.import_module(".".join(parts))
+        for name in {file.stem for file in path.parent.glob("*.py")} - {"__init__"}:
+            assert isinstance(getattr(package, name, package), ModuleType), f"{parts}: {name}"
 
 
 def test_the_plan_has_no_cycle():
@@ -142,7 +179,7 @@ def test_import_is_light():
 
 
 def test_late_names_are_found():
-    for module in (gsym, gsym.coarsening):
+    for module in (gsym, gsym.choosing):
         assert module.SubgroupSearch is SubgroupSearch
         with pytest.raises(AttributeError, match=f"'{module.__name__}' has no attribute 'Nobody'"):
             _ = module.Nobody

@@ -17,7 +17,7 @@ import torch
 
 import gsym
 from gsym import __main__ as entry
-from gsym.coarsening.choose import spread_levels
+from gsym.choosing.choose import spread_levels
 
 pytest.importorskip("tyro")
 pytest.importorskip("rich")
@@ -128,7 +128,7 @@ def test_other_ways_to_choose(folder, capsys, extra):
 def test_pixels_are_drawn_as_a_grid(folder, capsys, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        "gsym.coarsening.page.write_page", lambda *args, **options: drawn.update(options)
+        "gsym.choosing.page.write_page", lambda *args, **options: drawn.update(options)
     )
     args = ("--method", "grid", "--height", "3", "--width", "4", "--out", "report.html")
     run(capsys, "choose", "--signals", "x.npz", *args)

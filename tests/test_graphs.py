@@ -23,7 +23,7 @@ from gsym import (
 )
 from gsym._graphs import coalesce, exact_sums
 from gsym.coarsening._graph import undirected
-from gsym.coarsening.twins import twin_partition
+from gsym.coarsening.methods.symmetries import twin_partition
 from gsym.groups import GraphError, equitable_partition
 from gsym.transforms import AddOrbits, AddPartition
 

@@ -37,12 +37,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "gsym/groups": ("tests/groups/test_*.py",),
     **dict.fromkeys(
         (
-            "gsym/coarsening/samples.py",
-            "gsym/coarsening/ridge.py",
-            "gsym/coarsening/regressions.py",
-            "gsym/coarsening/orbit_ridge.py",
+            "gsym/risk/samples.py",
+            "gsym/risk/ridge.py",
+            "gsym/risk/regressions.py",
+            "gsym/risk/orbit_ridge.py",
         ),
-        ("tests/coarsening/test_ridge*.py", "tests/coarsening/test_risk*.py"),
+        ("tests/risk/test_ridge*.py", "tests/coarsening/test_risk*.py"),
     ),
     **dict.fromkeys(
         ("gsym/check/equivariance.py", "gsym/check/layer.py", "gsym/check/report.py"),

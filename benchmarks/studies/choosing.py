@@ -31,10 +31,10 @@ from benchmarks.suite.run import provenance
 from benchmarks.suite.store import BenchmarkError, read_rows
 from benchmarks.tasks import TASKS
 from gsym import ClusterGroup, Partition
+from gsym.choosing.choose import choose_group
 from gsym.coarsening import coarsen
-from gsym.coarsening.choose import choose_group
-from gsym.coarsening.ridge import commutant_ridge
 from gsym.nn import GNet
+from gsym.risk.ridge import commutant_ridge
 
 METR_LA = Path("traffic") / "metr_la.npz"
 COMMAND = "python -m benchmarks choosing"

@@ -24,10 +24,10 @@ from rich.progress import track
 from scipy.stats import binomtest
 
 from gsym import ClusterGroup, Partition
+from gsym.choosing.choose import choose_group
 from gsym.coarsening import coarsen
-from gsym.coarsening.choose import choose_group
-from gsym.coarsening.ridge import fit_to_all
-from gsym.coarsening.samples import Samples
+from gsym.risk.ridge import fit_to_all
+from gsym.risk.samples import Samples
 
 Data = tuple[NDArray, NDArray]
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.data import replacing
 from benchmarks.suite.store import BenchmarkError
-from gsym.coarsening.choose import choose_group
-from gsym.coarsening.cluster import coarsen
-from gsym.coarsening.page import write_page
+from gsym.choosing.choose import choose_group
+from gsym.choosing.page import write_page
+from gsym.coarsening.propose import coarsen
 from gsym.groups import Partition
 
 # Start and end of made-up roads, in the unit of the map.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 from scipy.sparse import coo_array, csc_array, csr_array, diags_array, eye_array
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
 
 from gsym._graphs import Graph, coalesce, exact_sums, weights_of
-from gsym._validate import ClusteringError
+from gsym._validate import ClusteringError, warn
 from gsym.groups import Partition
+
+# Pairs of clusters [n - 1, 2] in SciPy's numbering, and the height of each merge.
+Merges = tuple[np.ndarray, np.ndarray]
 
 # Weights relative to the largest are this at least: eigenvectors cannot tell less from 0.
 SMALLEST = 1e-12
@@ -144,3 +151,50 @@ def energy_basis(A: csr_array, dimension: int) -> np.ndarray:
     # Weights that differ by more than the precision of the solver leave noise for eigenvalues.
     floor = 1e-12 * float(L.diagonal().max())
     return vectors[:, 1:] / np.sqrt(np.maximum(values[1:], floor))
+
+
+def by_component(
+    A: csr_array, tree: Callable[[csr_array, np.ndarray], Merges], *, told: bool = False
+) -> Merges:
+    """Merges of every connected component on its own, then of the components.
+
+    Components are joined last, smallest first, at infinite height, with a warning unless ``told``.
+    """
+    n = A.shape[0]
+    count, labels = connected_components(A, directed=False)
+    if count == 1:
+        return tree(A, np.arange(n))
+    if not told:
+        warn_components(count)
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    parts = np.split(order, np.cumsum(sizes)[:-1])
+    pairs, heights, ranks, made = [], [], [], 0
+    roots = np.array([part[0] for part in parts])
+    for i, nodes in enumerate(parts):
+        if nodes.size == 1:
+            continue
+        children, height = tree(A[nodes][:, nodes], nodes)
+        # Merges of this component are numbered as if they followed those made before.
+        names = np.concatenate([nodes, n + made + np.arange(nodes.size - 1)])
+        pairs.append(names[children])
+        heights.append(height)
+        ranks.append(np.maximum.accumulate(height))
+        made += nodes.size - 1
+        roots[i] = names[-1]
+    new_order = np.argsort(np.concatenate(ranks), kind="stable") if made else np.arange(0)
+    names = np.arange(n + made)
+    names[n + new_order] = n + np.arange(made)
+    inner = names[np.concatenate(pairs)[new_order]] if made else np.empty((0, 2), dtype=np.int64)
+    roots = names[roots[np.argsort(sizes, kind="stable")]]
+    left = np.concatenate([roots[:1], n + made + np.arange(count - 2)])
+    joins = np.column_stack([left, roots[1:]])
+    height = np.concatenate([*heights])[new_order] if made else np.empty(0)
+    return np.concatenate([inner, joins]), np.concatenate([height, np.full(count - 1, math.inf)])
+
+
+def warn_components(count: int) -> None:
+    warn(
+        f"the graph has {count} connected components; each is clustered on its own, and they are "
+        "joined last"
+    )

@@ -14,12 +14,9 @@ from torch import Tensor
 
 from gsym._graphs import Graph, as_graph
 from gsym._validate import ClusteringError, check_whole, warn
-from gsym.coarsening._graph import relative, undirected
-from gsym.coarsening.coarsen import Hierarchy, check_levels
+from gsym.coarsening._graph import Merges, relative, undirected
+from gsym.coarsening.hierarchy import Hierarchy, check_levels
 from gsym.groups import Partition
-
-# Pairs of clusters [n - 1, 2] in SciPy's numbering, and the height of each merge.
-Merges = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -128,6 +125,20 @@ class Request:
                 "goes by edges; ward, spectral and risk also take signals alone, without a graph"
             )
         return A
+
+    def features(self) -> np.ndarray:
+        """One row per node ``[n, samples * c]``, every channel scaled to unit variance."""
+        signals = self.signals
+        assert signals is not None
+        scale = signals.std(dim=(0, 1), correction=0)
+        # A constant channel tells nothing and has no scale.
+        flat = signals / torch.where(scale > 0, scale, torch.ones_like(scale))
+        if bool((signals == signals[:, :1]).all()):
+            warn(
+                "the signals are equal at all nodes and do not tell them apart; which of them "
+                "share a cluster says nothing"
+            )
+        return flat.transpose(0, 1).flatten(1).numpy()
 
     @property
     def exact_graph(self) -> Graph:

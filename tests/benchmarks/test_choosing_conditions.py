@@ -17,7 +17,7 @@ from benchmarks.studies.choosing_conditions import (
     read,
     run,
 )
-from gsym.coarsening.ridge import commutant_ridge
+from gsym.risk.ridge import commutant_ridge
 
 
 def test_a_trial_says_what_was_chosen_and_what_was_best():

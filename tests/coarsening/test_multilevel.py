@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from gsym import Partition
 from gsym.coarsening import Coarsening, Hierarchy
 from gsym.coarsening._graph import energy_basis
-from gsym.coarsening.multilevel import (
+from gsym.coarsening.methods.multilevel import (
     Matching,
     local_variation,
     local_variation_merges,

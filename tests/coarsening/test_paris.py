@@ -7,7 +7,7 @@ import torch
 from scipy.sparse import csr_array
 
 from gsym.coarsening import Hierarchy, coarsen
-from gsym.coarsening.paris import paris_merges
+from gsym.coarsening.methods.paris import paris_merges
 
 
 def slow_paris(W):

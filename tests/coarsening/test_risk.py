@@ -12,10 +12,10 @@ from sklearn.metrics import adjusted_rand_score
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym._validate import SignalError
 from gsym.coarsening import Hierarchy, coarsen
-from gsym.coarsening.ridge import commutant_ridge
-from gsym.coarsening.risk import _Merging, expected_risk, isotropic_risk_gap, merge_by_risk
-from gsym.coarsening.samples import Samples
+from gsym.coarsening.methods.risk import _Merging, expected_risk, isotropic_risk_gap, merge_by_risk
 from gsym.groups import GroupError
+from gsym.risk.ridge import commutant_ridge
+from gsym.risk.samples import Samples
 
 S2 = ClusterGroup(Partition([0, 0, 1]))
 S3 = PermutationGroup.symmetric(3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gsym import ClusterGroup, Partition
-from gsym.coarsening.twins import twin_partition
+from gsym.coarsening.methods.symmetries import twin_partition
 from gsym.groups import automorphism
 
 

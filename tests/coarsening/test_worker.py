@@ -13,9 +13,10 @@ import torch
 from scipy.sparse import csr_array
 
 from gsym import automorphisms
-from gsym.coarsening import ClusteringError, _worker, coarsen, leiden, metis
-from gsym.coarsening.leiden import leiden_labels
-from gsym.coarsening.metis import metis_labels
+from gsym.coarsening import ClusteringError, _worker, coarsen
+from gsym.coarsening.methods import leiden, metis
+from gsym.coarsening.methods.leiden import leiden_labels
+from gsym.coarsening.methods.metis import metis_labels
 
 GRID = csr_array(nx.to_numpy_array(nx.grid_2d_graph(8, 8)))
 
@@ -160,7 +161,8 @@ import sys
 import numpy as np
 from pathlib import Path
 from scipy.sparse import csr_array
-from gsym.coarsening import _worker, metis
+from gsym.coarsening import _worker
+from gsym.coarsening.methods import metis
 metis._WORKER = Path(sys.argv[1])
 _worker.find_spec = lambda name: True
 path = np.diag(np.ones(7), 1)

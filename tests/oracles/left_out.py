@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gsym.coarsening.ridge import as_clusters
+from gsym.risk.ridge import as_clusters
 
 MEANS, OWN, SHARED = np.logspace(-6, 4, 21), np.logspace(-6, 1, 8), np.logspace(-8, 4, 13)
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsym._validate import SignalError
-from gsym.coarsening.choice import Candidate, standard_error
-from gsym.coarsening.samples import LeftOut
+from gsym.choosing.choice import Candidate, standard_error
 from gsym.groups import ClusterGroup, PermutationGroup
+from gsym.risk.samples import LeftOut
 
 Score = Callable[..., Any]
 

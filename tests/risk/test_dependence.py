@@ -8,8 +8,8 @@ import torch
 
 from gsym import Partition, choose_group
 from gsym._validate import GraphError, GroupError, SignalError
-from gsym.coarsening.dependence import serial_dependence
-from gsym.coarsening.ridge import commutant_ridge
+from gsym.risk.dependence import serial_dependence
+from gsym.risk.ridge import commutant_ridge
 
 LABELS = np.arange(24) % 3
 LEVELS = [

@@ -13,13 +13,13 @@ from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d,
 from torch import Tensor
 
 from gsym._validate import SignalError
-from gsym.coarsening.choose import choose_group
-from gsym.coarsening.coarsen import Hierarchy
-from gsym.coarsening.dependence import serial_dependence
-from gsym.coarsening.ridge import commutant_ridge, residuals
-from gsym.coarsening.risk import merge_by_risk
-from gsym.coarsening.samples import Samples, as_regression
+from gsym.choosing.choose import choose_group
+from gsym.coarsening.hierarchy import Hierarchy
+from gsym.coarsening.methods.risk import merge_by_risk
 from gsym.groups import Partition, PermutationGroup
+from gsym.risk.dependence import serial_dependence
+from gsym.risk.ridge import commutant_ridge, residuals
+from gsym.risk.samples import Samples, as_regression
 
 
 class SubgroupSearch(RegressorMixin, BaseEstimator):
@@ -31,8 +31,8 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
 
     Args:
         candidates: A :class:`gsym.Hierarchy` or a list of groups and partitions. ``None``: the
-            hierarchy of :func:`gsym.coarsening.risk.merge_by_risk` where targets are on the nodes,
-            otherwise the trivial group and S_n.
+            hierarchy of :func:`gsym.coarsening.methods.risk.merge_by_risk` where targets are on
+            the nodes, otherwise the trivial group and S_n.
         simplest: Take the smallest model within one standard error instead of the best.
         edge_index: Graph for swaps.
         edge_weight: Weights of the graph, which swaps have to keep.
@@ -49,7 +49,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         best_group_: The group chosen.
         best_partition_: Its clusters, or ``None``.
         scores_: Score of each candidate by its label, lower is better.
-        predictor_: The fitted :class:`gsym.coarsening.ridge.CommutantRidge`.
+        predictor_: The fitted :class:`gsym.risk.ridge.CommutantRidge`.
         n_features_in_: Number of nodes.
 
     Example:

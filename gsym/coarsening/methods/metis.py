@@ -9,7 +9,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from gsym._validate import ClusteringError
+from gsym.coarsening._request import Method, Request
 from gsym.coarsening._worker import answer_of
+from gsym.coarsening.hierarchy import Hierarchy
 
 # Largest integer that an edge weight becomes; METIS takes none but positive integers.
 _WEIGHT_STEPS = 1000
@@ -57,3 +59,13 @@ def _check_matrix(A: csr_array) -> None:
         raise ClusteringError(
             "METIS takes a symmetric matrix of positive entries without self-loops"
         )
+
+
+def _metis(request: Request) -> Hierarchy:
+    wanted = request.family_levels
+    return request.family(
+        zip(wanted, metis_labels(request.graph, wanted, seed=request.seed), strict=True)
+    )
+
+
+METHODS = {"metis": Method(_metis, ("edge_index",))}

@@ -17,7 +17,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import coo_array, csr_array, triu
 
-from gsym.coarsening._graph import energy_basis, laplacian_of
+from gsym.coarsening._graph import by_component, energy_basis, laplacian_of
+from gsym.coarsening._request import Method, Request
+from gsym.coarsening.hierarchy import Hierarchy
 
 # Eigenvectors whose span a coarsening by local variation should keep.
 _EIGENVECTORS = 10
@@ -224,3 +226,21 @@ def _orthonormal(A: csr_array, B: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh((energy + energy.T) / 2)
     kept = values > 1e-10 * values.max(initial=0)
     return B @ (vectors[:, kept] / np.sqrt(values[kept]))
+
+
+def _local_variation(request: Request) -> Hierarchy:
+    return request.tree(
+        by_component(request.graph, lambda A, _: local_variation_merges(A, seed=request.seed))
+    )
+
+
+def _graclus(request: Request) -> Hierarchy:
+    merges, heights, levels = normalised_cut_merges(request.similarities, seed=request.seed)
+    h = Hierarchy.from_merges(request.num_nodes, merges, heights, levels=levels)
+    return request.chain(h)
+
+
+METHODS = {
+    "local_variation": Method(_local_variation, ("edge_index",)),
+    "graclus": Method(_graclus, ("edge_index",)),
+}

@@ -12,7 +12,7 @@ partition into k clusters of sizes :math:`n_c` the problem falls apart. With clu
       + \sum_c \sum_{i \in c} | (y_i - \bar y_c) - D_c (x_i - m_c) |^2 ,
 
 and the penalty is :math:`\|T - D_0\|_F^2 + \sum_c (n_c - 1) \|D_c - D_0\|_F^2` with the shared
-own-value map :math:`D_0` of :mod:`gsym.coarsening.samples`, which lies in every commutant: it
+own-value map :math:`D_0` of :mod:`gsym.risk.samples`, which lies in every commutant: it
 draws towards "y is a multiple of x" instead of 0. So *means* are one regression on ``k c_in``
 features, the same for all outputs, and *own values* are k regressions on ``c_in`` features.
 Clusters of one node have means alone. Exchanges of clusters tie T and D along orbits.
@@ -48,10 +48,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsym._validate import GroupError, SignalError
-from gsym.coarsening.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
-from gsym.coarsening.regressions import MeansRidge, OwnRidge, SpreadRidge, sum_rows
-from gsym.coarsening.samples import Samples, observed_samples
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.risk.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
+from gsym.risk.regressions import MeansRidge, OwnRidge, SpreadRidge, sum_rows
+from gsym.risk.samples import Samples, observed_samples
 
 # So few blocks are judged by fits anew, penalties included: there their choice shows in the error.
 NESTED_BLOCKS = 30
@@ -83,7 +83,7 @@ def commutant_ridge(
         gap: Signals on either side of a block that are left out of the fit as well.
         strength: Ridge penalty; ``None`` chooses by the leave-one-out error.
         standardize: ``"node"`` for z-scores of every node, see
-            :class:`gsym.coarsening.samples.Samples`.
+            :class:`gsym.risk.samples.Samples`.
         mask: Which entries were observed, boolean ``[s, n]`` or ``[s, n, c]``, or one for x and
             one for y as a tuple. Missing targets are left out of the error; missing inputs are
             the mean of their node in the signals that are fitted to.
@@ -95,7 +95,7 @@ def commutant_ridge(
     Raises:
         GroupError: A group of another number of nodes, or one whose swaps are too many to apply
             and have too many pair orbits to regress on.
-        SignalError: See :class:`gsym.coarsening.samples.Samples`.
+        SignalError: See :class:`gsym.risk.samples.Samples`.
 
     Cost:
         ``O(r^2 max(s, k c_in) + s r k (c_in + c_out) + s n c_in (c_in + c_out))`` with

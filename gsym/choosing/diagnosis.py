@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import GraphError, SignalError
-from gsym.coarsening._request import warn
-from gsym.coarsening.samples import Samples
+from gsym._validate import GraphError, SignalError, warn
+from gsym.risk.samples import Samples
 
 # More nodes without an edge than this share, and the graph is not one of these signals.
 _ISOLATED = 1 / 3

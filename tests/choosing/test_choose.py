@@ -8,11 +8,11 @@ from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import check_estimator
 
 from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym.choosing.choose import MAX_LEVELS, GroupChoice, choose_group
+from gsym.choosing.estimator import SubgroupSearch
 from gsym.coarsening import Hierarchy, SignalError
-from gsym.coarsening.choose import MAX_LEVELS, GroupChoice, choose_group
-from gsym.coarsening.ridge import commutant_ridge
-from gsym.coarsening.samples import denoising
-from gsym.coarsening.search import SubgroupSearch
+from gsym.risk.ridge import commutant_ridge
+from gsym.risk.samples import denoising
 
 LABELS = torch.arange(24) % 3
 HALVES = (LABELS > 0).long()

@@ -30,10 +30,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsym._validate import GroupError, SignalError, check_edge_index
-from gsym.coarsening.orbit_ridge import MEAN_PENALTIES
-from gsym.coarsening.ridge import as_clusters
-from gsym.coarsening.samples import Samples
+from gsym.coarsening._request import Method, Request
+from gsym.coarsening.hierarchy import Hierarchy
 from gsym.groups import Partition, PermutationGroup
+from gsym.risk.orbit_ridge import MEAN_PENALTIES
+from gsym.risk.ridge import as_clusters
+from gsym.risk.samples import Samples, denoising
 
 
 def isotropic_risk_gap(
@@ -393,3 +395,17 @@ def _solve_pairs(matrix: NDArray, right: NDArray) -> NDArray:
     eye = np.eye(matrix.shape[-1])
     scale = np.trace(matrix, axis1=-2, axis2=-1)[..., None, None]
     return np.linalg.solve(matrix + eye * np.where(scale > 0, 1e-12 * scale, 1.0), right)
+
+
+def _risk(request: Request) -> Hierarchy:
+    if request.targets is None:
+        inputs, targets = denoising(request.signals, request.seed)
+        merges, heights = merge_by_risk(inputs, targets, edge_index=request.edge_index)
+    else:
+        merges, heights = merge_by_risk(
+            request.signals, request.targets, edge_index=request.edge_index
+        )
+    return request.tree((np.asarray(merges), np.asarray(heights)))
+
+
+METHODS = {"risk": Method(_risk, ("signals",), ("targets", "edge_index"))}

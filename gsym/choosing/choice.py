@@ -15,9 +15,9 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from gsym._validate import optional_module
-from gsym.coarsening.coarsen import Hierarchy
-from gsym.coarsening.dependence import Dependence, inflation
+from gsym.coarsening.hierarchy import Hierarchy
 from gsym.groups import Partition, PermutationGroup
+from gsym.risk.dependence import Dependence, inflation
 
 CONFIDENCE = 0.95
 
@@ -181,8 +181,8 @@ class GroupChoice:
         return ax
 
     def report(self, path: str | Path, **options: Any) -> Path:
-        """Write the page that shows this choice; see :func:`gsym.coarsening.page.write_page`."""
-        from gsym.coarsening.page import write_page
+        """Write the page that shows this choice; see :func:`gsym.choosing.page.write_page`."""
+        from gsym.choosing.page import write_page
 
         return write_page(self, path, **options)
 

@@ -7,6 +7,10 @@ from heapq import heapify, heappop, heappush, heapreplace
 import numpy as np
 from scipy.sparse import csr_array
 
+from gsym.coarsening._graph import by_component
+from gsym.coarsening._request import Method, Request
+from gsym.coarsening.hierarchy import Hierarchy
+
 
 def paris_merges(A: csr_array) -> tuple[np.ndarray, np.ndarray]:
     """Merges of a connected graph by the ratio of weights to what chance would give.
@@ -104,3 +108,10 @@ def _by_height(n: int, pairs: np.ndarray, heights: np.ndarray) -> tuple[np.ndarr
     place[:n] = np.arange(n)
     place[n + order] = n + np.arange(order.size)
     return place[pairs[order]], heights[order]
+
+
+def _paris(request: Request) -> Hierarchy:
+    return request.tree(by_component(request.graph, lambda A, _: paris_merges(A)))
+
+
+METHODS = {"paris": Method(_paris, ("edge_index",))}

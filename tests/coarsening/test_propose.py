@@ -258,13 +258,13 @@ def test_risk_on_signals_alone_finds_what_shares_a_covariance():
     ("options", "message"),
     [
         ({"method": "wrad"}, "unknown method 'wrad'; did you mean ward"),
-        ({"method": "quantum"}, "unknown method 'quantum'; known: paris, ward, spectral"),
+        ({"method": "quantum"}, "unknown method 'quantum'; known: automorphism, equitable"),
         ({"levels": [25]}, r"in 1\.\.24; got 25"),
         ({"levels": [0]}, r"in 1\.\.24; got 0"),
         ({"levels": 4}, r"as levels=\[8, 2\]; got 4"),
         ({"seed": -1}, "seed must lie in"),
         ({"seed": 1.5}, "seed must be a whole number; got 1.5"),
-        ({"method": None}, "method must be a name, one of paris, .*; got None"),
+        ({"method": None}, "method must be a name, one of automorphism, .*; got None"),
         (
             {"method": "metis", "signals": torch.ones(2, 24)},
             "'metis' does not look at signals; .*ward",

@@ -1,4 +1,4 @@
-"""Twins: nodes that may be exchanged without changing the graph."""
+"""Exact symmetries of a graph: twins, orbits of automorphisms, stable colours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.groups import Partition
+from gsym._validate import warn
+from gsym.coarsening._request import Method, Request
+from gsym.coarsening.hierarchy import Hierarchy
+from gsym.groups import Partition, automorphisms, equitable_partition
 from gsym.groups.automorphism import twin_classes
 from gsym.groups.refinement import ColouredGraph
 
@@ -41,3 +44,25 @@ def twin_partition(
     """
     graph = ColouredGraph.from_tensors(edge_index, num_nodes, edge_weight, None)
     return Partition.from_labels(torch.from_numpy(twin_classes(graph)[0]))
+
+
+def _twins(request: Request) -> Hierarchy:
+    return request.chain([twin_partition(request.exact_graph)])
+
+
+def _automorphism(request: Request) -> Hierarchy:
+    group = automorphisms(request.exact_graph)
+    if not group.exact:
+        warn("the search for symmetries ran out of time; the orbits are those of colour refinement")
+    return request.chain([Partition(group.node_orbits().index)])
+
+
+def _equitable(request: Request) -> Hierarchy:
+    return request.chain([equitable_partition(request.exact_graph)])
+
+
+METHODS = {
+    "twins": Method(_twins, ("edge_index",)),
+    "automorphism": Method(_automorphism, ("edge_index",)),
+    "equitable": Method(_equitable, ("edge_index",)),
+}

@@ -15,18 +15,17 @@ from gsym._validate import (
     check_edge_index,
     check_edge_weight,
     check_whole,
+    warn,
 )
-from gsym.coarsening._request import warn
-from gsym.coarsening.choice import Candidate, GroupChoice, judge
-from gsym.coarsening.coarsen import Coarsening, Hierarchy, check_levels, swap_group
-from gsym.coarsening.criteria import Score, cross_validate
-from gsym.coarsening.dependence import Dependence, serial_dependence
-from gsym.coarsening.diagnosis import check_orientation, warn_distances, warn_values
-from gsym.coarsening.ridge import as_clusters, can_regress, fit_group, residuals
-from gsym.coarsening.samples import Samples, as_regression
+from gsym.choosing.choice import Candidate, GroupChoice, judge
+from gsym.choosing.criteria import Score, cross_validate
+from gsym.choosing.diagnosis import check_orientation, warn_distances, warn_values
+from gsym.coarsening.coarsening import Coarsening, swap_group
+from gsym.coarsening.hierarchy import Hierarchy, check_levels
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
-
-__all__ = ["Candidate", "GroupChoice", "choose_group"]
+from gsym.risk.dependence import Dependence, serial_dependence
+from gsym.risk.ridge import as_clusters, can_regress, fit_group, residuals
+from gsym.risk.samples import Samples, as_regression
 
 # A hierarchy of more levels is scored on this many, evenly spaced in the logarithm of k, and then
 # on a few between the neighbours of the best.
@@ -57,7 +56,7 @@ def choose_group(
     r"""Choose the group whose equivariant predictors have the smallest risk.
 
     Without ``score`` nothing is trained: the risk of each group is the leave-one-out error of ridge
-    regression in its commutant (:mod:`gsym.coarsening.ridge`), in closed form, also where there
+    regression in its commutant (:mod:`gsym.risk.ridge`), in closed form, also where there
     are fewer signals than nodes. A nonlinear equivariant network is judged by its linear part,
     which shares the symmetry. With ``score`` every group is cross-validated by a function of
     yours, with successive halving: after each fold the better half of the candidates goes on.
@@ -128,7 +127,7 @@ def choose_group(
             distances; nodes without an edge. The message names the remedy.
 
     Cost:
-        See :func:`gsym.coarsening.ridge.commutant_ridge`: about a second for all levels of 784
+        See :func:`gsym.risk.ridge.commutant_ridge`: about a second for all levels of 784
         nodes and 100 signals. ``mask``, ``missing`` and ``standardize`` take ten fits instead of
         one, and missing targets several of each.
 
@@ -143,7 +142,7 @@ def choose_group(
 
     Reference:
         One standard error: Breiman et al. 1984. Successive halving: Jamieson and Talwalkar, arXiv
-        1502.07943. The criterion: :mod:`gsym.coarsening.ridge`.
+        1502.07943. The criterion: :mod:`gsym.risk.ridge`.
     """
     if swaps not in ("auto", None):
         raise ValueError(f'swaps must be "auto" or None; got {swaps!r}')

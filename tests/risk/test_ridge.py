@@ -10,12 +10,12 @@ from oracles.left_out import left_out_errors, windows
 
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.coarsening import Hierarchy
-from gsym.coarsening import ridge as module
-from gsym.coarsening.ridge import commutant_ridge
-from gsym.coarsening.risk import merge_by_risk
-from gsym.coarsening.samples import Samples, select
+from gsym.coarsening.methods.risk import merge_by_risk
 from gsym.groups import GroupError
 from gsym.nn import OrbitLinear
+from gsym.risk import ridge as module
+from gsym.risk.ridge import commutant_ridge
+from gsym.risk.samples import Samples, select
 
 GROUPS = [
     ClusterGroup(Partition([0, 0, 1, 1, 1, 2])),

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array, triu
+from scipy.sparse import coo_array, csr_array, triu
 
 from gsym._validate import ClusteringError
+from gsym.coarsening._graph import by_component
+from gsym.coarsening._request import Method, Request
 from gsym.coarsening._worker import WorkerTimeoutError, answer_of
+from gsym.coarsening.hierarchy import Hierarchy
+from gsym.coarsening.methods.paris import paris_merges
 
 _WORKER = Path(__file__).with_name("_leiden.py")
 # Processor seconds for one run, at least and per edge: ten times what runs that end have needed.
@@ -59,3 +63,25 @@ def leiden_labels(A: csr_array, counts: Sequence[int], *, seed: int) -> list[np.
             if attempt == _SEEDS - 1:
                 raise
     raise AssertionError("unreachable")
+
+
+def _leiden(request: Request) -> Hierarchy:
+    A, wanted = request.graph, request.family_levels
+    found = leiden_labels(A, wanted, seed=request.seed)
+    return request.family(
+        (k, _merge_down(A, labels, k)) for k, labels in zip(wanted, found, strict=True)
+    )
+
+
+def _merge_down(A: csr_array, labels: np.ndarray, k: int) -> np.ndarray:
+    """Merge clusters along the dendrogram of their coarse graph until ``k`` are left."""
+    count = int(labels.max()) + 1
+    if count == k:
+        return labels
+    coo = A.tocoo()
+    between = coo_array((coo.data, (labels[coo.row], labels[coo.col])), shape=(count, count))
+    merges, heights = by_component(between.tocsr(), lambda A, _: paris_merges(A), told=True)
+    return Hierarchy.from_merges(count, merges, heights)[k].labels.numpy()[labels]
+
+
+METHODS = {"leiden": Method(_leiden, ("edge_index",))}

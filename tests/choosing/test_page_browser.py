@@ -14,7 +14,7 @@ from stub_choice import candidate, chain, choice
 import gsym
 from benchmarks.studies.page import browser, emulate
 from benchmarks.suite.store import BenchmarkError
-from gsym.coarsening.page import write_page
+from gsym.choosing.page import write_page
 
 pytest.importorskip("selenium")
 

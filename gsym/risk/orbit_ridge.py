@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsym._validate import GroupError
-from gsym.coarsening.samples import Samples, select
 from gsym.groups import ClusterGroup
+from gsym.risk.samples import Samples, select
 
 # Swaps of up to this many elements are applied to the data; larger groups regress on orbits.
 MAX_ELEMENTS = 64

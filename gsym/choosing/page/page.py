@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gsym._files import replacing
 from gsym._validate import SignalError
-from gsym.coarsening.curve import Curve
-from gsym.coarsening.drawing import MAX_NODES, WIDTH, Drawing, cluster_colours, leaf_rank
+from gsym.choosing.page.curve import Curve
+from gsym.choosing.page.drawing import MAX_NODES, WIDTH, Drawing, cluster_colours, leaf_rank
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 MAX_CANDIDATES = 200

@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gsym.coarsening.orbit_ridge import MEAN_PENALTIES
-from gsym.coarsening.samples import LeftOut, Samples, select
+from gsym.risk.orbit_ridge import MEAN_PENALTIES
+from gsym.risk.samples import LeftOut, Samples, select
 
 OWN_PENALTIES = np.logspace(-6, 1, 8)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym.coarsening.ridge import can_regress
-from gsym.coarsening.samples import denoising
+from gsym.risk.ridge import can_regress
+from gsym.risk.samples import denoising
 
 
 def exchanged(k):

@@ -1,0 +1,23 @@
+"""Choosing: which of several groups suits the data, how sure that is, and a page that shows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gsym.choosing.choice import Candidate, GroupChoice
+from gsym.choosing.choose import choose_group
+
+if TYPE_CHECKING:
+    from gsym.choosing.estimator import SubgroupSearch
+else:
+
+    def __getattr__(name):
+        # The estimator derives from classes of scikit-learn, which takes seconds to import.
+        if name != "SubgroupSearch":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from gsym.choosing.estimator import SubgroupSearch
+
+        return SubgroupSearch
+
+
+__all__ = ["Candidate", "GroupChoice", "SubgroupSearch", "choose_group"]
