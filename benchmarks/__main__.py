@@ -13,8 +13,8 @@ import tyro
 from rich.console import Console
 
 from benchmarks.data import DataError
+from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.interrupt import interruptible
-from benchmarks.suite.store import BenchmarkError
 
 OUT = Path("results")
 
@@ -54,8 +54,9 @@ def run(
         device: auto, cpu or cuda.
         out: Folder of results.
     """
-    from benchmarks.suite import report as reporting
     from benchmarks.suite import run as running
+    from benchmarks.suite.report.markdown import write_report
+    from benchmarks.suite.report.tables import rich_tables
     from benchmarks.tasks import TASKS, get_tasks
 
     data = _folder(data)
@@ -71,8 +72,8 @@ def run(
         device=device,
         console=console,
     )
-    page = reporting.report(out)
-    for table in reporting.rich_tables(rows):
+    page = write_report(out)
+    for table in rich_tables(rows):
         console.print(table)
     console.print(f"The whole report is in {page}", soft_wrap=True)
 
@@ -89,9 +90,9 @@ def report(*, out: Path = OUT, embed: Path | None = None) -> None:
         out: Folder of results.
         embed: Markdown file whose table between the results marks is replaced.
     """
-    from benchmarks.suite import report as reporting
+    from benchmarks.suite.report.markdown import write_report
 
-    print(f"The report is in {reporting.report(out, embed)}")
+    print(f"The report is in {write_report(out, embed)}")
 
 
 @app.command(name="list")
@@ -102,8 +103,9 @@ def list_tasks(*, data: Path | None = None, profile: str = "quick") -> None:
         data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
         profile: Profile whose groups to show.
     """
+    from benchmarks.suite.errors import check_names
     from benchmarks.suite.run import PROFILES
-    from benchmarks.tasks import TASKS, check_names
+    from benchmarks.tasks import TASKS
 
     check_names("profile", [profile], PROFILES)
     data = _folder(data)

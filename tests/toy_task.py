@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.suite.store import Row
+from benchmarks.suite.store import Row, Value
 from benchmarks.suite.task import Problem, Schedule, Split, Task
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
@@ -120,19 +120,30 @@ _ROW = Row(
     parameters=20,
     epochs=6,
     best_epoch=5,
-    metric="MSE",
-    unit="V^2",
-    val=1.0,
-    test=2.0,
-    metric_2="MAE",
-    val_2=0.5,
-    test_2=0.7,
+    fold=None,
+    values=(
+        Value("val", "MSE", "V^2", 1.0),
+        Value("test", "MSE", "V^2", 2.0),
+        Value("val", "MAE", "V^2", 0.5),
+        Value("test", "MAE", "V^2", 0.7),
+    ),
 )
+
+
+def change(row: Row, **changes) -> Row:
+    """The row with some fields replaced; ``val``, ``test`` and ``unit`` are of the headline."""
+    values = list(changes.pop("values", row.values))
+    unit = changes.pop("unit", values[0].unit)
+    for place, value in enumerate(values):
+        if value.metric == values[0].metric:
+            number = changes.pop(value.split, value.value)
+            values[place] = dataclasses.replace(value, value=number, unit=unit)
+    return dataclasses.replace(row, values=tuple(values), **changes)
 
 
 def make_row(**changes) -> Row:
     """A plausible row with some fields replaced."""
-    return dataclasses.replace(_ROW, **changes)
+    return change(_ROW, **changes)
 
 
 def make_rows(group, dim, order, val, test) -> list[Row]:

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from benchmarks.kernels.bars import BOTH, GOALS, HUGE, KEPT, TF32, Size
 from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
 from benchmarks.kernels.rows import Row
+from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.memory import keep_freed_memory, peak_memory
 from benchmarks.suite.run import provenance
-from benchmarks.suite.store import BenchmarkError
 from gsym import ClusterGroup, Partition
 from gsym.nn import OrbitLinear
 

@@ -28,7 +28,7 @@ from benchmarks.kernels.bars import (
 from benchmarks.kernels.cases import CASES, OURS, READING
 from benchmarks.kernels.measure import COPY, GROWTH, PROCESSES, PRODUCT, TURN
 from benchmarks.kernels.rows import FILE, Row, read_rows
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 
 COMMAND = "python -m benchmarks kernels"
 MISSING = "not measured"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.data import replacing
 from benchmarks.kernels.bars import Size
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 
 FILE = "kernels.csv"
 

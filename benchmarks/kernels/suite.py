@@ -43,9 +43,8 @@ from benchmarks.kernels.measure import (
 )
 from benchmarks.kernels.page import write_page
 from benchmarks.kernels.rows import FILE, Row, merge, read_rows, write_rows
+from benchmarks.suite.errors import BenchmarkError, check_names
 from benchmarks.suite.folder import locked
-from benchmarks.suite.store import BenchmarkError
-from benchmarks.tasks import check_names
 
 PROFILES = {
     "quick": "seconds, small sizes: shows that all runs, judges nothing",

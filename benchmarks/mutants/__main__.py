@@ -25,8 +25,8 @@ from rich.console import Console
 from benchmarks.data import replacing
 from benchmarks.mutants.faults import belongs, digest, draw
 from benchmarks.mutants.trial import copied, trace, try_out
+from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import locked
-from benchmarks.suite.store import BenchmarkError
 
 ROOT = Path(__file__).parents[2]
 VERDICTS = Path(__file__).with_name("verdicts.csv")

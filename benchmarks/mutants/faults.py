@@ -23,7 +23,7 @@ from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator, operator_names
 from parso.python.tree import Name
 
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 
 # Cosmic-ray's operators on variables need their names as arguments.
 _SKIPPED = ("VariableReplacer", "VariableInserter")

@@ -26,7 +26,7 @@ import hypothesis
 import pytest
 
 from benchmarks.mutants.faults import Fault, files_of
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 
 # Compilers take minutes and see no fault that the same code misses without them.
 LEFT_OUT = "not compile and not export and not onnx"

@@ -27,8 +27,9 @@ from sklearn.metrics import adjusted_rand_score
 from benchmarks.data import replacing
 from benchmarks.studies.choosing_conditions import lines as condition_lines
 from benchmarks.studies.choosing_conditions import measure as measure_conditions
+from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.run import provenance
-from benchmarks.suite.store import BenchmarkError, read_rows
+from benchmarks.suite.store import read_rows
 from benchmarks.tasks import TASKS
 from gsym import ClusterGroup, Partition
 from gsym.choosing.choose import choose_group

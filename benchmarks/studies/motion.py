@@ -10,9 +10,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import locked
 from benchmarks.suite.memory import peak_memory
-from benchmarks.suite.report import Line, compare
+from benchmarks.suite.report.tables import Line, compare, spread
 from benchmarks.suite.run import provenance
-from benchmarks.suite.store import BenchmarkError, Row, append_row, read_table, recover
+from benchmarks.suite.store import Row, Value, append_row, read_rows, recover
 from benchmarks.suite.task import Schedule
 from gsym.nn import Penguin, PenguinConv
 
@@ -80,33 +81,14 @@ class Setting:
         edge_index: The graph, ``[2, e]``.
         load: Training, validation and test part of a seed.
         models: By name.
-        probe: Numbers to keep of a trained network, such as its learned alpha.
+        probe: Numbers to keep of a trained network by name, such as its learned alpha.
     """
 
     name: str
     edge_index: Tensor
     load: Callable[[int], tuple[Part, Part, Part]]
     models: Mapping[str, Model]
-    probe: Callable[[nn.Module, Part, Tensor], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class ProbedRow(Row):
-    """A results row with what was read off the trained network.
-
-    Attributes:
-        probes: Numbers separated by blanks; empty if there are none.
-    """
-
-    probes: str
-
-    def __post_init__(self) -> None:
-        _ = self.values  # a damaged file is found on reading it
-
-    @property
-    def values(self) -> list[float]:
-        """The probes."""
-        return [float(word) for word in self.probes.split()]
+    probe: Callable[[nn.Module, Part, Tensor], Mapping[str, float]]
 
 
 def error(net: nn.Module, part: Part, edge_index: Tensor) -> Tensor:
@@ -217,7 +199,7 @@ def run(
 def _run_cells(
     settings: Sequence[Setting], out: Path, name: str, profile: str, seeds: int, console: Console
 ) -> None:
-    finished = {row.key for row in read_table(out / name, ProbedRow)}
+    finished = {row.key for row in read_rows(out, name)}
     with Progress(console=console, transient=True) as progress:
         cells = progress.add_task("cells", total=seeds * sum(len(s.models) for s in settings))
         for seed in range(seeds):
@@ -236,7 +218,7 @@ def _run_cells(
                     progress.advance(cells)
 
 
-def lines(rows: Sequence[ProbedRow], setting: Setting, profile: str) -> list[Line]:
+def lines(rows: Sequence[Row], setting: Setting, profile: str) -> list[Line]:
     """The rows of a setting by model, each with its seeds; those of earlier settings left out."""
     table = []
     for title, model in setting.models.items():
@@ -270,7 +252,7 @@ def table_rows(table: Sequence[Line], setting: Setting) -> tuple[list[str], list
             [
                 f"{line.name} (baseline)" if setting.models[line.name].baseline else line.name,
                 f"{line.rows[0].parameters:,}",
-                spread(line.values("test")),
+                short(line.values("test")),
                 str(compare(line, reference) or "-"),
                 str(line.count("diverged")),
                 str(len(line.finished)),
@@ -281,11 +263,9 @@ def table_rows(table: Sequence[Line], setting: Setting) -> tuple[list[str], list
     return head, body
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    if not values:
-        return "-"
-    return f"{mean(values):.3g}" + (f" ± {stdev(values):.1g}" if len(values) > 1 else "")
+def short(values: Sequence[float]) -> str:
+    """Mean and standard deviation in few digits."""
+    return spread(values, digits=3, deviation_digits=1)
 
 
 def _key(setting: Setting, title: str, model: Model, profile: str, seed: int) -> str:
@@ -302,7 +282,7 @@ def _cell(
     seed: int,
     key: str,
     progress: Progress,
-) -> ProbedRow:
+) -> Row:
     """Fit one model and test it once."""
     training, val, test = parts
     epochs = model.schedule.epochs if model.schedule else 0
@@ -321,19 +301,15 @@ def _cell(
             lambda epoch, _: progress.update(bar, completed=epoch),
         )
     seconds = time.perf_counter() - start
-    found: dict[str, Any] = {"val": None, "test": None, "best_epoch": None, "probes": ""}
+    values = [Value(split, "MSE", "1", None) for split in ("val", "test")]
     if best is not None:
         with torch.no_grad():
-            found = {
-                "val": error(net, val, setting.edge_index).item(),
-                "test": error(net, test, setting.edge_index).item(),
-                "best_epoch": best,
-                "probes": " ".join(
-                    f"{value:.4g}" for value in setting.probe(net, test, setting.edge_index)
-                ),
-            }
+            errors = [error(net, part, setting.edge_index).item() for part in (val, test)]
+            probes = setting.probe(net, test, setting.edge_index)
+        values = [replace(v, value=e) for v, e in zip(values, errors, strict=True)]
+        values += [Value("test", name, "1", value) for name, value in probes.items()]
     progress.remove_task(bar)
-    return ProbedRow(
+    return Row(
         key=key,
         **provenance(),
         device="cpu",
@@ -353,10 +329,7 @@ def _cell(
         peak_memory_mib=round(peak(), 1),
         parameters=sum(p.numel() for p in net.parameters()),
         epochs=epochs,
-        metric="MSE",
-        unit="1",
-        metric_2="",
-        val_2=None,
-        test_2=None,
-        **found,
+        best_epoch=best,
+        fold=None,
+        values=tuple(values),
     )

@@ -15,24 +15,24 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.data import replacing
 from benchmarks.models.gnn import GNN
 from benchmarks.simulators.nbody import DIM, HORIZON, NUM_PARTICLES, advance, simulate_motions
 from benchmarks.studies.motion import (
     Model,
     Part,
-    ProbedRow,
     Setting,
     lines,
     run,
     score,
-    spread,
+    short,
     table_rows,
 )
-from benchmarks.suite.report import PALETTE, Line, markdown, save
-from benchmarks.suite.store import BenchmarkError, read_table
+from benchmarks.suite.errors import BenchmarkError, check_names
+from benchmarks.suite.report.draw import PALETTE, save
+from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
+from benchmarks.suite.report.tables import Line
+from benchmarks.suite.store import read_rows
 from benchmarks.suite.task import Schedule
-from benchmarks.tasks import check_names
 from gsym.nn import EGNN, Penguin
 
 RESULTS, PAGE, PICTURE = "nbody.csv", "nbody.md", "nbody.png"
@@ -43,6 +43,7 @@ EPOCHS = {
     "standard": {"n-body": 100, "n-body with gravity": 30},
 }
 GRAVITY = 1.0
+ALPHA = "alpha"
 # As the author of ESNN (arXiv 2608.28853) quotes them, for 10,000 epochs.
 PUBLISHED = {"EGNN": 0.0071, "GNN": 0.0107, "TFN": 0.0155, "SE(3)-Transformer": 0.0244}
 
@@ -142,12 +143,12 @@ def main(out: Path, profile: str, gravity: bool, seeds: int, console: Console) -
     check_names("profile", [profile], EPOCHS)
     setting = list(settings(profile).values())[gravity]
     run([setting], out=out, name=RESULTS, profile=profile, seeds=seeds, console=console)
-    return write_page(out)
+    return report(out)
 
 
-def write_page(out: Path) -> Path:
+def report(out: Path) -> Path:
     """Write the page and the picture from the results file."""
-    rows = read_table(out / RESULTS, ProbedRow)
+    rows = read_rows(out, RESULTS)
     parts = [
         "# Charged particles",
         "Five particles with charges of 1 or -1 attract and repel each other in space. Given their "
@@ -170,16 +171,13 @@ def write_page(out: Path) -> Path:
     for title, (setting, table) in tables.items():
         parts += _section(title, setting, table)
     parts.append(f"![test error by model]({_draw(out, tables)})")
-    page = out / PAGE
-    with replacing(page) as file:
-        file.write(("\n\n".join(parts) + "\n").encode())
-    return page
+    return write_page(out / PAGE, parts)
 
 
-def _probe(net: nn.Module, part: Part, edge_index: Tensor) -> list[float]:
+def _probe(net: nn.Module, part: Part, edge_index: Tensor) -> dict[str, float]:
     with torch.no_grad():
         alpha = score(net, part, edge_index)
-    return [] if alpha is None else [alpha.mean().item()]
+    return {} if alpha is None else {ALPHA: alpha.mean().item()}
 
 
 def _section(title: str, setting: Setting, table: Sequence[Line]) -> list[str]:
@@ -206,8 +204,8 @@ def _section(title: str, setting: Setting, table: Sequence[Line]) -> list[str]:
     if gravity:
         head.append("alpha")
         for line, cells in zip(table, body, strict=True):
-            cells.append(spread([v for row in line.finished for v in row.values]))  # type: ignore[attr-defined]
-    said.append(markdown(head, body))
+            cells.append(short(line.values("test", ALPHA)))
+    said.append(markdown_table(head, body))
     if not gravity:
         quoted = ", ".join(f"{name} {value}" for name, value in PUBLISHED.items())
         said.append(
@@ -216,13 +214,8 @@ def _section(title: str, setting: Setting, table: Sequence[Line]) -> list[str]:
         )
     seeds = max(row.seed for line in table for row in line.rows) + 1
     made = f"{command} {'--gravity ' * gravity}--seeds {seeds}"
-    commits = ", ".join(sorted({row.commit for line in table for row in line.rows}))
-    said.append(
-        f"Made with `{made}` at commit {commits} with torch {first.torch} on {first.device}, "
-        f"{first.threads} thread{'s' * (first.threads > 1)}; the seconds include the load of the "
-        "machine."
-    )
-    return said
+    rows = [row for line in table for row in line.rows]
+    return [*said, f"{made_with(made, rows)}; the seconds include the load of the machine."]
 
 
 def _fall() -> float:

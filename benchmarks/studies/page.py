@@ -19,7 +19,7 @@ from scipy.spatial import distance_matrix
 from torch import Tensor
 
 from benchmarks.data import replacing
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 from gsym.choosing.choose import choose_group
 from gsym.choosing.page import write_page
 from gsym.coarsening.propose import coarsen

@@ -14,22 +14,23 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.data import replacing
 from benchmarks.models.gnn import GNN
 from benchmarks.simulators import partial as worlds
 from benchmarks.studies.motion import (
     Model,
     Part,
-    ProbedRow,
     Setting,
     lines,
     run,
     score,
-    spread,
+    short,
     table_rows,
 )
-from benchmarks.suite.report import PALETTE, Line, markdown, save
-from benchmarks.suite.store import BenchmarkError, read_table
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.report.draw import PALETTE, save
+from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
+from benchmarks.suite.report.tables import Line
+from benchmarks.suite.store import read_rows
 from benchmarks.suite.task import Schedule
 from gsym.nn import EGNNConv, PenguinConv
 
@@ -41,6 +42,10 @@ PRICE = 0.05
 WIDTH = 16
 WINDS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ACROSS = torch.linspace(-4, 4, 17)  # distances from the wall at which alpha is read
+# What is read off a trained network.
+ALPHA, COSINE = "alpha", "cosine of axis and vertical"
+BY_FEATURE = ("alpha of the feature", "alpha of the places")
+AT = [f"alpha at {x:g}" for x in ACROSS.tolist()]
 
 
 def load(
@@ -97,12 +102,12 @@ def main(out: Path, seeds: int, console: Console) -> Path:
     """
     tables = list(settings().values())
     run(tables, out=out, name=RESULTS, profile=PROFILE, seeds=seeds, console=console)
-    return write_page(out)
+    return report(out)
 
 
-def write_page(out: Path) -> Path:
+def report(out: Path) -> Path:
     """Write the page and the picture from the results file."""
-    rows = read_table(out / RESULTS, ProbedRow)
+    rows = read_rows(out, RESULTS)
     tables = {
         setting.name: (setting, lines(rows, setting, PROFILE)) for setting in settings().values()
     }
@@ -113,7 +118,7 @@ def write_page(out: Path) -> Path:
             "python -m benchmarks penguin"
         )
     used = [row for _, table in tables.values() for line in table for row in line.rows]
-    first, seeds = used[0], max(row.seed for row in used) + 1
+    seeds = max(row.seed for row in used) + 1
     parts = [
         "# Four broken symmetries",
         "Four nodes in a small world go half the way to their centre, which commutes with "
@@ -131,16 +136,9 @@ def write_page(out: Path) -> Path:
         head.append("learned")
         for line, cells in zip(table, body, strict=True):
             cells.append(_told(name, line))
-        parts += [f"## {name[0].upper()}{name[1:]}", markdown(head, body)]
-    commits = ", ".join(sorted({row.commit for row in used}))
-    parts.append(
-        f"Made with `python -m benchmarks penguin --seeds {seeds}` at commit {commits} with torch "
-        f"{first.torch} on {first.device}, {first.threads} thread{'s' * (first.threads > 1)}."
-    )
-    page = out / PAGE
-    with replacing(page) as file:
-        file.write(("\n\n".join(parts) + "\n").encode())
-    return page
+        parts += [f"## {name[0].upper()}{name[1:]}", markdown_table(head, body)]
+    parts.append(made_with(f"python -m benchmarks penguin --seeds {seeds}", used) + ".")
+    return write_page(out / PAGE, parts)
 
 
 def _setting(
@@ -149,7 +147,7 @@ def _setting(
     move: Callable[[Tensor], Tensor],
     label: Callable[[Tensor], Tensor] | None,
     penguins: Mapping[str, dict[str, Any]],
-    probe: Callable[[nn.Module, Part, Tensor], list[float]],
+    probe: Callable[[nn.Module, Part, Tensor], dict[str, float]],
 ) -> Setting:
     def conv(kind: type[EGNNConv] | type[PenguinConv], **options: Any) -> Model:
         def make(_: Part) -> nn.Module:
@@ -169,54 +167,57 @@ def _setting(
 
 
 @torch.no_grad()
-def _probe_mean(net: nn.Module, part: Part, edge_index: Tensor) -> list[float]:
+def _probe_mean(net: nn.Module, part: Part, edge_index: Tensor) -> dict[str, float]:
     """Mean alpha; by feature, that of the coordinates last."""
     alpha = score(net, part, edge_index)
     if alpha is None:
-        return []
-    return [alpha.item()] if alpha.dim() == 0 else alpha.mean((0, 1)).tolist()
+        return {}
+    if alpha.dim() == 0:
+        return {ALPHA: alpha.item()}
+    return dict(zip(BY_FEATURE, alpha.mean((0, 1)).tolist(), strict=True))
 
 
 @torch.no_grad()
-def _probe_axis(net: nn.Module, part: Part, edge_index: Tensor) -> list[float]:
+def _probe_axis(net: nn.Module, part: Part, edge_index: Tensor) -> dict[str, float]:
     """Alpha, if there is one, and the cosine of a learned axis with the vertical, if any."""
     axis = getattr(getattr(net, "equivariant", net), "axis", None)
-    cosine = [] if axis is None else [abs(axis[-1] / axis.norm()).item()]
-    return _probe_mean(net, part, edge_index) + cosine
+    cosine = {} if axis is None else {COSINE: abs(axis[-1] / axis.norm()).item()}
+    return _probe_mean(net, part, edge_index) | cosine
 
 
 @torch.no_grad()
-def _probe_wall(net: nn.Module, part: Part, edge_index: Tensor) -> list[float]:
+def _probe_wall(net: nn.Module, part: Part, edge_index: Tensor) -> dict[str, float]:
     """Alpha by first coordinate, averaged over the second."""
     along = torch.linspace(-2, 2, worlds.NUM_NODES)
     pos = torch.cartesian_prod(ACROSS, along).view(len(ACROSS), worlds.NUM_NODES, 2)
     probe = Part({"x": torch.ones(len(ACROSS), worlds.NUM_NODES, 1), "pos": pos}, pos)
     alpha = score(net, probe, edge_index)
-    return [] if alpha is None else alpha.mean((1, 2)).tolist()
+    return {} if alpha is None else dict(zip(AT, alpha.mean((1, 2)).tolist(), strict=True))
 
 
-def _values(line: Line, probe: int) -> list[float]:
-    """One probe of all finished seeds."""
-    return [row.values[probe] for row in line.finished]  # type: ignore[attr-defined]
+def _alphas_across(line: Line) -> list[list[float]]:
+    """Alpha at all distances from the wall, by seed."""
+    found = ([row.value("test", name) for name in AT] for row in line.finished)
+    return [[value for value in values if value is not None] for values in found]
 
 
 def _told(name: str, line: Line) -> str:
     """The probes in words."""
-    seeds = [torch.tensor(row.values) for row in line.finished]  # type: ignore[attr-defined]
     words = []
-    if not line.name.startswith("Penguin") or not seeds:
+    if not line.name.startswith("Penguin") or not line.finished:
         pass
     elif name == "regional":
+        seeds = torch.tensor(_alphas_across(line))
         sides = {"left of 0": ACROSS < 0, "beyond the wall": ACROSS > worlds.WALL}
         for side, mask in sides.items():
-            words.append(f"alpha {spread([s[mask].mean().item() for s in seeds])} {side}")
+            words.append(f"alpha {short(seeds[:, mask].mean(1).tolist())} {side}")
     elif name == "feature-wise":
-        words = [f"alpha {spread(_values(line, 0))} of the feature"]
-        words += [f"{spread(_values(line, 1))} of the places"]
+        of_feature, of_places = (short(line.values("test", metric)) for metric in BY_FEATURE)
+        words = [f"alpha {of_feature} of the feature", f"{of_places} of the places"]
     else:
-        words = [f"alpha {spread(_values(line, 0))}"]
+        words = [f"alpha {short(line.values('test', ALPHA))}"]
     if "axis" in line.name:
-        words.append(f"cosine of axis and vertical {spread(_values(line, -1))}")
+        words.append(f"cosine of axis and vertical {short(line.values('test', COSINE))}")
     return ", ".join(words) or "-"
 
 
@@ -228,20 +229,22 @@ def _draw(out: Path, tables: Mapping[str, tuple[Setting, list[Line]]]) -> str:
 
     axes = panels[0]
     models = [name for name in found["subgroup"] if name.startswith("Penguin")]
-    _dots(axes, range(len(models)), [_values(found["subgroup"][name], 0) for name in models])
+    _dots(
+        axes, range(len(models)), [found["subgroup"][name].values("test", ALPHA) for name in models]
+    )
     axes.set_xticks(
         range(len(models)), [name.removeprefix("Penguin, ").replace(", ", ",\n") for name in models]
     )
     axes.set_title("subgroup: all fall along one axis", fontsize=10, loc="left")
 
     axes = panels[1]
-    _dots(axes, range(2), [_values(found["feature-wise"]["Penguin"], i) for i in range(2)])
+    _dots(axes, range(2), [found["feature-wise"]["Penguin"].values("test", m) for m in BY_FEATURE])
     axes.set_xticks(range(2), ["the feature,\nan absolute height", "the places,\npulled together"])
     axes.set_title("feature-wise: the feature breaks it", fontsize=10, loc="left")
 
     axes = panels[2]
-    for row in found["regional"]["Penguin"].finished:
-        axes.plot(ACROSS, row.values, color=PALETTE[0], alpha=0.5)  # type: ignore[attr-defined]
+    for alphas in _alphas_across(found["regional"]["Penguin"]):
+        axes.plot(ACROSS, alphas, color=PALETTE[0], alpha=0.5)
     axes.axvspan(worlds.WALL, ACROSS[-1], color=PALETTE[1], alpha=0.25, linewidth=0)
     axes.annotate("at the wall", (worlds.WALL + 0.15, 1.0), va="center", fontsize=9)
     axes.set_xlabel("first coordinate of the node")
@@ -251,7 +254,7 @@ def _draw(out: Path, tables: Mapping[str, tuple[Setting, list[Line]]]) -> str:
     _dots(
         axes,
         WINDS,
-        [_values(found[f"approximate, wind {wind:g}"]["Penguin"], 0) for wind in WINDS],
+        [found[f"approximate, wind {wind:g}"]["Penguin"].values("test", ALPHA) for wind in WINDS],
     )
     axes.set_xlabel("strength of the wind")
     axes.set_title("approximate: broken everywhere, by degrees", fontsize=10, loc="left")

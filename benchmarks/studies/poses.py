@@ -13,19 +13,12 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.data import replacing
-from benchmarks.suite.report import (
-    PALETTE,
-    Interval,
-    Line,
-    Table,
-    compare,
-    markdown,
-    save,
-    tabulate,
-)
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.report.draw import PALETTE, save
+from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
+from benchmarks.suite.report.tables import Interval, Line, Table, compare, tabulate
 from benchmarks.suite.run import run
-from benchmarks.suite.store import RESULTS, BenchmarkError, read_rows
+from benchmarks.suite.store import RESULTS, read_rows
 from benchmarks.suite.task import Predictor, Problem, Schedule
 from benchmarks.tasks.skeleton import REFLECTION, Skeleton
 
@@ -99,10 +92,10 @@ def main(out: Path, data: Path | None, counts: Sequence[int], seeds: int, consol
     tasks = [FewPoses(count) for count in counts]
     rows = out / FOLDER
     run(tasks, out=rows, profile="standard", data=data, groups=GROUPS, seeds=seeds, console=console)
-    return write_page(out)
+    return report(out)
 
 
-def write_page(out: Path) -> Path:
+def report(out: Path) -> Path:
     """Write the page and the picture from the results file."""
     tables = [t for t in tabulate(read_rows(out / FOLDER)) if t.task == FewPoses.name]
     if not tables:
@@ -123,7 +116,7 @@ def write_page(out: Path) -> Path:
     for title, names in (("Net", GROUPS), ("Quadratic ridge", RIDGES)):
         head = ["poses", "seeds", *names, "reflected against none", "diverged"]
         body = [cells for t in tables if (cells := _cells(t.lines, _count(t.dataset), names))]
-        parts += [f"## {title}", markdown(head, body)]
+        parts += [f"## {title}", markdown_table(head, body)]
     weights = {
         line.name: line.rows[0].parameters for line in tables[-1].lines if not line.is_baseline
     }
@@ -136,26 +129,21 @@ def write_page(out: Path) -> Path:
     )
     parts.append(f"![test error by number of poses]({_draw(out, tables)})")
     rows = [row for table in tables for line in table.lines for row in line.rows]
-    commits = ", ".join(sorted({row.commit for row in rows}))
     counts = [_count(table.dataset) for table in tables]
     asked = [count if count in STEPS else 0 for count in counts]
     source = "" if first.source == "embedded" else " --data DIR"
     seeds = 1 + max(row.seed for row in rows)
+    command = f"python -m benchmarks poses {' '.join(map(str, asked))}{source} --seeds {seeds}"
     parts.append(
-        f"Made with `python -m benchmarks poses {' '.join(map(str, asked))}{source} --seeds "
-        f"{seeds}` at commit {commits} with "
-        f"torch {first.torch} on {first.device}; Adam at a rate of 0.001 along a cosine, batches "
-        "of 64, as many epochs as make "
+        f"{made_with(command, rows)}; Adam at a rate of 0.001 along a cosine, batches of 64, as "
+        "many epochs as make "
         + ", ".join(
             f"{STEPS[key]:,} steps for {count:,} poses"
             for key, count in zip(asked, counts, strict=True)
         )
         + f", {_CHECKS} looks at validation."
     )
-    page = out / PAGE
-    with replacing(page) as file:
-        file.write(("\n\n".join(parts) + "\n").encode())
-    return page
+    return write_page(out / PAGE, parts)
 
 
 def _count(dataset: str) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from benchmarks.data import replacing
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 
 LOCK = ".lock"
 HOLDER = ".lock.json"  # says who holds the lock

@@ -25,12 +25,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from benchmarks.data import replacing, write_npz
+from benchmarks.suite.errors import BenchmarkError, check_names
 from benchmarks.suite.folder import locked
 from benchmarks.suite.memory import peak_memory
 from benchmarks.suite.store import (
     RESULTS,
-    BenchmarkError,
     Row,
+    Value,
     append_row,
     file_stem,
     graph_path,
@@ -38,7 +39,6 @@ from benchmarks.suite.store import (
     recover,
 )
 from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task
-from benchmarks.tasks import check_names
 from gsym.groups import ClusterGroup, PermutationGroup, Representation
 
 PROFILES = ("quick", "standard")
@@ -227,7 +227,7 @@ class _Runner:
             test = task.metrics(predict(problem.test), problem.test, problem)
             if not all(map(math.isfinite, (*val.values(), *test.values()))):
                 fit.status, val, test = "diverged", {}, {}
-        names = [*val, "", ""]
+        names = val or dict.fromkeys([task.metric])
         row = Row(
             key=key,
             **self.provenance,
@@ -242,13 +242,12 @@ class _Runner:
             parameters=None if fit.model is None else _num_parameters(fit.model),
             epochs=fit.epochs if group else None,
             best_epoch=fit.best_epoch,
-            metric=task.metric,
-            unit=task.unit,
-            val=val.get(names[0]),
-            test=test.get(names[0]),
-            metric_2=names[1],
-            val_2=val.get(names[1]),
-            test_2=test.get(names[1]),
+            fold=None,
+            values=tuple(
+                Value(split, name, task.unit, found.get(name))
+                for name in names
+                for split, found in (("val", val), ("test", test))
+            ),
         )
         append_row(self.out, row)
         self.finished[key] = row

@@ -1,4 +1,4 @@
-"""The results file: one row per finished cell, appended when the cell is over."""
+"""The store of results: a line per measured value, all lines of a cell written at once."""
 
 from __future__ import annotations
 
@@ -8,28 +8,46 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
 
 from benchmarks.data import replacing
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.records import check_columns, csv_line, parse
 
 RESULTS = "results.csv"
-
-
-class BenchmarkError(ValueError):
-    """A request, an environment or a folder that the user has to mend; the message says how."""
+STATUSES = ("ok", "diverged", "oom")
+CUT_OFF = "its last line is cut off: `run` moves that aside and goes on"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell: a task with one group (or baseline) and one seed.
+class Value:
+    """One measured value.
+
+    Attributes:
+        split: What it was measured on: ``"val"`` or ``"test"``.
+        metric: Name of the metric.
+        unit: Its unit.
+        value: ``None`` where a cell failed before it could be measured.
+        note: Text that belongs to the value; mostly empty.
+    """
+
+    split: str
+    metric: str
+    unit: str
+    value: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Who a cell is, and how its fit went: the columns that all values of a cell share.
 
     Numbers that a cell does not have are ``None`` and stand as empty fields in the file.
 
     Attributes:
-        key: Hash of the configuration; a key in the file is never run again.
+        key: The configuration, as a hash or in words; a key in the file is never run again.
         commit: Source revision, with ``+dirty`` when tracked files were changed.
         gsym: Version of the library.
         torch: Version of torch.
@@ -40,25 +58,19 @@ class Row:
         dataset: Name of the data.
         source: ``"embedded"``, or ``"files"`` where ``--data`` was given.
         profile: Name of the profile.
-        schedule: Hash of epochs, batch size and all else that says how a model is trained.
+        schedule: Epochs, batch size and all else that says how a model is trained.
         model: The trained model, or the name of the baseline.
         group: Name of the group; empty for a baseline.
         group_order_log: Natural logarithm of the group's order; 0 for the trivial group.
         commutant_dim: Dimension of the linear maps the group leaves free, per channel pair.
         seed: Seed of data split, model and batches.
+        fold: The fold that tests, where there are folds.
         status: ``"ok"``, ``"diverged"`` or ``"oom"``.
         seconds: Wall time of fitting, without the final test.
         peak_memory_mib: Largest memory in use above that at the start of the cell.
         parameters: Trainable numbers in the model.
         epochs: Epochs trained.
         best_epoch: Epoch of the kept weights.
-        metric: Name of the headline metric; lower is better.
-        unit: Its unit.
-        val: Headline metric on the validation split.
-        test: Headline metric on the test split.
-        metric_2: Name of the second metric, if the task has one.
-        val_2: Second metric on the validation split.
-        test_2: Second metric on the test split.
     """
 
     key: str
@@ -78,19 +90,60 @@ class Row:
     group_order_log: float | None
     commutant_dim: int | None
     seed: int
+    fold: int | None
     status: str
     seconds: float
     peak_memory_mib: float
     parameters: int | None
     epochs: int | None
     best_epoch: int | None
-    metric: str
-    unit: str
-    val: float | None
-    test: float | None
-    metric_2: str
-    val_2: float | None
-    test_2: float | None
+
+
+@dataclass(frozen=True)
+class Row(Cell):
+    """One finished cell with its values.
+
+    Attributes:
+        values: What was measured; the metric of the first one is the headline.
+    """
+
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"the cell of key {self.key} has the status {self.status!r}")
+        if self.status == "ok" and self.test is None:
+            raise ValueError(f"the cell of key {self.key} is ok but has no metrics")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics; the first is the headline."""
+        return tuple(dict.fromkeys(value.metric for value in self.values))
+
+    @property
+    def metric(self) -> str:
+        """Name of the headline metric."""
+        return self.values[0].metric
+
+    @property
+    def unit(self) -> str:
+        """Unit of the headline metric."""
+        return self.values[0].unit
+
+    @property
+    def val(self) -> float | None:
+        """The headline metric on the validation split."""
+        return self.value("val")
+
+    @property
+    def test(self) -> float | None:
+        """The headline metric on the test split."""
+        return self.value("test")
+
+    def value(self, split: str, metric: str | None = None) -> float | None:
+        """A value by split and metric, by default the headline; ``None`` if there is none."""
+        wanted = split, metric or self.metric
+        return next((v.value for v in self.values if (v.split, v.metric) == wanted), None)
 
     @property
     def is_baseline(self) -> bool:
@@ -101,6 +154,12 @@ class Row:
     def name(self) -> str:
         """What tables call the row: the group, or the baseline."""
         return self.group or self.model
+
+
+_CELL = [field.name for field in fields(Cell)]
+_VALUE = [field.name for field in fields(Value)]
+# `part` is the place of a value in its cell, "2/4": a cell that lacks its last one is cut off.
+COLUMNS = [*_CELL, "part", *_VALUE]
 
 
 def file_stem(task: str, dataset: str, profile: str) -> str:
@@ -114,37 +173,30 @@ def graph_path(out: Path, stem: str) -> Path:
     return out / f"{stem}_graph.npz"
 
 
-AnyRow = TypeVar("AnyRow", bound=Row)
+def read_rows(out: Path, name: str = RESULTS) -> list[Row]:
+    """The rows of a results file; none if there is no such file.
 
-
-def read_rows(out: Path) -> list[Row]:
-    """The rows of ``out/results.csv``; none if there is no such file.
-
-    Raises:
-        BenchmarkError: The file has other columns than `Row`, or is damaged.
-    """
-    return read_table(out / RESULTS, Row)
-
-
-def read_table(path: Path, kind: type[AnyRow]) -> list[AnyRow]:
-    """The rows of a file whose columns are the fields of ``kind``; none if there is no such file.
+    Args:
+        out: Folder of results.
+        name: Name of the file in it.
 
     Raises:
-        BenchmarkError: The file has other columns, holds a key twice, is damaged, or its last line
+        BenchmarkError: The file has other columns, holds a key twice, is damaged, or its last cell
             is cut off.
     """
+    path = out / name
     if not path.exists():
         return []
-    hint = "mend it or choose another --out"
+    hint = "fix it or choose another --out"
     try:
         raw = path.read_bytes()
-        if not raw.endswith(b"\n"):
-            hint = "its last line is cut off: `run` moves that aside and goes on"
+        if _whole(raw) < len(raw):
+            hint = CUT_OFF
         reader = csv.DictReader(io.StringIO(raw.decode(), newline=""))
-        _check_columns(path, reader.fieldnames or [], kind)
-        rows = [_parse(record, kind) for record in reader]
-        if not raw.endswith(b"\n"):
-            raise ValueError(f"the line of key {rows[-1].key if rows else '?'} has no end")
+        check_columns(path, reader.fieldnames or [], COLUMNS)
+        rows = _rows(list(reader))
+        if hint is CUT_OFF:
+            raise ValueError(f"the lines of key {rows[-1].key if rows else '?'} have no end")
         _check_unique(rows)
     except BenchmarkError:
         raise
@@ -157,25 +209,28 @@ def append_row(out: Path, row: Row, name: str = RESULTS) -> None:
     """Add one row to a results file; when this returns it is on the disk, else nothing has changed.
 
     Raises:
-        BenchmarkError: The file has other columns, or its last line is cut off.
+        BenchmarkError: The file has other columns, or its last cell is cut off.
         OSError: The row cannot be written.
     """
     path = out / name
     if not path.exists():
         with replacing(path) as file:
-            file.write(_csv_line(field.name for field in fields(row)))
-    with path.open("rb") as old:
-        header = old.readline().decode(errors="replace")
-        _check_columns(path, next(csv.reader([header]), []), type(row))
-        old.seek(-1, os.SEEK_END)
-        if old.read() != b"\n":
-            raise BenchmarkError(f"{path}: its last line is cut off: `run` moves that aside")
-    line = _csv_line(asdict(row).values())
-    # Without a buffer no part of the line stays behind to be written later.
+            file.write(csv_line(COLUMNS))
+    raw = path.read_bytes()
+    head, _, _ = raw.partition(b"\n")
+    check_columns(path, next(csv.reader([head.decode(errors="replace")]), []), COLUMNS)
+    if _whole(raw) < len(raw):
+        raise BenchmarkError(f"{path}: {CUT_OFF}")
+    cell = [getattr(row, column) for column in _CELL]
+    lines = b"".join(
+        csv_line([*cell, f"{number}/{len(row.values)}", *astuple(value)])
+        for number, value in enumerate(row.values, 1)
+    )
+    # Without a buffer no part of the lines stays behind to be written later.
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
-            if file.write(line) != len(line):
+            if file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
         except BaseException:
@@ -187,44 +242,69 @@ def recover(path: Path) -> str | None:
     """Move the end of a results file that was cut off, by a kill or a full disk, to another file.
 
     Args:
-        path: The results file. Its last line, if it has no end, is appended to ``path`` + ``.torn``
-            and taken away; its cell is not finished then.
+        path: The results file. The lines of its last cell, if that has no end, are appended to
+            ``path`` + ``.torn`` and taken away; the cell is not finished then.
 
     Returns:
-        The line, or ``None`` if the file is whole.
+        The lines, or ``None`` if the file is whole.
     """
     raw = path.read_bytes() if path.exists() else b""
-    start = raw.rfind(b"\n") + 1
-    torn = raw[start:]
-    if not torn or not start:  # a file without any line is refused by its columns
+    end = _whole(raw)
+    if end == len(raw) or end == 0:  # a file without any line is refused by its columns
         return None
     with path.with_name(f"{path.name}.torn").open("ab") as aside:
-        aside.write(torn + b"\n")
+        aside.write(raw[end:].rstrip(b"\n") + b"\n")
         aside.flush()
         os.fsync(aside.fileno())
     with path.open("r+b") as file:
-        file.truncate(start)
+        file.truncate(end)
         os.fsync(file.fileno())
-    return torn.decode(errors="replace")
+    return raw[end:].decode(errors="replace")
 
 
-def _csv_line(values: Iterable[Any]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode()
+def _whole(raw: bytes) -> int:
+    """Number of bytes before the cell that is cut off; all of them if none is."""
+    end = raw.rfind(b"\n") + 1
+    if raw.partition(b"\n")[0] != csv_line(COLUMNS).strip():
+        return end  # of other code; its columns are refused
+    while end:
+        start = raw.rfind(b"\n", 0, end - 1) + 1
+        texts = next(csv.reader([raw[start:end].decode(errors="replace")]))
+        number, _, count = (
+            texts[_PART].partition("/") if len(texts) == len(COLUMNS) else ("", "", "")
+        )
+        if number == count or not start:
+            return end
+        end = start
+    return end
 
 
-def _check_columns(path: Path, found: Sequence[str], kind: type[Row]) -> None:
-    expected = [field.name for field in fields(kind)]
-    if list(found) == expected:
-        return
-    lacks = [name for name in expected if name not in found]
-    more = [name for name in found if name not in expected]
-    said = [f"lacks the columns {lacks}"] * bool(lacks) + [f"has the columns {more}"] * bool(more)
-    raise BenchmarkError(
-        f"{path} was written by other code: it {' and '.join(said) or 'has another order'}; "
-        "choose another --out"
-    )
+_PART = COLUMNS.index("part")
+
+
+def _rows(lines: Sequence[dict[str, str]]) -> list[Row]:
+    """Group the lines of a file into cells."""
+    for line in lines:
+        if None in line or None in line.values():
+            raise ValueError(f"a line of key {line.get('key')} has not {len(COLUMNS)} fields")
+    cells: list[list[dict[str, str]]] = []
+    for line in lines:
+        if line["part"].startswith("1/") or not cells:
+            cells.append([])
+        cells[-1].append(line)
+    return [_row(cell) for cell in cells]
+
+
+def _row(lines: Sequence[dict[str, str]]) -> Row:
+    first = lines[0]
+    for number, line in enumerate(lines, 1):
+        if line["part"] != f"{number}/{first['part'].partition('/')[2]}":
+            raise ValueError(f"a line of key {line['key']} is out of place: {line['part']!r}")
+        if any(line[column] != first[column] for column in _CELL):
+            raise ValueError(f"the lines of key {first['key']} disagree about its cell")
+    cell = parse({column: first[column] for column in _CELL}, Cell)
+    values = tuple(parse({c: line[c] for c in _VALUE}, Value) for line in lines)
+    return Row(**asdict(cell), values=values)
 
 
 def _check_unique(rows: Sequence[Row]) -> None:
@@ -233,22 +313,5 @@ def _check_unique(rows: Sequence[Row]) -> None:
     if twice:
         names = {f"{r.key} ({r.task}, {r.name}, seed {r.seed})": None for r in twice}
         raise ValueError(
-            f"{len(names)} keys stand in it more than once: {', '.join(names)}; keep one line each"
+            f"{len(names)} keys stand in it more than once: {', '.join(names)}; keep one cell each"
         )
-
-
-def _parse(record: dict[str, str], kind: type[AnyRow]) -> AnyRow:
-    """Undo the CSV: each field by its declared type, an empty number as ``None``."""
-    convert = {"str": str, "int": int, "float": float}
-    values: dict[str, Any] = {}
-    if None in record or None in record.values():
-        raise ValueError(f"the line of key {record.get('key')} has not {len(fields(kind))} fields")
-    for field in fields(kind):
-        base, _, optional = str(field.type).partition(" | ")
-        text = record[field.name]
-        values[field.name] = None if optional and text == "" else convert[base](text)
-    if values["status"] not in ("ok", "diverged", "oom"):
-        raise ValueError(f"the line of key {values['key']} has the status {values['status']!r}")
-    if values["status"] == "ok" and None in (values["val"], values["test"]):
-        raise ValueError(f"the line of key {values['key']} is ok but has no metrics")
-    return kind(**values)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import check_names
 from benchmarks.suite.task import Task
 from benchmarks.tasks.inpainting import Inpainting, InpaintingMNIST
 from benchmarks.tasks.skeleton import Skeleton
@@ -24,16 +23,3 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
     """
     check_names("task", names, TASKS)
     return [TASKS[name] for name in names]
-
-
-def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse the first of ``names`` that is not ``known``, and say what was probably meant.
-
-    Raises:
-        BenchmarkError: A name is unknown.
-    """
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
-            raise BenchmarkError(f"unknown {what} {name!r}; did you mean {', '.join(near)}?")

@@ -18,7 +18,7 @@ from benchmarks.studies.choosing import (
     run_recovery,
     run_trial,
 )
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 from gsym import ClusterGroup, Partition
 
 

@@ -15,11 +15,13 @@ from toy_task import ToyTask, make_row
 
 from benchmarks.studies import motion
 from benchmarks.suite import store
+from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import HOLDER, check_writable, locked
-from benchmarks.suite.report import report
+from benchmarks.suite.report.markdown import write_report as report
 from benchmarks.suite.run import run
-from benchmarks.suite.store import RESULTS, BenchmarkError, append_row, read_rows, recover
+from benchmarks.suite.store import RESULTS, append_row, read_rows, recover
 
+OLDER = ["metric", "unit", "val", "test", "metric_2", "val_2", "test_2"]
 HOLD = """
 import sys
 from pathlib import Path
@@ -128,7 +130,9 @@ def test_a_row_that_is_cut_off_anywhere_is_moved_aside(tmp_path):
     append_row(tmp_path, make_row(key="other", unit='a "quoted",\u00b5 unit'))
     second = path.read_bytes()[len(first) :]
     assert recover(path) is None and path.read_bytes() == first + second
-    for cut in range(1, len(second)):
+    ends = [place for place in range(len(second)) if second[place : place + 1] == b"\n"]
+    assert len(ends) == 4  # one line per value
+    for cut in sorted({*range(1, len(second), 7), *ends, *(end + 1 for end in ends[:-1])}):
         path.write_bytes(first + second[:cut])
         with pytest.raises(BenchmarkError, match=r"last line is cut off: `run` moves that aside"):
             read_rows(tmp_path)
@@ -138,7 +142,7 @@ def test_a_row_that_is_cut_off_anywhere_is_moved_aside(tmp_path):
             report(tmp_path)
         assert recover(path) is not None
         assert path.read_bytes() == first
-        assert torn.read_bytes() == second[:cut] + b"\n"
+        assert torn.read_bytes() == second[:cut].rstrip(b"\n") + b"\n"
         torn.unlink()
     assert read_rows(tmp_path) == [make_row()]
 
@@ -186,10 +190,12 @@ def test_keys_that_stand_twice_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda names: names[:-1], r"lacks the columns \['test_2'\]"),
+        (lambda names: names[:-1], r"lacks the columns \['note'\]"),
         (lambda names: [*names, "more"], r"it has the columns \['more'\]"),
         (lambda names: ["id", *names[1:]], r"lacks the columns \['key'\] and has .*\['id'\]"),
         (lambda names: names[::-1], "it has another order"),
+        # One line per cell, as results once were.
+        (lambda names: [*names[:-6], *OLDER], r"lacks .*'value'.*has .*'metric_2'.*run again"),
     ],
 )
 def test_a_file_of_other_columns_is_refused_by_name(tmp_path, change, message):
@@ -206,6 +212,24 @@ def test_a_file_of_other_columns_is_refused_by_name(tmp_path, change, message):
         with pytest.raises(BenchmarkError, match=f"written by other code: .*{message}"):
             use(tmp_path)
     assert path.read_bytes() == before and task.fits == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], r"out of place: '3/4'"),
+        (lambda lines: [*lines[:2], *lines[3:], *lines[3:]], r"out of place: '4/4'"),
+        (lambda lines: [lines[0], lines[1].replace(",S_4,", ",S_3,"), *lines[2:]], "disagree"),
+    ],
+)
+def test_lines_of_a_cell_that_do_not_fit_are_named(tmp_path, change, message):
+    append_row(tmp_path, make_row())
+    path = tmp_path / RESULTS
+    head, *lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    path.write_text(head + "".join(change(lines)))
+    with pytest.raises(BenchmarkError, match=f"cannot read .*key k .*{message}"):
+        read_rows(tmp_path)
 
 
 # Checkpoints

@@ -33,7 +33,7 @@ from benchmarks.kernels.measure import (
 from benchmarks.kernels.page import MISSING, write_page
 from benchmarks.kernels.rows import merge, read_rows, write_rows
 from benchmarks.kernels.suite import plan, run
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 
 CPU = torch.device("cpu")
 MILLION = Size(10**6, 62_500, 64)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 from torch_geometric.data import Batch
+from toy_task import make_row
 
 from benchmarks.__main__ import main
 from benchmarks.data import DataError
@@ -23,9 +24,8 @@ from benchmarks.studies.molecules.graphs import FOLDS, KINDS, load
 from benchmarks.studies.molecules.models import count_parameters, matching_width, models
 from benchmarks.studies.molecules.pairs import families, pair_refinement, refinement
 from benchmarks.studies.molecules.separation import measure, names, theory
-from benchmarks.studies.molecules.suite import FoldRow
 from benchmarks.studies.molecules.training import History, count_labels, majority, train
-from benchmarks.suite.store import read_table
+from benchmarks.suite.store import Row, Value, read_rows
 from benchmarks.suite.task import Schedule
 
 EVERY = list(models(KINDS))
@@ -270,32 +270,31 @@ class TestHardPairs:
         assert measure(own, "GIN", 0).separated == (False,) * 45
 
 
-def row(fold: int, seed: int, test: float, model: str = "GIN", **changes: object) -> FoldRow:
-    values = {f.name: "" for f in dataclasses.fields(FoldRow)}
-    values |= {"fold": fold, "seed": seed, "test": test, "model": model, "status": "ok"}
-    return FoldRow(**values | changes)
+def row(fold: int, seed: int, test: float, model: str = "GIN", **changes: object) -> Row:
+    values = (Value("test", suite.ACCURACY, "%", test),)
+    return make_row(fold=fold, seed=seed, model=model, values=values, **changes)
 
 
 class TestPage:
     def test_spread_over_folds_and_seeds(self):
         rows = [row(f, s, 10.0 * f + s) for f in range(3) for s in range(2)]
-        found = page.score(rows, "test")
+        found = page.score(rows, suite.ACCURACY)
         assert found.mean == pytest.approx(10.5)
         assert found.folds == pytest.approx(10.0) and found.seeds == pytest.approx(0.5**0.5)
-        assert page.score([*rows, row(0, 2, 99.0)], "test").seeds == pytest.approx(0.5**0.5)
-        assert page.score([row(0, 0, 1.0, status="diverged")], "test") is None
+        assert page.score([*rows, row(0, 2, 99.0)], suite.ACCURACY).seeds == pytest.approx(0.5**0.5)
+        assert page.score([row(0, 0, 1.0, status="diverged")], suite.ACCURACY) is None
 
     def test_differences_are_paired_by_fold(self):
         theirs = [row(f, s, 50.0 + f) for f in range(4) for s in range(2)]
         gains = [1.0, 2.0, 4.0, 5.0]
         ours = [row(f, s, 50.0 + f + gains[f], "SPEN") for f in range(4) for s in range(2)]
-        found = page.against(ours, theirs, "test")
+        found = page.against(ours, theirs)
         assert found.mean == pytest.approx(3.0)
         reach = stats.t.ppf(0.975, 3) * np.std(gains, ddof=1) * math.sqrt(1 / 4 + 1 / 8)
         assert found.high - found.mean == pytest.approx(reach)
-        assert page.against(ours[:2], theirs, "test") is None
+        assert page.against(ours[:2], theirs) is None
         once = [row(f, 0, 50.0, "counts of labels") for f in range(4)]
-        assert page.against(once, theirs, "test").mean == pytest.approx(-1.5)
+        assert page.against(once, theirs).mean == pytest.approx(-1.5)
 
 
 def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
@@ -319,15 +318,15 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 130
-    first = read_table(out / suite.RESULTS, FoldRow)
+    first = read_rows(out, suite.RESULTS)
     assert len(first) == 6
     monkeypatch.setattr(suite, "run_cell", original)
     main(words)
-    rows = read_table(out / suite.RESULTS, FoldRow)
+    rows = read_rows(out, suite.RESULTS)
     assert rows[:6] == first
     # Three networks on the hard pair, by hops, then two folds of three models.
     assert len(rows) == 3 + 6 and len({r.key for r in rows}) == 9
-    assert [r.detail for r in rows[:3]] == ["0c", "1m", "1m"]
+    assert [r.values[0].note for r in rows[:3]] == ["0c", "1m", "1m"]
     text = (out / page.PAGE).read_text()
     for word in ("### MUTAG, quick", "counts of labels", "SPEN by size, 2 hops", "--data DIR"):
         assert word in text

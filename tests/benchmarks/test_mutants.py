@@ -15,7 +15,7 @@ pytest.importorskip("coverage", reason="coverage is not installed: make gate-ext
 
 from benchmarks.mutants import __main__ as suite
 from benchmarks.mutants.faults import describe, draw, places
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''"""A file."""

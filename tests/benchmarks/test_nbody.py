@@ -16,7 +16,8 @@ from benchmarks.__main__ import main
 from benchmarks.simulators import nbody as simulator
 from benchmarks.simulators.nbody import TIME_STEP, advance, energy, simulate_motions
 from benchmarks.studies import motion, nbody
-from benchmarks.suite.store import BenchmarkError, read_table
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.store import read_rows
 
 LIKE = np.ones((1, 5))
 
@@ -239,16 +240,17 @@ def test_the_command_runs_resumes_and_reports(tiny, tmp_path, capsys):
     before = (tmp_path / "nbody.csv").read_bytes()
     main(["nbody", "--out", str(tmp_path), "--seeds", "2"])
     assert (tmp_path / "nbody.csv").read_bytes() == before
-    rows = read_table(tmp_path / "nbody.csv", motion.ProbedRow)
+    rows = read_rows(tmp_path, "nbody.csv")
     assert [(row.model, row.seed) for row in rows] == [
         (model, seed) for seed in (0, 1) for model in ("EGNN", "GNN", "linear")
     ]
     main(["nbody", "--gravity", "--out", str(tmp_path), "--seeds", "1"])
-    rows = read_table(tmp_path / "nbody.csv", motion.ProbedRow)
+    rows = read_rows(tmp_path, "nbody.csv")
     assert len(rows) == 6 + 7
     for row in rows:
-        assert len(row.values) == row.model.startswith("Penguin"), row.model
-        assert all(0 < value < 1 for value in row.values)
+        alpha = row.value("test", nbody.ALPHA)
+        assert (alpha is not None) == row.model.startswith("Penguin"), row.model
+        assert alpha is None or 0 < alpha < 1
     page = (tmp_path / "nbody.md").read_text()
     assert "Published, for 10,000 epochs: EGNN 0.0071" in page
     assert "--profile quick --gravity --seeds 1" in page
@@ -261,7 +263,7 @@ def test_rows_of_earlier_settings_are_left_out(tiny, tmp_path, monkeypatch):
     main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
     monkeypatch.setitem(nbody.EPOCHS, "quick", {"n-body": 3, "n-body with gravity": 1})
     main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
-    rows = read_table(tmp_path / "nbody.csv", motion.ProbedRow)
+    rows = read_rows(tmp_path, "nbody.csv")
     assert [(row.model, row.epochs) for row in rows] == [
         ("EGNN", 2), ("GNN", 2), ("linear", 0), ("EGNN", 3), ("GNN", 3)
     ]  # fmt: skip
@@ -274,7 +276,8 @@ def test_rows_of_earlier_settings_are_left_out(tiny, tmp_path, monkeypatch):
 def test_a_damaged_probe_is_one_line(tiny, tmp_path, capsys):
     main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
     path = tmp_path / "nbody.csv"
-    path.write_text(path.read_text().rstrip("\n") + "0.5 half\n")
+    before, _, _ = path.read_text().rstrip(",\n").rpartition(",")
+    path.write_text(f"{before},half,\n")
     with pytest.raises(SystemExit) as stop:
         main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
     assert stop.value.code == 2
@@ -292,7 +295,7 @@ def test_a_diverged_run_is_counted_and_excluded(tiny, tmp_path, monkeypatch):
     main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
     with (tmp_path / "nbody.csv").open(newline="") as file:
         first = next(csv.DictReader(file))
-    assert (first["model"], first["status"], first["test"]) == ("EGNN", "diverged", "")
+    assert (first["model"], first["status"], first["value"]) == ("EGNN", "diverged", "")
     (line,) = [t for t in (tmp_path / "nbody.md").read_text().splitlines() if "| EGNN |" in t]
     assert [cell.strip() for cell in line.split("|")][3:6] == ["-", "-", "1"]
 
@@ -360,4 +363,4 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys, args, message
 
 def test_no_results_to_write_a_page_from(tmp_path):
     with pytest.raises(BenchmarkError, match="no results in"):
-        nbody.write_page(tmp_path)
+        nbody.report(tmp_path)

@@ -22,8 +22,9 @@ from benchmarks.simulators.partial import (
     slide,
 )
 from benchmarks.studies import penguin
-from benchmarks.studies.motion import Part, ProbedRow
-from benchmarks.suite.store import BenchmarkError, read_table
+from benchmarks.studies.motion import Part
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.store import read_rows
 from gsym.nn import PenguinConv
 
 WORLDS = {"pull": pull, "fall": fall, "slide": slide, "blow": partial(blow, wind=1.0)}
@@ -127,9 +128,9 @@ def test_the_command_runs_resumes_and_reports(tiny, tmp_path, capsys):
     before = (tmp_path / "penguin.csv").read_bytes()
     main(["penguin", "--out", str(tmp_path), "--seeds", "2"])
     assert (tmp_path / "penguin.csv").read_bytes() == before
-    rows = read_table(tmp_path / "penguin.csv", ProbedRow)
+    rows = read_rows(tmp_path, "penguin.csv")
     assert len(rows) == 2 * (7 + 3 + 3 + 2 * 3)
-    counts = {(row.task, row.model): len(row.values) for row in rows}
+    counts = {(row.task, row.model): len(row.values) - 2 for row in rows}
     assert counts["subgroup", "Penguin"] == 1
     assert counts["subgroup", "Penguin, hard, axis learned"] == 2
     assert counts["subgroup", "EGNN, axis learned"] == 1
@@ -147,13 +148,13 @@ def test_a_world_without_results_is_named(tiny, tmp_path, monkeypatch):
     main(["penguin", "--out", str(tmp_path), "--seeds", "1"])
     monkeypatch.setattr(penguin, "WINDS", (0.0, 1.0, 7.0))
     with pytest.raises(BenchmarkError, match="no results of approximate, wind 7"):
-        penguin.write_page(tmp_path)
+        penguin.report(tmp_path)
 
 
 def test_a_diverged_world_leaves_a_gap(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(penguin.worlds, "slide", lambda pos: pos * torch.nan)
     main(["penguin", "--out", str(tmp_path), "--seeds", "1"])
-    statuses = {row.task: row.status for row in read_table(tmp_path / "penguin.csv", ProbedRow)}
+    statuses = {row.task: row.status for row in read_rows(tmp_path, "penguin.csv")}
     assert statuses["regional"] == "diverged"
     assert statuses["subgroup"] == "ok"
     lines = (tmp_path / "penguin.md").read_text().partition("## Regional")[2].splitlines()
@@ -168,7 +169,8 @@ def test_the_wall_is_probed_along_the_first_coordinate():
 
     net.symmetry_score = score
     found = penguin._probe_wall(net, Part({}, torch.zeros(1)), EDGE_INDEX)
-    assert found == (penguin.ACROSS > WALL).float().tolist()
+    assert list(found) == penguin.AT
+    assert list(found.values()) == (penguin.ACROSS > WALL).float().tolist()
 
 
 def test_an_upright_axis_has_cosine_one():
@@ -176,4 +178,5 @@ def test_an_upright_axis_has_cosine_one():
     part = Part({"x": torch.ones(1, 4, 1), "pos": torch.zeros(1, 4, 3)}, torch.zeros(1, 4, 3))
     for axis, cosine in (([0.0, 0, -2], 1), ([1.0, 0, 0], 0), ([0.0, 3, 4], 0.8)):
         net.equivariant.axis.data = torch.tensor(axis)
-        assert penguin._probe_axis(net, part, EDGE_INDEX) == pytest.approx([0.5, cosine])
+        found = penguin._probe_axis(net, part, EDGE_INDEX)
+        assert found == pytest.approx({penguin.ALPHA: 0.5, penguin.COSINE: cosine})

@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.studies import poses as study
-from benchmarks.suite.store import BenchmarkError, read_rows
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.store import read_rows
 
 
 def test_each_seed_draws_its_own_poses_and_tests_on_all():
@@ -49,4 +50,4 @@ def test_bad_input(tmp_path):
     with pytest.raises(BenchmarkError, match="has 1,920 training poses"):
         study.FewPoses(5000).load(None, "standard", 0)
     with pytest.raises(BenchmarkError, match="no results"):
-        study.write_page(Path(tmp_path))
+        study.report(Path(tmp_path))

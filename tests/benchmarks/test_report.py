@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from scipy import stats
-from toy_task import ToyTask, make_row, make_rows
+from toy_task import ToyTask, change, make_row, make_rows
 
 from benchmarks.data import DataError
-from benchmarks.suite.report import (
-    BEGIN,
-    END,
-    compare,
-    report,
-    rich_tables,
-    select,
-    tabulate,
-)
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.report.markdown import BEGIN, END
+from benchmarks.suite.report.markdown import write_report as report
+from benchmarks.suite.report.tables import compare, rich_tables, select, tabulate
 from benchmarks.suite.run import run
-from benchmarks.suite.store import BenchmarkError, append_row
+from benchmarks.suite.store import append_row
 
 FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2, 3.1], test=[4.0, 4.4, 4.1])
 MIDDLE = make_rows("(S_2)^2 x| S_2", 3, 2.079, val=[1.0, 1.1, 1.2], test=[2.0, 2.5, 2.3])
 TRIVIAL = make_rows("trivial", 16, 0.0, val=[2.0, 2.1, 2.2], test=[1.5, 1.4, 1.6])
 COPY = [
-    dataclasses.replace(
+    change(
         row, key=f"copy-{row.seed}", model="copy", group="", commutant_dim=None,
         group_order_log=None, parameters=None, test=1.0, val=5.0,
     )
@@ -48,8 +41,8 @@ def test_lines_go_from_full_to_trivial_then_baselines():
 
 
 def test_rows_of_earlier_settings_are_left_out(tmp_path):
-    old = [dataclasses.replace(row, key=f"old-{row.key}", schedule="b", test=9.0) for row in FULL]
-    again = dataclasses.replace(FULL[0], key="again", test=7.0)
+    old = [change(row, key=f"old-{row.key}", schedule="b", test=9.0) for row in FULL]
+    again = change(FULL[0], key="again", test=7.0)
     rows = [*old, *FULL, again]
     (table,) = tabulate(rows)
     assert table.lines[0].values("test") == [7.0, 4.4, 4.1]
@@ -80,7 +73,7 @@ def test_intervals_pair_by_seed():
 
 
 def test_interval_of_a_constant_difference_is_a_point():
-    shifted = [dataclasses.replace(row, test=row.test + 0.5) for row in COPY]
+    shifted = [change(row, test=row.test + 0.5) for row in COPY]
     table = tabulate([*shifted, *make_rows("S_4", 2, 3.178, val=[1.0] * 3, test=[1.0] * 3)])[0]
     assert str(compare(table.lines[1], table.full)) == "+0.5 [+0.5, +0.5]"
 
@@ -90,15 +83,15 @@ def test_selection_uses_validation_only():
     (table,) = tabulate(rows)
     assert select(table).name == "(S_2)^2 x| S_2"
     tests = [row.test for row in rows]
-    swapped = [dataclasses.replace(row, test=t) for row, t in zip(rows, tests[::-1], strict=True)]
+    swapped = [change(row, test=t) for row, t in zip(rows, tests[::-1], strict=True)]
     assert swapped != rows
     assert select(tabulate(swapped)[0]).name == "(S_2)^2 x| S_2"
-    vals = [dataclasses.replace(row, val=-row.val) for row in rows]
+    vals = [change(row, val=-row.val) for row in rows]
     assert select(tabulate(vals)[0]).name == "S_4"
 
 
 def test_a_group_with_a_seed_to_go_is_not_selected():
-    lucky = [dataclasses.replace(MIDDLE[0], val=-100.0)]
+    lucky = [change(MIDDLE[0], val=-100.0)]
     (table,) = tabulate([*FULL, *lucky, *TRIVIAL])
     assert select(table).name == "trivial"
 
@@ -135,7 +128,7 @@ def test_the_file_to_embed_in_must_be_there(tmp_path):
 
 
 def test_a_group_that_diverged_is_counted_and_not_selected(tmp_path):
-    broken = [dataclasses.replace(MIDDLE[0], status="diverged", val=None, test=None), *MIDDLE[1:]]
+    broken = [change(MIDDLE[0], status="diverged", val=None, test=None), *MIDDLE[1:]]
     rows = [*FULL, *broken, *TRIVIAL]
     (table,) = tabulate(rows)
     assert select(table).name == "trivial"
@@ -151,7 +144,7 @@ def test_a_group_that_diverged_is_counted_and_not_selected(tmp_path):
 
 
 def test_nothing_is_selected_when_every_group_failed(tmp_path):
-    rows = [dataclasses.replace(row, status="oom", val=None, test=None) for row in FULL]
+    rows = [change(row, status="oom", val=None, test=None) for row in FULL]
     write(tmp_path, [*rows, *COPY])
     assert "validation selects none" in report(tmp_path).read_text()
 
@@ -170,7 +163,7 @@ def test_page_says_what_the_numbers_say(tmp_path):
 
 
 def test_a_beaten_baseline_is_not_praised(tmp_path):
-    weak = [dataclasses.replace(row, test=1.5) for row in COPY]
+    weak = [change(row, test=1.5) for row in COPY]
     write(tmp_path, [*FULL, *TRIVIAL, *weak])
     assert "beats every group" not in report(tmp_path).read_text()
 

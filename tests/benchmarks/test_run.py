@@ -7,8 +7,9 @@ import torch
 from toy_task import ToyTask, make_row
 
 from benchmarks.suite import run as running
+from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.run import run
-from benchmarks.suite.store import RESULTS, BenchmarkError, append_row, read_rows
+from benchmarks.suite.store import RESULTS, append_row, read_rows
 
 
 @pytest.fixture

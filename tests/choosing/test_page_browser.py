@@ -13,7 +13,7 @@ from stub_choice import candidate, chain, choice
 
 import gsym
 from benchmarks.studies.page import browser, emulate
-from benchmarks.suite.store import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError
 from gsym.choosing.page import write_page
 
 pytest.importorskip("selenium")

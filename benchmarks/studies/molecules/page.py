@@ -12,25 +12,30 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks.data import replacing
 from benchmarks.studies.molecules.graphs import DATASETS, FOLDS, KINDS, MAX_NODES
 from benchmarks.studies.molecules.models import RATE, models
 from benchmarks.studies.molecules.pairs import families
 from benchmarks.studies.molecules.separation import COPIES, FAR, names
 from benchmarks.studies.molecules.suite import (
+    ACCURACY,
     BATCH,
     CLASSES,
     EPOCHS,
+    LAST_ACCURACY,
+    LEAST,
+    NOISE,
     PARAMETERS,
     PROFILE_FOLDS,
     RESULTS,
     SEPARATION,
     Cell,
-    FoldRow,
 )
 from benchmarks.studies.molecules.training import BASELINES, LAST
-from benchmarks.suite.report import PALETTE, Interval, markdown, save
-from benchmarks.suite.store import BenchmarkError, read_table
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.report.draw import PALETTE, save
+from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
+from benchmarks.suite.report.tables import Interval
+from benchmarks.suite.store import Row, read_rows
 
 PAGE, PICTURE = "molecules.md", "molecules.png"
 REFERENCE = "GIN"
@@ -64,13 +69,13 @@ class Score:
         return words + ("" if self.seeds is None else f" ({self.seeds:.1f})")
 
 
-def score(rows: Sequence[FoldRow], column: str) -> Score | None:
+def score(rows: Sequence[Row], metric: str) -> Score | None:
     """The score of finished rows; seeds that lack a fold have no part in the spread over seeds."""
     done = [row for row in rows if row.status == "ok"]
     if not done:
         return None
-    folds = _grouped(done, column, "fold")
-    seeds = _grouped(done, column, "seed")
+    folds = _grouped(done, metric, "fold")
+    seeds = _grouped(done, metric, "seed")
     full = [mean(own) for own in seeds.values() if len(own) == len(folds)]
     return Score(
         mean(mean(own) for own in folds.values()),
@@ -79,8 +84,8 @@ def score(rows: Sequence[FoldRow], column: str) -> Score | None:
     )
 
 
-def against(rows: Sequence[FoldRow], reference: Sequence[FoldRow], column: str) -> Interval | None:
-    """Mean difference to the reference, paired by fold and seed, with its 95 % interval.
+def against(rows: Sequence[Row], reference: Sequence[Row]) -> Interval | None:
+    """Mean difference of accuracies, paired by fold and seed, with its 95 % interval.
 
     Seeds are averaged, folds are the samples. Their training sets overlap, so the variance of the
     mean is taken as ``1 / folds + test / training`` times that of a difference, the correction of
@@ -89,8 +94,8 @@ def against(rows: Sequence[FoldRow], reference: Sequence[FoldRow], column: str) 
     Returns:
         ``None`` below two common folds.
     """
-    own = {(row.fold, row.seed): getattr(row, column) for row in rows if row.status == "ok"}
-    theirs = {(r.fold, r.seed): getattr(r, column) for r in reference if r.status == "ok"}
+    own = {(row.fold, row.seed): row.test for row in rows if row.test is not None}
+    theirs = {(r.fold, r.seed): r.test for r in reference if r.test is not None}
     fixed = {fold: value for (fold, _), value in own.items()} if _is_baseline(rows) else {}
     differences: dict[int | None, list[float]] = {}
     for place, value in theirs.items():
@@ -107,7 +112,7 @@ def against(rows: Sequence[FoldRow], reference: Sequence[FoldRow], column: str) 
     return Interval(centre, centre - reach, centre + reach)
 
 
-def write_page(out: Path) -> Path:
+def report(out: Path) -> Path:
     """Write the page and the picture from the results file.
 
     Args:
@@ -116,9 +121,9 @@ def write_page(out: Path) -> Path:
     Raises:
         BenchmarkError: There are no results.
     """
-    rows = read_table(out / RESULTS, FoldRow)
+    rows = read_rows(out, RESULTS)
     current = [row for row in rows if row.key == _cell(row).key]
-    tables: dict[tuple[str, str], dict[str, list[FoldRow]]] = {}
+    tables: dict[tuple[str, str], dict[str, list[Row]]] = {}
     order = [*BASELINES, *models(KINDS)]
     for profile in EPOCHS:
         for name, theirs in DATASETS.items():
@@ -142,13 +147,10 @@ def write_page(out: Path) -> Path:
         parts += _classes(tables)
         parts.append(f"![accuracy by network]({_draw(out, tables)})")
     parts += _provenance(current)
-    page = out / PAGE
-    with replacing(page) as file:
-        file.write(("\n\n".join(parts) + "\n").encode())
-    return page
+    return write_page(out / PAGE, parts)
 
 
-def _cell(row: FoldRow) -> Cell:
+def _cell(row: Row) -> Cell:
     """The cell that a row stands for, with today's settings."""
     ours = {theirs: name for name, theirs in DATASETS.items()}
     dataset = row.dataset if row.task == SEPARATION else ours.get(row.dataset, row.dataset)
@@ -159,7 +161,7 @@ def _cell(row: FoldRow) -> Cell:
     return Cell(row.task, dataset, row.model, row.seed, row.profile, row.fold)
 
 
-def _hard_pairs(rows: Sequence[FoldRow]) -> list[str]:
+def _hard_pairs(rows: Sequence[Row]) -> list[str]:
     known = families()
     columns = [name for name in known if any(row.dataset == name for row in rows)]
     body, wrong, unsure = [], 0, 0
@@ -170,7 +172,8 @@ def _hard_pairs(rows: Sequence[FoldRow]) -> list[str]:
             if not own:
                 line.append("-")
                 continue
-            words = [{row.words[i] for row in own} for i in range(len(own[0].words))]
+            told_by = [row.values[0].note.split() for row in own]
+            words = [{words[i] for words in told_by} for i in range(len(told_by[0]))]
             told = sum(all(w[0] == "1" for w in some) for some in words)
             wrong += sum(w in ("0m", "1c") for some in words for w in some)
             unsure += sum(len(some) > 1 for some in words)
@@ -183,8 +186,8 @@ def _hard_pairs(rows: Sequence[FoldRow]) -> list[str]:
         "network",
         *(f"{n}, of {k * (k - 1) // 2}" for n, k in zip(columns, sizes, strict=True)),
     ]
-    noise = max(row.val_2 or 0.0 for row in rows)
-    least = min(row.test_2 for row in rows if row.test_2 is not None)
+    noise = max(v for row in rows if (v := row.value("test", NOISE)) is not None)
+    least = min(v for row in rows if (v := row.value("test", LEAST)) is not None)
     seeds = max(row.seed for row in rows) + 1
     return [
         "## Pairs that are hard to tell apart",
@@ -201,7 +204,7 @@ def _hard_pairs(rows: Sequence[FoldRow]) -> list[str]:
         "of the ego-networks (with weights by automorphism: from their isomorphism types); or 0, "
         "from 1-WL for networks on the whole graph, and from 2-FWL for networks on ego-networks, "
         "because whatever they hold belongs to three nodes, a root and a pair.",
-        markdown(head, body),
+        markdown_table(head, body),
         f"Results that theory excludes: {wrong}. Pairs on which draws disagree: {unsure}. Copies "
         f"differ by at most {noise:.1g} of the output, pairs told apart by {least:.1g} or more.",
         "SPEN with weights by size cannot tell the rook's graph from Shrikhande's with any number "
@@ -211,7 +214,7 @@ def _hard_pairs(rows: Sequence[FoldRow]) -> list[str]:
     ]
 
 
-def _classes(tables: Mapping[tuple[str, str], Mapping[str, list[FoldRow]]]) -> list[str]:
+def _classes(tables: Mapping[tuple[str, str], Mapping[str, list[Row]]]) -> list[str]:
     parts = [
         "## Classes of graphs",
         f"Ten folds, the published ones. The next fold after that which tests is for validation, "
@@ -244,7 +247,7 @@ def _classes(tables: Mapping[tuple[str, str], Mapping[str, list[FoldRow]]]) -> l
     return parts
 
 
-def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]], seeds: int) -> list[str]:
+def _table(name: str, profile: str, lines: Mapping[str, list[Row]], seeds: int) -> list[str]:
     reference = lines.get(REFERENCE, [])
     folds = PROFILE_FOLDS[profile]
     head = ["network", "parameters", "folds", "seeds", "chosen by validation"]
@@ -257,7 +260,7 @@ def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]], seeds: i
             missing.append(f"{model} ({len(line)} of {wanted} trainings)" if line else model)
         if not line:
             continue
-        difference = None if model == REFERENCE else against(line, reference, "test")
+        difference = None if model == REFERENCE else against(line, reference)
         parameters = line[0].parameters
         body.append(
             [
@@ -265,8 +268,8 @@ def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]], seeds: i
                 "-" if parameters is None else f"{parameters:,}",
                 str(len({row.fold for row in line})),
                 "-" if model in BASELINES else str(len({row.seed for row in line})),
-                str(score(line, "test") or "-"),
-                "-" if model in BASELINES else str(score(line, "test_2") or "-"),
+                str(score(line, ACCURACY) or "-"),
+                "-" if model in BASELINES else str(score(line, LAST_ACCURACY) or "-"),
                 "-"
                 if difference is None
                 else f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]",
@@ -277,11 +280,11 @@ def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]], seeds: i
     said = [
         f"### {name}, {profile}",
         f"{EPOCHS[profile][name]} epochs of batches of {BATCH[name]}.",
-        markdown(head, body),
+        markdown_table(head, body),
     ]
     if missing:
         said.append(f"Not run, or not to the end: {'; '.join(missing)}.")
-    ours = score(reference, "test_2")
+    ours = score(reference, LAST_ACCURACY)
     if ours is not None and profile == "standard":
         centre, spread = PUBLISHED[name]
         inside = "within" if abs(ours.mean - centre) <= spread else "outside of"
@@ -294,17 +297,20 @@ def _table(name: str, profile: str, lines: Mapping[str, list[FoldRow]], seeds: i
     return said
 
 
-def _draw(out: Path, tables: Mapping[tuple[str, str], Mapping[str, list[FoldRow]]]) -> str:
+def _draw(out: Path, tables: Mapping[tuple[str, str], Mapping[str, list[Row]]]) -> str:
     """Mean accuracies of both kinds, with their spread over folds; a panel per table."""
     order = [*BASELINES, *models(KINDS)]
     figure = Figure(figsize=(2.2 + 2.3 * len(tables), 3.6), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
-    kinds = {"test": ("chosen by validation", 0.13), "test_2": (f"last {LAST} epochs", -0.13)}
+    kinds = {
+        ACCURACY: ("chosen by validation", 0.13),
+        LAST_ACCURACY: (f"last {LAST} epochs", -0.13),
+    }
     for axes, ((name, profile), lines) in zip(panels, tables.items(), strict=True):
-        for number, (column, (words, shift)) in enumerate(kinds.items()):
+        for number, (metric, (words, shift)) in enumerate(kinds.items()):
             for place, model in enumerate(order):
-                found = score(lines.get(model, []), column)
-                if found is None or (column == "test_2" and model in BASELINES):
+                found = score(lines.get(model, []), metric)
+                if found is None or (metric == LAST_ACCURACY and model in BASELINES):
                     continue
                 axes.errorbar(
                     found.mean,
@@ -333,8 +339,7 @@ def _draw(out: Path, tables: Mapping[tuple[str, str], Mapping[str, list[FoldRow]
     return save(figure, out / PICTURE)
 
 
-def _provenance(rows: Sequence[FoldRow]) -> list[str]:
-    first = rows[0]
+def _provenance(rows: Sequence[Row]) -> list[str]:
     trained = [row for row in rows if row.task == CLASSES]
     commands = []
     for profile in dict.fromkeys(row.profile for row in trained):
@@ -343,20 +348,17 @@ def _provenance(rows: Sequence[FoldRow]) -> list[str]:
     if not commands:
         commands = [f"--seeds {max(row.seed for row in rows) + 1}"]
     made = " && ".join(f"python -m benchmarks molecules {words}" for words in commands)
-    commits = ", ".join(sorted({row.commit for row in rows}))
-    return [
-        f"Made with `{made}` at commit {commits} with torch {first.torch} on {first.device}, "
-        f"{first.threads} thread{'s' * (first.threads > 1)}; the seconds include the load of the "
-        "machine."
-    ]
+    return [f"{made_with(made, rows)}; the seconds include the load of the machine."]
 
 
-def _grouped(rows: Sequence[FoldRow], column: str, by: str) -> dict[int, list[float]]:
+def _grouped(rows: Sequence[Row], metric: str, by: str) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
     for row in rows:
-        found.setdefault(getattr(row, by), []).append(getattr(row, column))
+        value = row.value("test", metric)
+        if value is not None:
+            found.setdefault(getattr(row, by), []).append(value)
     return found
 
 
-def _is_baseline(rows: Sequence[FoldRow]) -> bool:
+def _is_baseline(rows: Sequence[Row]) -> bool:
     return bool(rows) and rows[0].model in BASELINES

@@ -18,16 +18,19 @@ from benchmarks.studies.molecules.models import RATE, count_parameters, matching
 from benchmarks.studies.molecules.pairs import families
 from benchmarks.studies.molecules.separation import measure, names, theory
 from benchmarks.studies.molecules.training import BASELINES, train
+from benchmarks.suite.errors import BenchmarkError, check_names
 from benchmarks.suite.folder import locked
 from benchmarks.suite.memory import peak_memory
 from benchmarks.suite.run import provenance
-from benchmarks.suite.store import BenchmarkError, Row, append_row, read_table, recover
+from benchmarks.suite.store import Row, Value, append_row, read_rows, recover
 from benchmarks.suite.task import Schedule
-from benchmarks.tasks import check_names
 
 RESULTS = "molecules.csv"
 SEPARATION, CLASSES = "separation", "classes"
-WORDS = [told + said for told in "01" for said in "mc-"]
+# What is measured, and its unit. The note of the first holds a word for each pair: 1 if it is told
+# apart, else 0, then what theory says: m that it must be, c that it cannot, - nothing.
+PAIRS, NOISE, LEAST = "pairs told apart", "difference of copies", "least distance of pairs"
+ACCURACY, LAST_ACCURACY = "accuracy", "accuracy of the last epochs"
 PARAMETERS = 60_000
 BATCH = {"MUTAG": 32, "PTC": 32, "PROTEINS": 64, "IMDB-BINARY": 64}
 EPOCHS = {
@@ -35,34 +38,6 @@ EPOCHS = {
     "standard": {"MUTAG": 25, "PTC": 20, "PROTEINS": 15, "IMDB-BINARY": 15},
 }
 PROFILE_FOLDS = {"quick": 2, "standard": FOLDS}
-
-
-@dataclass(frozen=True)
-class FoldRow(Row):
-    """A results row with its fold; here the metric is an accuracy, and higher is better.
-
-    For graph classes, ``val`` and ``test`` are accuracies at the epoch that validation chooses,
-    ``val_2`` and ``test_2`` means over the last epochs. For hard pairs, ``test`` is the share of
-    pairs told apart, ``test_2`` the least distance of such a pair and ``val_2`` what relabelled
-    copies differ by.
-
-    Attributes:
-        fold: The fold that tests; empty for hard pairs.
-        detail: For hard pairs, a word for each: 1 if it is told apart, else 0, then what theory
-            says: ``m`` that it must be, ``c`` that it cannot, ``-`` nothing.
-    """
-
-    fold: int | None
-    detail: str
-
-    def __post_init__(self) -> None:
-        if any(word not in WORDS for word in self.words):
-            raise ValueError(f"the line of key {self.key} has the detail {self.detail!r}")
-
-    @property
-    def words(self) -> list[str]:
-        """The words of the detail, one for each pair."""
-        return self.detail.split()
 
 
 @dataclass(frozen=True)
@@ -146,7 +121,7 @@ def main(
         BenchmarkError: An unknown name, no seeds, or results that cannot be read or written.
         DataError: Data that cannot be read.
     """
-    from benchmarks.studies.molecules.page import write_page
+    from benchmarks.studies.molecules.page import report
 
     check_names("profile", [profile], EPOCHS)
     check_names("data set", datasets, DATASETS)
@@ -173,7 +148,7 @@ def main(
                 markup=False,
                 soft_wrap=True,
             )
-        finished = {row.key for row in read_table(out / RESULTS, FoldRow)}
+        finished = {row.key for row in read_rows(out, RESULTS)}
         todo = [c for c in cells(profile, seeds, chosen, only) if c.key not in finished]
         for number, cell in enumerate(todo, 1):
             row = run_cell(cell, graphs)
@@ -187,10 +162,10 @@ def main(
                 highlight=False,
                 soft_wrap=True,
             )
-        return write_page(out)
+        return report(out)
 
 
-def run_cell(cell: Cell, graphs: Callable[[str], Graphs]) -> FoldRow:
+def run_cell(cell: Cell, graphs: Callable[[str], Graphs]) -> Row:
     """Make one row.
 
     Args:
@@ -203,7 +178,7 @@ def run_cell(cell: Cell, graphs: Callable[[str], Graphs]) -> FoldRow:
         found = _separate(cell)
     else:
         found = _classify(cell, graphs(cell.dataset))
-    return FoldRow(
+    return Row(
         key=cell.key,
         **provenance(),
         device="cpu",
@@ -220,7 +195,6 @@ def run_cell(cell: Cell, graphs: Callable[[str], Graphs]) -> FoldRow:
         fold=cell.fold,
         seconds=round(time.perf_counter() - start, 2),
         peak_memory_mib=round(peak(), 1),
-        unit="%",
         **found,
     )
 
@@ -230,22 +204,19 @@ def _separate(cell: Cell) -> dict[str, Any]:
     found = measure(graphs, cell.model, cell.seed)
     said = theory(graphs, cell.model)
     apart = [d for d, told in zip(found.distances, found.separated, strict=True) if told]
-    share = 100 * mean(found.separated)
+    words = (f"{a:d}{b[:1] or '-'}" for a, b in zip(found.separated, said, strict=True))
+    values = [
+        Value("test", PAIRS, "%", 100 * mean(found.separated), " ".join(words)),
+        Value("test", NOISE, "1", found.noise),
+    ]
+    values += [Value("test", LEAST, "1", min(apart))] if apart else []
     return {
         "dataset": cell.dataset,
         "status": "ok",
         "parameters": None,
         "epochs": None,
         "best_epoch": None,
-        "metric": "pairs told apart",
-        "val": share,
-        "test": share,
-        "metric_2": "relative distance",
-        "val_2": found.noise,
-        "test_2": min(apart, default=None),
-        "detail": " ".join(
-            f"{told:d}{word[:1] or '-'}" for told, word in zip(found.separated, said, strict=True)
-        ),
+        "values": tuple(values),
     }
 
 
@@ -257,13 +228,10 @@ def _classify(cell: Cell, graphs: Graphs) -> dict[str, Any]:
         "parameters": None,
         "epochs": None,
         "best_epoch": None,
-        "metric": "accuracy",
-        "metric_2": "accuracy of the last epochs",
-        "detail": "",
     }
     if cell.schedule is None:
         val, test = BASELINES[cell.model](graphs, cell.fold)
-        return found | {"val": val, "test": test, "val_2": val, "test_2": test}
+        return found | {"values": _accuracies(val, test, val, test)}
     torch.manual_seed(1000 * cell.seed + cell.fold)
     shape = graphs.num_labels, graphs.num_classes
     width = matching_width(cell.model, *shape, PARAMETERS)
@@ -271,13 +239,20 @@ def _classify(cell: Cell, graphs: Graphs) -> dict[str, Any]:
     history = train(net, graphs, cell.fold, cell.schedule)
     found |= {"parameters": count_parameters(net), "epochs": cell.schedule.epochs}
     if history is None:
-        nothing = dict.fromkeys(("val", "test", "val_2", "test_2"))
-        return found | nothing | {"status": "diverged"}
+        return found | {"status": "diverged", "values": _accuracies(None, None)}
     best = history.best()
     return found | {
         "best_epoch": best,
-        "val": history.val[best - 1],
-        "test": history.chosen(),
-        "val_2": history.last("val"),
-        "test_2": history.last(),
+        "values": _accuracies(
+            history.val[best - 1], history.chosen(), history.last("val"), history.last()
+        ),
     }
+
+
+def _accuracies(*found: float | None) -> tuple[Value, ...]:
+    """On validation and test, of the chosen epoch and then of the last ones."""
+    kinds = [(split, metric) for metric in (ACCURACY, LAST_ACCURACY) for split in ("val", "test")]
+    return tuple(
+        Value(split, metric, "%", value)
+        for (split, metric), value in zip(kinds, found, strict=False)
+    )
