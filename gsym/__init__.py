@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gsym import check, kernels, nn
+from gsym import check, errors, kernels, nn
 from gsym._graphs import Graph, as_graph
 from gsym.choosing import GroupChoice, choose_group
 from gsym.coarsening import Coarsening, Hierarchy, coarsen
@@ -46,6 +46,7 @@ __all__ = [
     "check",
     "choose_group",
     "coarsen",
+    "errors",
     "kernels",
     "nn",
 ]

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from gsym._console import UsageError, check_outputs, print_json, say, show_warning, steps
 from gsym._files import (
-    FileError,
     FirstColumn,
     FirstRow,
     Graph,
@@ -36,11 +35,19 @@ from gsym._files import (
     write_arrays,
     write_bytes,
 )
-from gsym._validate import ClusteringError, GraphError, GroupError, PartitionError, SignalError
 from gsym.choosing.choice import Candidate
 from gsym.choosing.choose import MAX_LEVELS, choose_group, spread_levels
 from gsym.coarsening import METHODS, Hierarchy, coarsen
-from gsym.groups.automorphism import SOLVERS, SolverUnavailableError, automorphisms
+from gsym.errors import (
+    ClusteringError,
+    FileError,
+    GraphError,
+    GroupError,
+    PartitionError,
+    SignalError,
+    SolverUnavailableError,
+)
+from gsym.groups.automorphism import SOLVERS, automorphisms
 from gsym.groups.partition import Partition
 from gsym.kernels.cpp import library
 

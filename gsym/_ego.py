@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_array, identity
 
-from gsym._validate import GraphError
+from gsym.errors import GraphError
 
 # Candidate edges that are looked up at a time: their temporaries stay below some hundred MB.
 _CANDIDATES = 2**22

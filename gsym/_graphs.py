@@ -19,7 +19,6 @@ from scipy.sparse import issparse
 from torch import Tensor
 
 from gsym._validate import (
-    GraphError,
     check_edge_index,
     check_edge_index_type,
     check_edge_weight,
@@ -27,6 +26,7 @@ from gsym._validate import (
     check_num_nodes,
     warn,
 )
+from gsym.errors import GraphError
 
 Array = np.ndarray
 # Integers beyond this have no exact float64.

@@ -1,4 +1,7 @@
-"""The one place that words an input error: what was expected, what came, what to do."""
+"""Input validation shared by all subpackages.
+
+An error says what was expected, what came and what to do.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsym.errors import GraphError, GroupError, PartitionError, SignalError
+
 IntegerArray = Tensor | np.ndarray | Sequence[int]
-
-
-class PartitionError(ValueError):
-    """Labels or clusters that do not describe a partition."""
-
-
-class GroupError(ValueError):
-    """Permutations that do not describe a group, or a group of the wrong degree."""
-
-
-class GraphError(ValueError):
-    """An ``edge_index`` or ``edge_weight`` that does not describe a graph on the given nodes."""
-
-
-class SignalError(ValueError):
-    """A signal whose shape, type or values do not fit the layer, the group or the method."""
-
-
-class SolverUnavailableError(RuntimeError):
-    """A solver was named whose package is not installed; the message says which."""
-
-
-class ClusteringError(ValueError):
-    """A graph, signal or request that a clustering method cannot serve."""
 
 
 def optional_module(name: str, package: str, extra: str, what: str) -> ModuleType:

@@ -27,7 +27,8 @@ from gsym._ego import ego_networks, rooted_hash
 from gsym._graphs import as_graph
 from gsym._validate import check_edge_index, check_whole
 from gsym.coarsening.propose import coarsen
-from gsym.groups import GraphError, GroupError, Partition, PartitionError, PermutationGroup
+from gsym.errors import GraphError, GroupError, PartitionError
+from gsym.groups import Partition, PermutationGroup
 
 
 class AddPartition(BaseTransform):

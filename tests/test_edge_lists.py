@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from gsym import automorphisms
-from gsym._files import FileError, read_graph
+from gsym._files import read_graph
+from gsym.errors import FileError
 
 pd = pytest.importorskip("pandas")
 

@@ -7,7 +7,7 @@ import torch
 from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import RootedEgoNets
 
-from gsym._validate import GraphError
+from gsym.errors import GraphError
 from gsym.transforms import EgoSubgraphs
 
 

@@ -12,8 +12,7 @@ import torch
 from torch_geometric.data import Data
 
 from gsym._files import (
-    FileError,
-    errors,
+    checks,
     fingerprint,
     read_graph,
     read_names,
@@ -24,7 +23,7 @@ from gsym._files import (
     replacing,
     write_arrays,
 )
-from gsym._validate import PartitionError
+from gsym.errors import FileError, PartitionError
 from gsym.groups import Partition
 
 SQUARE = np.array([[0, 1, 2, 3, 1, 2, 3, 0], [1, 2, 3, 0, 0, 1, 2, 3]])
@@ -240,7 +239,7 @@ def test_large_files_are_refused_before_they_are_read(file, monkeypatch):
     bomb = file("b.npz", b"")
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", bytes(3_000_000))
-    monkeypatch.setattr(errors, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(checks, "MAX_BYTES", 1_000_000)
     assert read_signals(small).shape == (4, 3, 1)
     with pytest.raises(FileError, match=r"unpacked 0.0 GiB; files of up to .* GiB are read here"):
         read_signals(bomb)

@@ -14,7 +14,8 @@ import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 
-from gsym._files import FileError, load_signals, read_graph
+from gsym._files import load_signals, read_graph
+from gsym.errors import FileError
 
 pd = pytest.importorskip("pandas")
 

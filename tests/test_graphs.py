@@ -24,7 +24,8 @@ from gsym import (
 from gsym._graphs import coalesce, exact_sums
 from gsym.coarsening._graph import undirected
 from gsym.coarsening.methods.symmetries import twin_partition
-from gsym.groups import GraphError, equitable_partition
+from gsym.errors import GraphError
+from gsym.groups import equitable_partition
 from gsym.transforms import AddOrbits, AddPartition
 
 TINY, HUGE = 5e-324, 1.7e308

@@ -9,7 +9,8 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from gsym._files import FileError, read_inputs, write_arrays
+from gsym._files import read_inputs, write_arrays
+from gsym.errors import FileError
 
 pd = pytest.importorskip("pandas")
 

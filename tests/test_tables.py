@@ -7,7 +7,8 @@ import csv
 import numpy as np
 import pytest
 
-from gsym._files import FileError, load_signals, load_targets, read_partitions, read_signals
+from gsym._files import load_signals, load_targets, read_partitions, read_signals
+from gsym.errors import FileError
 
 pd = pytest.importorskip("pandas")
 

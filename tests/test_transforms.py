@@ -9,7 +9,7 @@ from torch_geometric.nn import GCNConv, GINConv, GINEConv
 
 from gsym import ClusterGroup, Partition, PermutationGroup, automorphisms
 from gsym.check import assert_equivariant, equivariance_error
-from gsym.groups import GraphError, GroupError, PartitionError
+from gsym.errors import GraphError, GroupError, PartitionError
 from gsym.transforms import AddOrbits, AddPartition
 
 

@@ -21,8 +21,8 @@ from rich.progress import track
 from benchmarks.data import find, read_npz, replacing
 from benchmarks.simulators.gait import SKELETON_EDGES
 from benchmarks.suite.run import provenance
-from gsym._validate import ClusteringError
 from gsym.coarsening import Coarsening, coarsen
+from gsym.errors import ClusteringError
 
 METHODS = ("paris", "ward", "spectral", "local_variation", "leiden", "metis")
 LEVELS = (2, 4, 8, 16, 32)

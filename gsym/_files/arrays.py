@@ -20,7 +20,8 @@ from numpy.lib import format as npy
 from scipy.sparse import coo_array, issparse, load_npz
 from torch import Tensor
 
-from gsym._files.errors import FileError, brief, check_file, check_size, listing
+from gsym._files.checks import brief, check_file, check_size, listing
+from gsym.errors import FileError
 
 TORCH = (".pt", ".pth")
 # How SciPy stores a sparse matrix in an npz.

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsym._files.errors import FileError
 from gsym._files.summary import Summary
 from gsym._files.text import Text, is_missing, is_number
+from gsym.errors import FileError
 
 _SOURCE = {"source", "src", "from", "start", "origin", "node1", "id1", "u", "i"}
 _SOURCE |= {"sourceid", "sourcenode", "sourcename", "fromid", "fromnode", "fromsensor", "startnode"}

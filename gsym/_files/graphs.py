@@ -13,11 +13,12 @@ from scipy.sparse import issparse
 
 from gsym._files import networks
 from gsym._files.arrays import READERS, TORCH, read_arrays, split_source
+from gsym._files.checks import MAX_BYTES, check_file, listing
 from gsym._files.edges import EdgeList, Graph, graph_of_list, is_list, list_of_text
-from gsym._files.errors import MAX_BYTES, FileError, check_file, listing
 from gsym._files.summary import Summary
 from gsym._files.tables import FRAMES, read_frame
 from gsym._files.text import SUFFIXES, Text, is_missing, is_number, read_lines, read_text
+from gsym.errors import FileError
 
 _ADJACENCY = ("adj", "adjacency", "A")
 KINDS = (*READERS, *SUFFIXES, *networks.READERS, *FRAMES)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from gsym._files.arrays import readable
-from gsym._files.errors import FileError, check_size
+from gsym._files.checks import check_size
 from gsym._files.pickles import load_plain
 from gsym._files.text import pandas
 from gsym._validate import optional_module
+from gsym.errors import FileError
 
 
 def read_hdf(path: Path) -> Any:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gsym._files.edges import Graph
-from gsym._files.errors import FileError
 from gsym._files.graphs import read_graph
 from gsym._files.signals import (
     Signals,
@@ -23,6 +22,7 @@ from gsym._files.signals import (
 )
 from gsym._files.summary import Summary
 from gsym._files.tables import FirstColumn, FirstRow
+from gsym.errors import FileError
 
 # Of the nodes of the signals, as many may have no edge in a list before it is taken for the list of
 # another graph, or the signals for transposed.

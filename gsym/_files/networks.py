@@ -15,9 +15,10 @@ import scipy.io
 from scipy.sparse import coo_array, issparse
 
 from gsym._files.arrays import readable
-from gsym._files.errors import FileError, check_size
+from gsym._files.checks import check_size
 from gsym._files.pickles import load_plain
 from gsym._files.text import read_lines
+from gsym.errors import FileError
 
 _NX_LIST = re.compile(r"\S+[\s,]+\S+[\s,]+\{.*\}\s*")
 

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from gsym._files.errors import FileError, brief
+from gsym._files.checks import brief
+from gsym.errors import FileError
 
 
 class _Dtype:

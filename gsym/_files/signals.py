@@ -13,12 +13,13 @@ from scipy.sparse import issparse
 from torch import Tensor
 
 from gsym._files.arrays import READERS, TORCH, read_arrays, split_source
-from gsym._files.errors import FileError, check_file, listing
+from gsym._files.checks import check_file, listing
 from gsym._files.graphs import integers
 from gsym._files.summary import Summary
 from gsym._files.tables import FRAMES, FirstColumn, FirstRow, Table, read_table
 from gsym._files.text import SUFFIXES, read_lines, read_text
 from gsym._files.writing import fingerprint
+from gsym.errors import FileError
 from gsym.groups import Partition
 
 _SIGNALS = ("x", "signals", "y", "targets")

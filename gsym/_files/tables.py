@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from gsym._files.arrays import readable
-from gsym._files.errors import FileError, check_file, check_size
+from gsym._files.checks import check_file, check_size
 from gsym._files.hdf import read_hdf
 from gsym._files.summary import Summary
 from gsym._files.text import Text, is_missing, is_number, pandas, read_text
 from gsym._validate import optional_module
+from gsym.errors import FileError
 
 FRAMES = (".h5", ".hdf", ".hdf5", ".parquet", ".pq")
 

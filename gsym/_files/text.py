@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from gsym._files.errors import FileError, brief, check_file, check_size
+from gsym._files.checks import brief, check_file, check_size
 from gsym._validate import optional_module
+from gsym.errors import FileError
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".edges", ".edgelist")
 # What people and programs write where there is no value.

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsym._files.errors import FileError, brief
+from gsym._files.checks import brief
+from gsym.errors import FileError
 
 
 @contextmanager

@@ -9,19 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from gsym._validate import (
-    GraphError,
-    GroupError,
-    check_edge_index,
-    check_edge_weight,
-    check_whole,
-    warn,
-)
+from gsym._validate import check_edge_index, check_edge_weight, check_whole, warn
 from gsym.choosing.choice import Candidate, GroupChoice, judge
 from gsym.choosing.criteria import Score, cross_validate
 from gsym.choosing.diagnosis import check_orientation, warn_distances, warn_values
 from gsym.coarsening.coarsening import Coarsening, swap_group
 from gsym.coarsening.hierarchy import Hierarchy, check_levels
+from gsym.errors import GraphError, GroupError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.risk.dependence import Dependence, serial_dependence
 from gsym.risk.ridge import as_clusters, can_regress, fit_group, residuals

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import SignalError
 from gsym.choosing.choice import Candidate, standard_error
+from gsym.errors import SignalError
 from gsym.groups import ClusterGroup, PermutationGroup
 from gsym.risk.samples import LeftOut
 

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import GraphError, SignalError, warn
+from gsym._validate import warn
+from gsym.errors import GraphError, SignalError
 from gsym.risk.samples import Samples
 
 # More nodes without an edge than this share, and the graph is not one of these signals.

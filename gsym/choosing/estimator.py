@@ -12,10 +12,10 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from gsym._validate import SignalError
 from gsym.choosing.choose import choose_group
 from gsym.coarsening.hierarchy import Hierarchy
 from gsym.coarsening.methods.risk import merge_by_risk
+from gsym.errors import SignalError
 from gsym.groups import Partition, PermutationGroup
 from gsym.risk.dependence import serial_dependence
 from gsym.risk.ridge import commutant_ridge, residuals

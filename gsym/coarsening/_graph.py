@@ -11,7 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
 
 from gsym._graphs import Graph, coalesce, exact_sums, weights_of
-from gsym._validate import ClusteringError, warn
+from gsym._validate import warn
+from gsym.errors import ClusteringError
 from gsym.groups import Partition
 
 # Pairs of clusters [n - 1, 2] in SciPy's numbering, and the height of each merge.

@@ -13,9 +13,10 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from gsym._graphs import Graph, as_graph
-from gsym._validate import ClusteringError, check_whole, warn
+from gsym._validate import check_whole, warn
 from gsym.coarsening._graph import Merges, relative, undirected
 from gsym.coarsening.hierarchy import Hierarchy, check_levels
+from gsym.errors import ClusteringError
 from gsym.groups import Partition
 
 

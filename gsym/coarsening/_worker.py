@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gsym import _child
-from gsym._validate import ClusteringError
+from gsym.errors import ClusteringError
 
 
 class WorkerTimeoutError(ClusteringError):

@@ -24,13 +24,13 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym._graphs import Graph, as_graph
-from gsym._validate import ClusteringError
 from gsym.coarsening._graph import (
     laplacian,
     relative_adjacency,
     restriction,
     smallest_eigenpairs,
 )
+from gsym.errors import ClusteringError
 from gsym.groups import Partition, PermutationGroup, automorphisms
 
 # Blow-ups with more entries than this are refused rather than built.

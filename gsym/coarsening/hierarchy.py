@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gsym._graphs import as_graph
-from gsym._validate import ClusteringError, check_whole, integer_tensor
+from gsym._validate import check_whole, integer_tensor
 from gsym.coarsening.coarsening import Coarsening
+from gsym.errors import ClusteringError
 from gsym.groups import Partition
 
 

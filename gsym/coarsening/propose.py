@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gsym._validate import ClusteringError
 from gsym.coarsening._request import Request
 from gsym.coarsening.hierarchy import Hierarchy
 from gsym.coarsening.methods import METHODS
+from gsym.errors import ClusteringError
 from gsym.groups import Partition
 
 

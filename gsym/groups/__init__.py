@@ -1,6 +1,5 @@
 """Partitions, permutation groups and their orbits: values that know nothing of layers."""
 
-from gsym._validate import GraphError, GroupError, PartitionError, SolverUnavailableError
 from gsym.groups.automorphism import automorphisms
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
@@ -10,14 +9,10 @@ from gsym.groups.representation import Representation
 
 __all__ = [
     "ClusterGroup",
-    "GraphError",
-    "GroupError",
     "Orbits",
     "Partition",
-    "PartitionError",
     "PermutationGroup",
     "Representation",
-    "SolverUnavailableError",
     "automorphisms",
     "equitable_partition",
 ]

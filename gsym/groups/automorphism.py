@@ -18,7 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym import _child
-from gsym._validate import IntegerArray, SolverUnavailableError
+from gsym._validate import IntegerArray
+from gsym.errors import SolverUnavailableError
 from gsym.groups import _search
 from gsym.groups._search import Array, group_sums, mix, row_numbers, runs
 from gsym.groups.chain import StabiliserChain

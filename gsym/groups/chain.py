@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
-from gsym._validate import GroupError
+from gsym.errors import GroupError
 
 
 class Unfaithful(Exception):  # noqa: N818  # a message to the caller, not an error

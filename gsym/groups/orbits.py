@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from gsym._validate import GroupError
+from gsym.errors import GroupError
 from gsym.groups._host import lives_on_cpu
 
 

@@ -15,13 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym._graphs import as_graph, exact_sums, weights_of
-from gsym._validate import (
-    IntegerArray,
-    PartitionError,
-    check_labels,
-    check_whole,
-    integer_tensor,
-)
+from gsym._validate import IntegerArray, check_labels, check_whole, integer_tensor
+from gsym.errors import PartitionError
 from gsym.groups._host import lives_on_cpu
 from gsym.groups._record import read_record, record
 from gsym.groups.orbits import Orbits

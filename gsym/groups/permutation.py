@@ -21,13 +21,8 @@ import torch
 from torch import Tensor
 
 from gsym._graphs import as_graph, coalesce
-from gsym._validate import (
-    GroupError,
-    IntegerArray,
-    check_dense,
-    check_permutation,
-    check_whole,
-)
+from gsym._validate import IntegerArray, check_dense, check_permutation, check_whole
+from gsym.errors import GroupError
 from gsym.groups._host import lives_on_cpu
 from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gsym._graphs import as_graph, coalesce
-from gsym._validate import IntegerArray, PartitionError, check_node_labels
+from gsym._validate import IntegerArray, check_node_labels
+from gsym.errors import PartitionError
 from gsym.groups._search import Array, refine, row_numbers, runs
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition

@@ -13,14 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsym._validate import (
-    GroupError,
-    IntegerArray,
-    SignalError,
-    check_permutation,
-    check_whole,
-    integer_tensor,
-)
+from gsym._validate import IntegerArray, check_permutation, check_whole, integer_tensor
+from gsym.errors import GroupError, SignalError
 from gsym.groups._host import lives_on_cpu
 from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain, Unfaithful

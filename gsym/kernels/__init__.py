@@ -1,6 +1,6 @@
 """The stateless primitives that every layer is built on; they see tensors only."""
 
-from gsym.kernels._backends import BackendUnavailableError, backend, trace
+from gsym.kernels._backends import backend, trace
 from gsym.kernels._subgraph_ops import subgraph_linear
 from gsym.kernels.ops import (
     cluster_linear,
@@ -19,7 +19,6 @@ from gsym.kernels.ops import (
 from gsym.kernels.segments import Segments, Tiles
 
 __all__ = [
-    "BackendUnavailableError",
     "Segments",
     "Tiles",
     "backend",

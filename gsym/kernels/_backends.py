@@ -15,16 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsym.errors import BackendUnavailableError
 from gsym.kernels import cpp, native, reference
 from gsym.kernels._edges import EdgeStage
 from gsym.kernels.cpp import library
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _WHERE = {"cpu": "the CPU", "cuda": "CUDA"}
-
-
-class BackendUnavailableError(RuntimeError):
-    """A back-end was named that cannot run here; the message says what it needs."""
 
 
 def _nothing_lacks() -> None:

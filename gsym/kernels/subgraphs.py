@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym._validate import GraphError
+from gsym.errors import GraphError
 from gsym.kernels.segments import Segments, Tiles
 
 # Pairs of one subgraph that a thread of compiled loops may have to take, if the others have as much

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gsym._validate import SignalError
+from gsym.errors import SignalError
 
 
 def unstack(x: Tensor, batch_size: int, num_nodes: int | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gsym import kernels
-from gsym._validate import GraphError
+from gsym.errors import GraphError
 from gsym.kernels._transforms import undisturbed
 from gsym.kernels.subgraphs import Subgraphs
 from gsym.nn._lifted import LiftedTables

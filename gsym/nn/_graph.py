@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from gsym._validate import GraphError, check_edge_index_type, is_wrapper
+from gsym._validate import check_edge_index_type, is_wrapper
+from gsym.errors import GraphError
 from gsym.kernels._transforms import is_wrapped, undisturbed, without_wrappers
 
 T = TypeVar("T")

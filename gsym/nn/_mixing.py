@@ -11,7 +11,8 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import GroupError, check_edge_index
+from gsym._validate import check_edge_index
+from gsym.errors import GroupError
 from gsym.groups import ClusterGroup
 from gsym.nn._modules import TabledModule, Tables
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import GroupError
+from gsym.errors import GroupError
 from gsym.groups import ClusterGroup, Orbits, PermutationGroup, Representation
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import TabledModule, Tables

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym._validate import GroupError
+from gsym.errors import GroupError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.nn._modules import T, TabledModule
 

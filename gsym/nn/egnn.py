@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gsym._validate import SignalError, check_clamp, check_like_weights
+from gsym._validate import check_clamp, check_like_weights
+from gsym.errors import SignalError
 from gsym.groups import PermutationGroup
 from gsym.nn._geometric import (
     GeometricLayer,

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from gsym import kernels
 from gsym._validate import (
-    GraphError,
-    GroupError,
     check_edge_index,
     check_edge_weight,
     check_like_weights,
     check_signal,
     check_widths,
 )
+from gsym.errors import GraphError, GroupError
 from gsym.groups import PermutationGroup, Representation
 from gsym.nn._batch import count_blocks, count_graphs, refuse_stacked, unstack
 from gsym.nn._graph import LastGraph

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import (
-    SignalError,
-    check_like_weights,
-    check_positions,
-    check_signal,
-    reads_for_free,
-)
+from gsym._validate import check_like_weights, check_positions, check_signal, reads_for_free
+from gsym.errors import SignalError
 from gsym.groups import PermutationGroup
 from gsym.nn._batch import unstack, unstack_rows
 from gsym.nn._geometric import (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import GraphError, SignalError
+from gsym.errors import GraphError, SignalError
 from gsym.nn import _lifted
 from gsym.nn._ego import EgoTables
 from gsym.nn._norm import ELUGraphNorm

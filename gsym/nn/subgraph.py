@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import SignalError
+from gsym.errors import SignalError
 from gsym.kernels.subgraphs import Subgraphs
 
 ORDERS = (0, 1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gsym._validate import GroupError
+from gsym.errors import GroupError
 from gsym.groups import ClusterGroup
 from gsym.risk.samples import Samples, select
 

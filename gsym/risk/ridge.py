@@ -47,7 +47,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import GroupError, SignalError
+from gsym.errors import GroupError, SignalError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.risk.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
 from gsym.risk.regressions import MeansRidge, OwnRidge, SpreadRidge, sum_rows

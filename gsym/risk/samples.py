@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import SignalError, check_samples, check_whole
+from gsym._validate import check_samples, check_whole
+from gsym.errors import SignalError
 
 _SHARED_PENALTIES = np.logspace(-8, 4, 13)
 # Numbers in one batch of left-out systems.

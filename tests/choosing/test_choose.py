@@ -10,7 +10,8 @@ from sklearn.utils.estimator_checks import check_estimator
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.choosing.choose import MAX_LEVELS, GroupChoice, choose_group
 from gsym.choosing.estimator import SubgroupSearch
-from gsym.coarsening import Hierarchy, SignalError
+from gsym.coarsening import Hierarchy
+from gsym.errors import SignalError
 from gsym.risk.ridge import commutant_ridge
 from gsym.risk.samples import denoising
 

@@ -15,10 +15,10 @@ import torch
 from stub_choice import candidate, chain, choice, path_graph
 
 import gsym
-from gsym._validate import SignalError
 from gsym.choosing.page import write_page
 from gsym.choosing.page.drawing import NUM_COLOURS, cluster_colours, grid_cells, place
 from gsym.choosing.page.page import code
+from gsym.errors import SignalError
 
 HOSTILE = '</script><b id="hacked">\'"&\u2028\x00\ud800{{ 7 * 7 }}'
 

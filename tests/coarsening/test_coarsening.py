@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from gsym import Partition
-from gsym.coarsening import ClusteringError, Coarsening, swap_group
-from gsym.groups import ClusterGroup, GraphError
+from gsym.coarsening import Coarsening, swap_group
+from gsym.errors import ClusteringError, GraphError
+from gsym.groups import ClusterGroup
 
 EDGES = torch.tensor([[0, 1, 1, 2, 3], [1, 0, 2, 1, 3]])
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.cluster import hierarchy as scipy_hierarchy
 
 from gsym import Partition
-from gsym.coarsening import ClusteringError, Hierarchy
+from gsym.coarsening import Hierarchy
+from gsym.errors import ClusteringError
 
 CATERPILLAR = [[0, 1], [4, 2], [5, 3]]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gsym import Partition
-from gsym.coarsening import METHODS, ClusteringError, Hierarchy, coarsen
-from gsym.groups import GraphError
+from gsym.coarsening import METHODS, Hierarchy, coarsen
+from gsym.errors import ClusteringError, GraphError
 
 CLIQUES = nx.ring_of_cliques(4, 6)
 TRUTH = Partition(torch.arange(24) // 6)

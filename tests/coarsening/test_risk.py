@@ -10,10 +10,9 @@ from scipy.optimize import brentq
 from sklearn.metrics import adjusted_rand_score
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym._validate import SignalError
 from gsym.coarsening import Hierarchy, coarsen
 from gsym.coarsening.methods.risk import _Merging, expected_risk, isotropic_risk_gap, merge_by_risk
-from gsym.groups import GroupError
+from gsym.errors import GroupError, SignalError
 from gsym.risk.ridge import commutant_ridge
 from gsym.risk.samples import Samples
 

@@ -13,10 +13,11 @@ import torch
 from scipy.sparse import csr_array
 
 from gsym import automorphisms
-from gsym.coarsening import ClusteringError, _worker, coarsen
+from gsym.coarsening import _worker, coarsen
 from gsym.coarsening.methods import leiden, metis
 from gsym.coarsening.methods.leiden import leiden_labels
 from gsym.coarsening.methods.metis import metis_labels
+from gsym.errors import ClusteringError
 
 GRID = csr_array(nx.to_numpy_array(nx.grid_2d_graph(8, 8)))
 

@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 from networkx.algorithms.isomorphism import DiGraphMatcher
 
 from gsym import ClusterGroup, Partition, PermutationGroup, automorphisms
-from gsym.groups import (
-    GraphError,
-    GroupError,
-    SolverUnavailableError,
-    _search,
-    automorphism,
-    equitable_partition,
-)
+from gsym.errors import GraphError, GroupError, SolverUnavailableError
+from gsym.groups import _search, automorphism, equitable_partition
 from gsym.groups.chain import StabiliserChain
 
 SOLVERS = [

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym.groups import GraphError, PartitionError, _search, automorphism, automorphisms
+from gsym.errors import GraphError, PartitionError
+from gsym.groups import _search, automorphism, automorphisms
 from gsym.groups.refinement import ColouredGraph
 
 # A 3-cycle of cells of two nodes, whose cells are cycles of three of the next graph.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gsym import Orbits
-from gsym.groups import GroupError
+from gsym.errors import GroupError
 
 
 def test_keys_are_numbered_by_first_occurrence():

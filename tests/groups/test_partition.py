@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsym import ClusterGroup, Partition, PermutationGroup, automorphisms
-from gsym.groups import PartitionError
+from gsym.errors import PartitionError
 
 labels_of_six = st.lists(st.integers(0, 3), min_size=6, max_size=6)
 

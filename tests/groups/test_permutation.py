@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym.groups import GraphError, GroupError
+from gsym.errors import GraphError, GroupError
 
 THREE_CYCLE = PermutationGroup.from_cycles(4, [(0, 1, 2)])
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsym import Partition
-from gsym.groups import GraphError, PartitionError, _search, equitable_partition
+from gsym.errors import GraphError, PartitionError
+from gsym.groups import _search, equitable_partition
 
 
 def reference(edge_index, num_nodes, edge_weight=None, node_labels=None, start=None):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gsym import ClusterGroup, Orbits, Partition, PermutationGroup, Representation
-from gsym._validate import GroupError, SignalError
+from gsym.errors import GroupError, SignalError
 
 Element = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 

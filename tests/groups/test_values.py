@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym.groups import GroupError, PartitionError
+from gsym.errors import GroupError, PartitionError
 
 TURN = PermutationGroup.from_cycles(3, [(0, 1, 2)])
 

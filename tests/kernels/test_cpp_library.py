@@ -9,7 +9,7 @@ import threading
 import pytest
 from stub_compiler import builds, forget, library_in, told, total
 
-from gsym.kernels import BackendUnavailableError
+from gsym.errors import BackendUnavailableError
 from gsym.kernels.cpp import build as cpp_build
 from gsym.kernels.cpp import cache as cpp_cache
 from gsym.kernels.cpp import library as cpp_library

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 from gsym import kernels
+from gsym.errors import BackendUnavailableError
 from gsym.kernels import Segments, Tiles, _operators, _primitives, reference
 from gsym.kernels._autograd import Operator
 from gsym.kernels.cpp import library as cpp_library
@@ -1122,13 +1123,13 @@ class TestBackends:
         name, args, _ = case("segment_sum", "unsorted")
         monkeypatch.delitem(sys.modules, "gsym.kernels.torch_scatter", raising=False)
         monkeypatch.setitem(sys.modules, "torch_scatter", None)
-        with pytest.raises(kernels.BackendUnavailableError, match=r"gsym\[scatter\]"):
+        with pytest.raises(BackendUnavailableError, match=r"gsym\[scatter\]"):
             getattr(kernels, name)(*args, backend="torch_scatter")
 
     @pytest.mark.parametrize("backend", ["torch_scatter stub"], indirect=True)
     def test_torch_scatter_has_reductions_alone(self, backend):
         name, args, _ = case("indexed_linear", "unsorted")
-        with pytest.raises(kernels.BackendUnavailableError, match="has no indexed_linear"):
+        with pytest.raises(BackendUnavailableError, match="has no indexed_linear"):
             getattr(kernels, name)(*args, backend=backend)
 
 

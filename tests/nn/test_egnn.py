@@ -16,8 +16,9 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym._validate import GraphError, GroupError, SignalError, check_positions
+from gsym._validate import check_positions
 from gsym.check import assert_equivariant, equivariance_error
+from gsym.errors import GraphError, GroupError, SignalError
 from gsym.nn import EGNN, EGNNConv, Penguin, PenguinConv
 
 N, D, H = 7, 3, 5

@@ -20,8 +20,8 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym._validate import GraphError, GroupError, SignalError
 from gsym.check import assert_equivariant, equivariance_error
+from gsym.errors import GraphError, GroupError, SignalError
 from gsym.nn import GNet, GNetConv, OrbitLinear
 
 N = 7

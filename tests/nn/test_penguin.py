@@ -13,8 +13,8 @@ from torch.func import functional_call
 from benchmarks.simulators.partial import EDGE_INDEX as PAIRS
 from benchmarks.simulators.partial import WALL, blow, fall, heights, places, pull, slide
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym._validate import GraphError, GroupError, SignalError
 from gsym.check import assert_equivariant, equivariance_error
+from gsym.errors import GraphError, GroupError, SignalError
 from gsym.nn import EGNN, EGNNConv, Penguin, PenguinConv
 
 N, D, H = 7, 3, 5

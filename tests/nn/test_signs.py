@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gsym import ClusterGroup, Partition, PermutationGroup, Representation
-from gsym._validate import GroupError
 from gsym.check import assert_equivariant, check_layer, equivariance_error
+from gsym.errors import GroupError
 from gsym.nn import GNet, GNetConv, OrbitLinear
 
 MIRROR = PermutationGroup.from_cycles(5, [(0, 1), (2, 3)])

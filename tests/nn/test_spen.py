@@ -8,7 +8,7 @@ import torch
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
-from gsym._validate import GraphError, SignalError
+from gsym.errors import GraphError, SignalError
 from gsym.nn import SPEN, SubgraphConv
 from gsym.nn._ego import EgoTables
 from gsym.transforms import AddSubgraphKind, EgoSubgraphs

@@ -5,7 +5,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from gsym import ClusterGroup, Partition
-from gsym._validate import SignalError
+from gsym.errors import SignalError
 from gsym.nn import EGNN, SPEN, EGNNConv, GNet, GNetConv, OrbitLinear, Penguin, PenguinConv
 from gsym.nn._batch import count_blocks
 from gsym.transforms import EgoSubgraphs

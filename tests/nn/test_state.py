@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gsym import ClusterGroup, Partition, PermutationGroup
-from gsym.groups import GroupError
+from gsym.errors import GroupError
 from gsym.nn import EGNN, GNet, GNetConv, OrbitLinear, Penguin
 
 N = 6

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nn.subgraph_reference import dense_map, operations
 
-from gsym._validate import GraphError, SignalError
+from gsym.errors import GraphError, SignalError
 from gsym.nn import EquivariantTensorLinear, Subgraphs
 
 MAPS = [(2, 2), (2, 1), (1, 2), (1, 1), (2, 0), (1, 0)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gsym import Partition, choose_group
-from gsym._validate import GraphError, GroupError, SignalError
+from gsym.errors import GraphError, GroupError, SignalError
 from gsym.risk.dependence import serial_dependence
 from gsym.risk.ridge import commutant_ridge
 

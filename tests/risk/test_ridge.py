@@ -11,7 +11,7 @@ from oracles.left_out import left_out_errors, windows
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.coarsening import Hierarchy
 from gsym.coarsening.methods.risk import merge_by_risk
-from gsym.groups import GroupError
+from gsym.errors import GroupError
 from gsym.nn import OrbitLinear
 from gsym.risk import ridge as module
 from gsym.risk.ridge import commutant_ridge

@@ -18,9 +18,9 @@ from markupsafe import Markup
 from torch import Tensor
 
 from gsym._files import replacing
-from gsym._validate import SignalError
 from gsym.choosing.page.curve import Curve
 from gsym.choosing.page.drawing import MAX_NODES, WIDTH, Drawing, cluster_colours, leaf_rank
+from gsym.errors import SignalError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 MAX_CANDIDATES = 200

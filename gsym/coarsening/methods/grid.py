@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from gsym._validate import ClusteringError
 from gsym.coarsening._request import Method, Request
 from gsym.coarsening.hierarchy import Hierarchy
+from gsym.errors import ClusteringError
 from gsym.groups import Partition
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import coo_array, csr_array, triu
 
-from gsym._validate import ClusteringError
 from gsym.coarsening._graph import by_component
 from gsym.coarsening._request import Method, Request
 from gsym.coarsening._worker import WorkerTimeoutError, answer_of
 from gsym.coarsening.hierarchy import Hierarchy
 from gsym.coarsening.methods.paris import paris_merges
+from gsym.errors import ClusteringError
 
 _WORKER = Path(__file__).with_name("_leiden.py")
 # Processor seconds for one run, at least and per edge: ten times what runs that end have needed.

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array
 
-from gsym._validate import ClusteringError
 from gsym.coarsening._request import Method, Request
 from gsym.coarsening._worker import answer_of
 from gsym.coarsening.hierarchy import Hierarchy
+from gsym.errors import ClusteringError
 
 # Largest integer that an edge weight becomes; METIS takes none but positive integers.
 _WEIGHT_STEPS = 1000

@@ -29,9 +29,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import GroupError, SignalError, check_edge_index
+from gsym._validate import check_edge_index
 from gsym.coarsening._request import Method, Request
 from gsym.coarsening.hierarchy import Hierarchy
+from gsym.errors import GroupError, SignalError
 from gsym.groups import Partition, PermutationGroup
 from gsym.risk.orbit_ridge import MEAN_PENALTIES
 from gsym.risk.ridge import as_clusters

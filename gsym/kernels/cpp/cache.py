@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gsym.errors import CacheError
+
 if sys.platform == "linux":
     import fcntl
 
@@ -31,10 +33,6 @@ _PATIENCE = 300.0
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # More than a build takes: a disk that is full is found before compiling, not after it.
 _ROOM = 2**23
-
-
-class CacheError(RuntimeError):
-    """The folder, or a file in it, cannot be trusted or used; the message says what to do."""
 
 
 def location() -> Path:

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsym.errors import CacheError
 from gsym.kernels.cpp.build import NATIVE, Compiler, Record, find_compiler, sources
-from gsym.kernels.cpp.cache import CacheError, Folder, check_parents, location, opened
+from gsym.kernels.cpp.cache import Folder, check_parents, location, opened
 
 if sys.platform == "linux":
     import fcntl

@@ -1,4 +1,4 @@
-"""The error of every file that cannot be used, and the limit on what is read."""
+"""Checks that every reader makes: the limit on what is read, and the words of errors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from gsym.errors import FileError
+
 # Files that would fill the memory are refused before they are read.
 MAX_BYTES = 4 * 2**30
-
-
-class FileError(ValueError):
-    """A file that cannot be read as what was asked for, or cannot be written."""
 
 
 def check_size(path: Path, size: int, how: str = "") -> None:
