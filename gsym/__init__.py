@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gsym import check, errors, kernels, nn
@@ -19,15 +20,18 @@ from gsym.groups import (
 
 if TYPE_CHECKING:
     from gsym.choosing.estimator import SubgroupSearch
+    from gsym.risk.covariance import SymmetricCovariance
 else:
+    # They derive from classes of scikit-learn, which takes seconds to import.
+    _ESTIMATORS = {
+        "SubgroupSearch": "gsym.choosing.estimator",
+        "SymmetricCovariance": "gsym.risk.covariance",
+    }
 
     def __getattr__(name):
-        # See gsym.choosing, which imports it as late.
-        if name != "SubgroupSearch":
+        if name not in _ESTIMATORS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from gsym.choosing.estimator import SubgroupSearch
-
-        return SubgroupSearch
+        return getattr(import_module(_ESTIMATORS[name]), name)
 
 
 __all__ = [
@@ -41,6 +45,7 @@ __all__ = [
     "PermutationGroup",
     "Representation",
     "SubgroupSearch",
+    "SymmetricCovariance",
     "as_graph",
     "automorphisms",
     "check",

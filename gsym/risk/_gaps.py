@@ -1,0 +1,94 @@
+"""Signals with gaps: what is observed, by pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gsym.errors import SignalError
+
+# Patterns of hidden entries that weights are judged by, where none are given, and their share.
+_PATTERNS, _HIDDEN = 8, 0.3
+# More patterns than this are thinned out, evenly.
+_MOST_PATTERNS = 16
+
+
+def read_observed(x: NDArray, observed: Any) -> NDArray:
+    """Which entries of signals are observed, boolean and shaped as these.
+
+    Raises:
+        SignalError: A mask of another shape, a signal of which nothing is observed, or NaN
+            where no mask says what is missing.
+    """
+    if observed is None:
+        if x.dtype.kind == "f" and np.isnan(x).any():
+            raise SignalError(
+                "signals hold NaN and nothing says what is observed; pass "
+                "observed=~np.isnan(X), or fill them"
+            )
+        return np.ones(x.shape, dtype=bool)
+    mask = observed.detach().cpu().numpy() if isinstance(observed, Tensor) else np.asarray(observed)
+    if mask.dtype != bool:
+        raise SignalError(f"observed must be boolean; got {mask.dtype}; compare, as in mask == 1")
+    if mask.shape not in (x.shape, x.shape[1:], x.shape[:2]):
+        raise SignalError(
+            f"observed must be {list(x.shape)} as the signals, {list(x.shape[1:])} for all of "
+            f"them, or {list(x.shape[:2])} for all channels; got {list(mask.shape)}"
+        )
+    if mask.shape == x.shape[:2] and x.ndim == 3:
+        mask = mask[:, :, None]
+    seen = np.broadcast_to(mask, x.shape)
+    empty = np.flatnonzero(~seen.reshape(len(seen), -1).any(1))
+    if empty.size:
+        raise SignalError(f"nothing is observed of signal {empty[0]}; leave such signals out")
+    return seen
+
+
+def by_pattern(seen: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
+    """Rows that share a pattern of what is seen, and the pattern."""
+    patterns, which = np.unique(seen, axis=0, return_inverse=True)
+    for i, pattern in enumerate(patterns):
+        yield np.flatnonzero(which.ravel() == i), pattern
+
+
+def read_patterns(given: Any, n: int, c: int, seed: int) -> list[NDArray]:
+    """What is seen of a signal, boolean ``[n c]`` each, for weights to be judged by.
+
+    Args:
+        given: A share of nodes that are hidden, or masks ``[p, n]`` of what is seen.
+        n: Number of nodes.
+        c: Number of channels.
+        seed: Seeds what is drawn.
+
+    Raises:
+        SignalError: A share outside 0 to 1, or masks of another shape or that hide nothing.
+    """
+    if n < 2:
+        raise SignalError("one node leaves nothing to fill it from; use objective='likelihood'")
+    if given is None or np.ndim(given) == 0:
+        share = _HIDDEN if given is None else float(given)
+        if not 0 < share < 1:
+            raise SignalError(f"the share of hidden nodes must lie between 0 and 1; got {share:g}")
+        rng = np.random.default_rng(seed)
+        hidden = min(max(1, round(share * n)), n - 1)
+        masks = np.ones((_PATTERNS, n), dtype=bool)
+        for mask in masks:
+            mask[rng.choice(n, hidden, replace=False)] = False
+    else:
+        masks = np.asarray(given)
+        if masks.ndim != 2 or masks.shape[1] != n or masks.dtype != bool:
+            raise SignalError(
+                f"patterns must be a share, or boolean [p, {n}]; got {masks.dtype} "
+                f"{list(masks.shape)}"
+            )
+        masks = np.unique(masks, axis=0)
+        masks = masks[masks.any(1) & ~masks.all(1)]
+        if not len(masks):
+            raise SignalError("patterns must hide some nodes and leave some")
+        kept = np.linspace(0, len(masks) - 1, min(len(masks), _MOST_PATTERNS))
+        masks = masks[kept.astype(int)]
+    return list(np.repeat(masks, c, axis=1))

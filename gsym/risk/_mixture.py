@@ -1,0 +1,196 @@
+"""Weights of a sum of covariances, fitted on log weights to a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import lapack, solve_triangular
+from scipy.optimize import minimize
+
+# Weights are kept within these times the mean variance: the ridge bounds the condition.
+FLOOR, CEILING = 1e-8, 1e3
+# Of the projected gradient, in units of the loss per entry.
+TOLERANCE = 1e-6
+_STEPS, _RESTARTS = 500, 4
+# Weights below this share of all are looked at again: there the gradient on a logarithmic scale
+# is nearly 0 whichever way the weight should go.
+_SMALL = 1e-3
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Terms of the signals that a fold trains on, and the signals that it holds out.
+
+    Attributes:
+        terms: ``[m, d, d]``.
+        held: Which entries are seen, ``[d]``, and held-out signals less the mean of the others,
+            ``[h, d]``, by pattern of what is seen.
+    """
+
+    terms: NDArray
+    held: Sequence[tuple[NDArray, NDArray]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What :func:`fit_weights` found.
+
+    Attributes:
+        weights: ``[m]``.
+        loss: Value per entry.
+        optimality: Largest violation of the conditions of a minimum, in loss per entry.
+        steps: Evaluations.
+    """
+
+    weights: NDArray
+    loss: float
+    optimality: float
+    steps: int
+
+
+Loss = Callable[[NDArray], tuple[float, NDArray]]
+
+
+def likelihood(folds: Sequence[Fold]) -> Loss:
+    """Minus the log density of what is seen of held-out signals, per entry, without constants."""
+    entries = sum(int(seen.sum()) * len(errors) for fold in folds for seen, errors in fold.held)
+
+    def loss(weights: NDArray) -> tuple[float, NDArray]:
+        value, gradient = 0.0, np.zeros(len(weights))
+        for fold in folds:
+            Sigma = np.tensordot(weights, fold.terms, 1)
+            G = np.zeros_like(Sigma)
+            for seen, errors in fold.held:
+                o = np.flatnonzero(seen)
+                whole = len(o) == len(seen)
+                inverse, log_det = _inverse(Sigma if whole else Sigma[np.ix_(o, o)])
+                E = errors if whole else errors[:, o]
+                Z = E @ inverse
+                value += (len(E) * log_det + np.vdot(E, Z)) / 2
+                part = (len(E) * inverse - Z.T @ Z) / 2
+                if whole:
+                    G += part
+                else:
+                    G[np.ix_(o, o)] += part
+            gradient += fold.terms.reshape(len(weights), -1) @ G.ravel()
+        return value / entries, gradient / entries
+
+    return loss
+
+
+def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
+    """Squared error of the conditional mean of hidden entries, over their squares.
+
+    Args:
+        folds: With whole held-out signals.
+        patterns: Which entries are seen, ``[d]`` each.
+    """
+    cases = [(np.flatnonzero(p), np.flatnonzero(~p)) for p in patterns]
+    squares = sum(
+        float((errors[:, u] ** 2).sum())
+        for fold in folds
+        for _, errors in fold.held
+        for _, u in cases
+    )
+
+    def loss(weights: NDArray) -> tuple[float, NDArray]:
+        value, gradient = 0.0, np.zeros(len(weights))
+        for fold in folds:
+            Sigma = np.tensordot(weights, fold.terms, 1)
+            G = np.zeros_like(Sigma)
+            for _, errors in fold.held:
+                for o, u in cases:
+                    inverse, _ = _inverse(Sigma[np.ix_(o, o)])
+                    A = errors[:, o] @ inverse
+                    R = errors[:, u] - A @ Sigma[np.ix_(o, u)]
+                    value += float((R**2).sum())
+                    # dR = -A dSigma_ou + A dSigma_oo B^T, B^T = Sigma_oo^-1 Sigma_ou
+                    Q = A.T @ R
+                    G[np.ix_(o, u)] -= 2 * Q
+                    G[np.ix_(o, o)] += 2 * Q @ (Sigma[np.ix_(u, o)] @ inverse)
+            gradient += fold.terms.reshape(len(weights), -1) @ G.ravel()
+        return value / squares, gradient / squares
+
+    return loss
+
+
+def fit_weights(loss: Loss, start: NDArray, *, tolerance: float = TOLERANCE) -> Fitted:
+    """Minimise a loss over weights between the floor and the ceiling, by L-BFGS on logarithms.
+
+    A weight near the floor hardly moves on a logarithmic scale. So the slope of the loss in the
+    weight itself is looked at there; where it says that more would be better, the weight is raised
+    and the search goes on.
+    """
+    low, high = np.log(FLOOR), np.log(CEILING)
+    theta = np.log(np.clip(start, FLOOR, CEILING))
+    steps = 0
+
+    def on_logs(theta: NDArray) -> tuple[float, NDArray]:
+        nonlocal steps
+        steps += 1
+        weights = np.exp(theta)
+        value, gradient = loss(weights)
+        return value, gradient * weights
+
+    for _ in range(_RESTARTS):
+        found = minimize(
+            on_logs,
+            theta,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(low, high)] * len(theta),
+            options={"maxiter": _STEPS, "gtol": tolerance, "ftol": 1e-13, "maxcor": 20},
+        )
+        theta = found.x
+        weights = np.exp(theta)
+        value, slope = loss(weights)
+        violation, worth_more = _violation(weights, slope)
+        if violation <= 10 * tolerance or not worth_more.any():
+            break
+        theta = np.where(worth_more, np.log(_SMALL * 10 * weights.sum()), theta)
+    return Fitted(weights, value, violation, steps)
+
+
+def _violation(weights: NDArray, slope: NDArray) -> tuple[float, NDArray]:
+    """How far weights are from a minimum, and which small ones should be larger.
+
+    Inside, the slope on logarithms must vanish; at a small weight the loss must not fall when it
+    becomes a share of all.
+    """
+    total = weights.sum()
+    small = weights < _SMALL * total
+    at_top = weights >= CEILING * (1 - 1e-9)
+    inner = np.abs(slope * weights)
+    inner[at_top] = np.maximum(slope[at_top], 0) * weights[at_top]
+    inner[small] = np.maximum(-slope[small], 0) * _SMALL * total
+    return float(inner.max()), small & (inner > 10 * TOLERANCE)
+
+
+def _inverse(Sigma: NDArray) -> tuple[NDArray, float]:
+    """Inverse and log determinant of a positive definite matrix."""
+    L, info = lapack.dpotrf(Sigma, lower=1, clean=1)
+    if info != 0:
+        # Rounding at a condition of 1e16: the smallest change that makes it definite.
+        Sigma = Sigma + 1e-12 * np.trace(Sigma) / len(Sigma) * np.eye(len(Sigma))
+        L = np.linalg.cholesky(Sigma)
+    log_det = 2 * float(np.log(np.diagonal(L)).sum())
+    half, _ = lapack.dpotri(L, lower=1)
+    inverse = np.tril(half)
+    return inverse + np.tril(inverse, -1).T, log_det
+
+
+def scale_of(Sigma: NDArray, errors: NDArray, patterns: Sequence[NDArray]) -> float:
+    """The factor by which Sigma makes hidden entries deviate as far as it says, on average."""
+    square, count = 0.0, 0
+    for p in patterns:
+        o, u = np.flatnonzero(p), np.flatnonzero(~p)
+        L = np.linalg.cholesky(Sigma[np.ix_(o, o)])
+        half = solve_triangular(L, Sigma[np.ix_(o, u)], lower=True)
+        R = errors[:, u] - solve_triangular(L, errors[:, o].T, lower=True).T @ half
+        variance = np.diagonal(Sigma)[u] - (half**2).sum(0)
+        square += float((R**2 / np.maximum(variance, 1e-300)).sum())
+        count += R.size
+    return square / count
