@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import gsym
+from gsym.choosing import CRITERIA
 
 
 def candidate(group, score, *, partition=None, error=0.01, gap=0.0, **more):
@@ -42,6 +43,7 @@ def choice(candidates, *, edge_index=None, best=None, simplest=None, **more):
         "simplest": simplest or best,
         "regret_bound": 0.0123,
         "criterion": "left-out squared error",
+        "words": CRITERIA["ridge"].words,
         "hierarchy": None,
         "edge_index": edge_index,
     }

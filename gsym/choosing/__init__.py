@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gsym.choosing.choice import Candidate, GroupChoice
 from gsym.choosing.choose import choose_group
+from gsym.choosing.criteria import CRITERIA, ChoiceData, Criterion, register_criterion
 
 if TYPE_CHECKING:
     from gsym.choosing.estimator import SubgroupSearch
@@ -20,4 +21,13 @@ else:
         return SubgroupSearch
 
 
-__all__ = ["Candidate", "GroupChoice", "SubgroupSearch", "choose_group"]
+__all__ = [
+    "CRITERIA",
+    "Candidate",
+    "ChoiceData",
+    "Criterion",
+    "GroupChoice",
+    "SubgroupSearch",
+    "choose_group",
+    "register_criterion",
+]

@@ -16,10 +16,23 @@ from torch import Tensor
 
 from gsym._validate import optional_module
 from gsym.coarsening.hierarchy import Hierarchy
-from gsym.groups import Partition, PermutationGroup
+from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.risk.dependence import Dependence, inflation
 
 CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a criterion calls its numbers, in tables and on the page.
+
+    Attributes:
+        score: The number that decides, as in "lowest risk".
+        parts: What it is made of: attribute of a candidate, name and meaning.
+    """
+
+    score: str = "score"
+    parts: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,34 +41,43 @@ class Candidate:
 
     Attributes:
         group: The group.
-        partition: Its clusters; ``None`` for a general permutation group.
-        score: Estimated risk, lower is better: squared error per number to predict, or what the
-            scoring function returns.
+        errors: Error of every left-out signal, block or fold, ``nan`` where not scored.
+        score: What decides, lower is better; the mean of the errors unless given. With ridge the
+            estimated risk: squared error per number to predict.
         standard_error: Of the score, over signals (or folds).
         gap: Score less that of the best candidate, on what both were scored on.
         gap_error: Standard error of the gap, from paired differences; ``nan`` where unknown.
         bias: How much worse the best map in the commutant is than in that of the best candidate,
-            0 where it is better; ``None`` with ``score=``.
-        variance: What estimating the map from these signals costs; ``None`` with ``score=``.
+            0 where it is better; ``None`` where the criterion estimates no residual variance.
+        variance: What estimating the map from these signals costs; ``None`` as for ``bias``.
             ``score = noise + bias + variance`` with the same noise for all candidates.
+        residual_variance: Estimated error of the best map in the commutant, or ``None``.
         matrix: Fitted map between cluster means, targets first, averaged over channels,
-            ``[k, k]``; ``None`` above 512 clusters or with ``score=``.
-        errors: Error of every left-out signal, block or fold, ``nan`` where not scored.
+            ``[k, k]``; ``None`` above 512 clusters, or where the criterion fits none.
         jackknife: Score without each of several parts of the signals, where signals are few;
             standard errors are not below what follows from it.
     """
 
     group: PermutationGroup
-    partition: Partition | None
-    score: float
-    standard_error: float
     errors: NDArray
+    score: float = math.nan
+    standard_error: float = math.nan
     gap: float = math.nan
     gap_error: float = math.nan
     bias: float | None = None
     variance: float | None = None
+    residual_variance: float | None = None
     matrix: NDArray | None = None
     jackknife: NDArray = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.score):
+            object.__setattr__(self, "score", float(np.nanmean(self.errors)))
+
+    @property
+    def partition(self) -> Partition | None:
+        """Its clusters; ``None`` for a general permutation group."""
+        return self.group.partition if isinstance(self.group, ClusterGroup) else None
 
     @cached_property
     def num_clusters(self) -> int:
@@ -88,6 +110,7 @@ class GroupChoice:
         regret_bound: Upper bound, at 95 % confidence, on the risk of ``best`` less that of the
             truly best candidate, in units of the score; see :func:`choose_group`.
         criterion: What the score is.
+        words: What the criterion calls its numbers.
         hierarchy: Where the candidates came from, or ``None``.
         edge_index: The graph, or ``None``.
         block: Consecutive signals that were left out together.
@@ -105,6 +128,7 @@ class GroupChoice:
     block: int = 1
     gap: int = 0
     dependence: Dependence | None = None
+    words: Words = Words()
 
     @property
     def group(self) -> PermutationGroup:
@@ -247,9 +271,10 @@ def judge(
     block: int,
     gap: int,
     dependence: Dependence | None,
+    words: Words,
 ) -> GroupChoice:
     """Compare all candidates with the best one, on what both were scored on."""
-    ordered = sorted(found, key=lambda c: (-c.commutant_dim, -c.num_clusters))
+    ordered = sorted(_attribute(found), key=lambda c: (-c.commutant_dim, -c.num_clusters))
     most = max(int((~np.isnan(c.errors)).sum()) for c in ordered)
     finalists = [c for c in ordered if int((~np.isnan(c.errors)).sum()) == most]
     winner = min(finalists, key=lambda c: (c.score, c.commutant_dim))
@@ -284,7 +309,24 @@ def judge(
         block,
         gap,
         dependence,
+        words,
     )
+
+
+def _attribute(found: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Split every score into noise, bias and variance, where residual variances are known.
+
+    The noise is the residual variance of the best candidate. The smallest of all would be that of
+    a fit with as many weights as data, whose few residual degrees of freedom say nothing.
+    """
+    noise = min(found, key=lambda c: c.score).residual_variance
+    if noise is None:
+        return found
+    out = []
+    for candidate in found:
+        bias = max((candidate.residual_variance or 0.0) - noise, 0.0)
+        out.append(replace(candidate, bias=bias, variance=candidate.score - noise - bias))
+    return out
 
 
 def standard_error(values: NDArray, parts: NDArray, serial: bool) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,22 +10,21 @@ from torch import Tensor
 
 from gsym._validate import check_edge_index, check_edge_weight, check_whole, warn
 from gsym.choosing.choice import Candidate, GroupChoice, judge
-from gsym.choosing.criteria import Score, cross_validate
+from gsym.choosing.criteria import CRITERIA, ChoiceData, Criterion
+from gsym.choosing.criteria.cross_validation import CrossValidation, Score, check_folds
 from gsym.choosing.diagnosis import check_orientation, warn_distances, warn_values
 from gsym.coarsening.coarsening import Coarsening, swap_group
 from gsym.coarsening.hierarchy import Hierarchy, check_levels
 from gsym.errors import GraphError, GroupError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.risk.dependence import Dependence, serial_dependence
-from gsym.risk.ridge import as_clusters, can_regress, fit_group, residuals
+from gsym.risk.ridge import can_regress, residuals
 from gsym.risk.samples import Samples, as_regression
 
 # A hierarchy of more levels is scored on this many, evenly spaced in the logarithm of k, and then
 # on a few between the neighbours of the best.
 MAX_LEVELS = 24
 REFINED_LEVELS = 8
-# Fitted maps between clusters are kept for candidates of up to this many.
-MAX_MATRIX = 512
 
 
 def choose_group(
@@ -35,6 +33,7 @@ def choose_group(
     y: Any = None,
     *,
     score: Score | None = None,
+    criterion: str | Criterion = "ridge",
     edge_index: Tensor | None = None,
     edge_weight: Tensor | None = None,
     swaps: str | None = "auto",
@@ -49,11 +48,12 @@ def choose_group(
 ) -> GroupChoice:
     r"""Choose the group whose equivariant predictors have the smallest risk.
 
-    Without ``score`` nothing is trained: the risk of each group is the leave-one-out error of ridge
-    regression in its commutant (:mod:`gsym.risk.ridge`), in closed form, also where there
-    are fewer signals than nodes. A nonlinear equivariant network is judged by its linear part,
-    which shares the symmetry. With ``score`` every group is cross-validated by a function of
-    yours, with successive halving: after each fold the better half of the candidates goes on.
+    By default nothing is trained: the criterion ``"ridge"`` takes as risk of each group the
+    leave-one-out error of ridge regression in its commutant (:mod:`gsym.risk.ridge`), in closed
+    form, also where there are fewer signals than nodes. A nonlinear equivariant network is judged
+    by its linear part, which shares the symmetry. With ``score`` every group is cross-validated by
+    a function of yours, with successive halving: after each fold the better half of the candidates
+    goes on. Other criteria come in by ``criterion``.
 
     The regret bound is :math:`\max_g [\hat R(\hat g) - \hat R(g) + c\, se_g]`, not below 0, with
     the paired standard error :math:`se_g` and the t quantile c at level 0.95 shared among all
@@ -67,8 +67,8 @@ def choose_group(
 
     Args:
         candidates: A hierarchy, or groups and partitions. Of a hierarchy of more than 24 levels,
-            24 are scored, evenly spaced in the logarithm of k and both ends among them, and then
-            up to 8 on either side of the best (not with ``score``).
+            24 are scored, evenly spaced in the logarithm of k and both ends among them, and then,
+            with ``"ridge"``, up to 8 on either side of the best.
         x: Inputs ``[samples, n, c_in]`` or ``[samples, n]``, training data only.
         y: Targets ``[samples, n, c_out]`` or ``[samples, n]``, or ``[samples]`` for one number
             per signal. ``None``: denoising, to recover x from x plus white noise of the same
@@ -78,6 +78,8 @@ def choose_group(
             ``score(group)`` returning an object with ``fit(x, y)`` and ``predict(x)``, judged by
             squared error. Data arrive as they were given, indexed along samples. ``nan`` counts
             as infinite.
+        criterion: How candidates are judged: a name of ``gsym.choosing.CRITERIA``, or an object
+            of :class:`gsym.choosing.Criterion`.
         edge_index: Graph ``[2, e]`` for swaps and for the page; by default the hierarchy's.
         edge_weight: Weights ``[e]`` of ``edge_index``, which swaps have to keep; 1 where ``None``.
         swaps: ``"auto"``: where clusters of equal size can be exchanged without changing the
@@ -140,8 +142,7 @@ def choose_group(
     """
     if swaps not in ("auto", None):
         raise ValueError(f'swaps must be "auto" or None; got {swaps!r}')
-    if check_whole(folds, "folds") < 2:
-        raise ValueError(f"folds must be at least 2; got {folds}")
+    judged_by = _criterion(criterion, score, folds)
     hierarchy = candidates if isinstance(candidates, Hierarchy) else None
     if check_whole(seed, "seed") < 0:
         raise ValueError(f"seed must not be negative; got {seed}")
@@ -150,13 +151,13 @@ def choose_group(
     if hierarchy is not None and edge_index is None:
         edge_index, edge_weight = hierarchy.edge_index, hierarchy.edge_weight
     groups = _groups(candidates, levels)
-    if score is not None and any(v is not None for v in (standardize, mask, missing)):
+    if not judged_by.reads_samples and any(v is not None for v in (standardize, mask, missing)):
         raise ValueError(
             "score= sees the data as they come: standardize and fill them beforehand, and leave "
             "standardize, mask and missing out"
         )
     inputs, targets, observed = as_regression(x, y, seed, mask, missing)
-    data = Samples(
+    samples = Samples(
         inputs,
         targets,
         block=1 if block == "auto" else block,
@@ -164,11 +165,11 @@ def choose_group(
         standardize=standardize,
         **observed,
     )
-    _check_candidates(groups, data, edge_index, edge_weight)
-    dependence = serial_dependence(residuals(data))
-    data = _leave_out(data, block, gap, dependence)
-    left_out = data.left_out
-    warn_values(data, dependence.length if dependence.found else 1)
+    _check_candidates(groups, samples, edge_index, edge_weight)
+    dependence = serial_dependence(residuals(samples))
+    samples = _leave_out(samples, block, gap, dependence)
+    warn_values(samples, dependence.length if dependence.found else 1)
+    data = ChoiceData(inputs, targets, samples, denoising=y is None, seed=seed)
 
     def with_swaps(plain: Iterable[PermutationGroup]) -> list[PermutationGroup]:
         out = []
@@ -176,26 +177,53 @@ def choose_group(
             out.append(group)
             if swaps == "auto" and edge_index is not None and type(group) is ClusterGroup:
                 exchange = None if group.swaps else _swaps(group.partition, edge_index, edge_weight)
-                if exchange is not None and can_regress(exchange, data.x.shape[2]):
+                if exchange is not None and can_regress(exchange, samples.x.shape[2]):
                     out.append(exchange)
         return out
 
-    if score is None:
-        what = "leave-one-out squared error of ridge in the commutant"
-        what += "" if y is not None else ", denoising"
-        what += "" if standardize is None else ", standardized"
-        found = [_risk(group, data) for group in with_swaps(groups)]
-        if hierarchy is not None and levels is None:
-            extra = _between(hierarchy.levels, found)
-            found += [_risk(g, data) for g in with_swaps(ClusterGroup(hierarchy[k]) for k in extra)]
-        found = _attribute(found)
-    else:
-        what = f"{getattr(score, '__name__', type(score).__name__)}, {folds}-fold"
-        found = cross_validate(
-            with_swaps(groups), inputs, targets, score, folds, data.left_out, seed
+    found = _evaluate(judged_by, with_swaps(groups), data)
+    if judged_by.refines and hierarchy is not None and levels is None:
+        extra = _between(hierarchy.levels, found)
+        found += _evaluate(judged_by, with_swaps(ClusterGroup(hierarchy[k]) for k in extra), data)
+    return judge(
+        found,
+        judged_by.describe(data),
+        hierarchy,
+        edge_index,
+        samples.left_out.block,
+        samples.left_out.gap,
+        dependence,
+        judged_by.words,
+    )
+
+
+def _criterion(criterion: str | Criterion, score: Score | None, folds: int) -> Criterion:
+    """What was asked for, as an object."""
+    check_folds(folds)
+    if score is not None:
+        if criterion != "ridge":
+            raise ValueError("score= is a criterion of its own; leave criterion out")
+        return CrossValidation(score, folds)
+    if isinstance(criterion, Criterion):
+        return criterion
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
+        raise ValueError(
+            f"criterion must be {' or '.join(map(repr, CRITERIA))}, or an object of "
+            f"gsym.choosing.Criterion; got {criterion!r:.80}; a function goes to score="
         )
-    left_out = data.left_out
-    return judge(found, what, hierarchy, edge_index, left_out.block, left_out.gap, dependence)
+    return CRITERIA[criterion]
+
+
+def _evaluate(
+    criterion: Criterion, groups: Sequence[PermutationGroup], data: ChoiceData
+) -> list[Candidate]:
+    found = list(criterion.evaluate(groups, data))
+    if len(found) != len(groups):
+        raise ValueError(
+            f"{type(criterion).__name__}.evaluate returned {len(found)} candidates for "
+            f"{len(groups)} groups; give one for each, in their order"
+        )
+    return found
 
 
 def _leave_out(data: Samples, block: int | str, gap: int | str, dependence: Dependence) -> Samples:
@@ -315,33 +343,3 @@ def _swaps(
         return None
     swaps = swap_group(Coarsening(partition, edge_index, edge_weight))
     return None if swaps is None else ClusterGroup(partition, swaps=swaps)
-
-
-def _risk(group: PermutationGroup, data: Samples) -> Candidate:
-    """Score one group by the left-out error of its ridge regression."""
-    fit = fit_group(data, group)
-    k = as_clusters(group).partition.num_clusters
-    return Candidate(
-        group=group,
-        partition=group.partition if isinstance(group, ClusterGroup) else None,
-        score=fit.risk,
-        standard_error=float("nan"),  # see judge
-        errors=fit.errors,
-        jackknife=fit.jackknife,
-        bias=fit.noise,  # see _attribute
-        matrix=fit.matrix if k <= MAX_MATRIX and not data.invariant else None,
-    )
-
-
-def _attribute(found: Sequence[Candidate]) -> list[Candidate]:
-    """Split every score into noise, bias and variance, once all noise estimates are known.
-
-    The noise is that of the best candidate. The smallest estimate of all would be that of a fit
-    with as many weights as data, whose few residual degrees of freedom say nothing.
-    """
-    noise = min(found, key=lambda c: c.score).bias or 0.0
-    biases = [max((c.bias or 0.0) - noise, 0.0) for c in found]
-    return [
-        replace(c, bias=bias, variance=c.score - noise - bias)
-        for c, bias in zip(found, biases, strict=True)
-    ]

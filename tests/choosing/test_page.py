@@ -78,7 +78,7 @@ def test_holds_every_candidate(tmp_path):
         order = row["matrix"]["order"]
         expected = known.matrix[np.ix_(order, order)].flatten()
         assert matrix == pytest.approx(expected, abs=1e-3 * max(1, abs(expected).max()))
-    assert rows[2]["risk"] == "0.300 ± 0.010"
+    assert rows[2]["score"] == "0.300 ± 0.010"
     assert rows[0]["above"] == "0.6000 ± 0.0025 above the lowest"
     assert "<title>A path</title>" in text
     assert len(tags.of("circle")) >= 12 and len(tags.of("tr")) == 6
@@ -122,7 +122,7 @@ def test_missing_numbers(tmp_path, value):
     shown.candidates[2].matrix = np.full((3, 3), np.nan)
     shown.regret_bound = float("nan")
     text, _, data = written(shown, tmp_path)
-    assert data["candidates"][0]["risk"] == "not estimated" and data["candidates"][0]["y"] is None
+    assert data["candidates"][0]["score"] == "not estimated" and data["candidates"][0]["y"] is None
     assert data["candidates"][1]["matrix"] is None and data["candidates"][0]["parts"] == []
     assert "NaN" not in text.split('id="data"')[1].split("</script>")[0]
     assert "more risk" not in text

@@ -118,7 +118,7 @@ def test_everything_follows_the_slider(window, tmp_path):
         assert now["sizes"] == k
         assert text(window, "clusters") == f"{k} cluster{'s' * (k > 1)}"
         assert text(window, "dim") == f"{known.commutant_dim:,}"
-        assert text(window, "risk").startswith(f"{known.score:.3f} ±")
+        assert text(window, "score").startswith(f"{known.score:.3f} ±")
         assert now["current"] == [i]
         markers.append(float(now["marker"]))
         # Ward's order of a path is the order of its pieces: rows above columns are negative.

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { candidates, best, simplest } = data;
+  const { candidates, best, simplest, scoreName } = data;
   const $ = (id) => document.getElementById(id);
   const unpack = (text, Type) =>
     new Type(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
@@ -131,13 +131,13 @@
     at = Math.max(0, Math.min(candidates.length - 1, index));
     const c = candidates[at];
     dial.value = at;
-    dial.setAttribute("aria-valuetext", `${c.clusters}, risk ${c.risk}`);
+    dial.setAttribute("aria-valuetext", `${c.clusters}, ${scoreName} ${c.score}`);
     paintNodes(c);
     paintSizes(c);
     paintMatrix(c);
     $("now-clusters").textContent = c.clusters;
     $("now-name").textContent = c.name;
-    $("risk").textContent = c.risk;
+    $("score").textContent = c.score;
     $("above").textContent = at === best ? "the lowest" : c.above;
     $("clusters").textContent = c.clusters;
     $("sizes-text").textContent = c.sizesText;

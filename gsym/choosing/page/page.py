@@ -18,6 +18,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from gsym._files import replacing
+from gsym.choosing.choice import Words
 from gsym.choosing.page.curve import Curve
 from gsym.choosing.page.drawing import MAX_NODES, WIDTH, Drawing, cluster_colours, leaf_rank
 from gsym.errors import SignalError
@@ -83,7 +84,7 @@ def render(
     title: str | None = None,
 ) -> str:
     """The text of the page; see :func:`write_page`."""
-    candidates = [Shown(i, candidate) for i, candidate in enumerate(choice.candidates)]
+    candidates = [Shown(i, c, choice.words) for i, c in enumerate(choice.candidates)]
     by_identity = {id(shown.candidate): shown for shown in candidates}
     best, simplest = by_identity[id(choice.best)], by_identity[id(choice.simplest)]
     n = candidates[0].num_nodes
@@ -100,6 +101,7 @@ def render(
     )
     data = _data(kept, drawing, curve, leaf_rank(levels))
     data["best"], data["simplest"] = kept.index(best), kept.index(simplest)
+    data["scoreName"] = choice.words.score
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
@@ -123,6 +125,7 @@ def render(
         best=best,
         simplest=simplest,
         criterion=choice.criterion,
+        score_name=choice.words.score,
         regret=_number(choice.regret_bound),
         drawing=drawing,
         names=_check_names(names, n),
@@ -138,9 +141,10 @@ def render(
 class Shown:
     """A candidate as the page words it."""
 
-    def __init__(self, number: int, candidate: Any) -> None:
+    def __init__(self, number: int, candidate: Any, words: Words) -> None:
         self.number = number
         self.candidate = candidate
+        self.words = words
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -162,7 +166,7 @@ class Shown:
 
     @property
     def score(self) -> float | None:
-        """Estimated risk, if there is one."""
+        """The score, if there is one."""
         return _finite(self.candidate.score)
 
     @property
@@ -202,7 +206,7 @@ class Shown:
         return f"{self.sizes.min():,} to {self.sizes.max():,}, median {median:,g}{alone}"
 
     @property
-    def risk_text(self) -> str:
+    def score_text(self) -> str:
         """Score and standard error, both to the digit that the error makes meaningful."""
         return with_error(self.score, self.error)
 
@@ -213,7 +217,7 @@ class Shown:
 
     @property
     def gap_text(self) -> str:
-        """How far above the lowest risk, with the standard error of that difference."""
+        """How far above the lowest score, with the standard error of that difference."""
         gap = _finite(self.candidate.gap)
         if not gap:
             return ""
@@ -222,18 +226,10 @@ class Shown:
 
     @property
     def parts(self) -> list[tuple[str, str, str]]:
-        """What the risk is made of, where that is known: name, value and meaning."""
+        """What the score is made of, where that is known: name, value and meaning."""
         known = (
-            (
-                "Equivariance error of the data",
-                _number(self.candidate.bias),
-                "bias: what its best map misses more than that of the lowest risk",
-            ),
-            (
-                "Cost of estimation",
-                _number(self.candidate.variance),
-                "variance: what too few signals add",
-            ),
+            (name, _number(getattr(self.candidate, attribute)), meaning)
+            for attribute, name, meaning in self.words.parts
         )
         return [part for part in known if part[1]]
 
@@ -347,7 +343,7 @@ def _data(
                 "clusters": shown.clusters,
                 "sizesText": shown.sizes_text,
                 "dim": shown.dim_text,
-                "risk": shown.risk_text,
+                "score": shown.score_text,
                 "above": shown.gap_text,
                 "parts": shown.parts,
                 "labels": _packed(inverse, "<u2"),

@@ -1,4 +1,4 @@
-"""Scores of users' own functions: cross-validation with successive halving."""
+"""Users' own scoring functions: cross-validation with successive halving."""
 
 from __future__ import annotations
 
@@ -12,15 +12,51 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym.choosing.choice import Candidate, standard_error
+from gsym._validate import check_whole
+from gsym.choosing.choice import Candidate, Words
+from gsym.choosing.criteria._criterion import ChoiceData, Criterion
 from gsym.errors import SignalError
-from gsym.groups import ClusterGroup, PermutationGroup
+from gsym.groups import PermutationGroup
 from gsym.risk.samples import LeftOut
 
 Score = Callable[..., Any]
 
 
-def cross_validate(
+class CrossValidation(Criterion):
+    """Scores of a function of the user's, over folds of whole blocks of signals.
+
+    Args:
+        score: ``score(group, x_train, y_train, x_val, y_val) -> float``, lower is better, or
+            ``score(group)`` returning an object with ``fit`` and ``predict``.
+        folds: Number of folds. After each the better half of the candidates goes on.
+    """
+
+    words = Words(score="score")
+    reads_samples = False
+
+    def __init__(self, score: Score, folds: int = 5) -> None:
+        self.score, self.folds = score, check_folds(folds)
+
+    def evaluate(self, groups: Sequence[PermutationGroup], data: ChoiceData) -> list[Candidate]:
+        """Cross-validate all groups with successive halving."""
+        return _cross_validate(
+            groups, data.x, data.y, self.score, self.folds, data.samples.left_out, data.seed
+        )
+
+    def describe(self, data: ChoiceData) -> str:
+        """The name of the function, and the number of folds."""
+        del data
+        return f"{getattr(self.score, '__name__', type(self.score).__name__)}, {self.folds}-fold"
+
+
+def check_folds(folds: int) -> int:
+    """A whole number of folds, at least two."""
+    if check_whole(folds, "folds") < 2:
+        raise ValueError(f"folds must be at least 2; got {folds}")
+    return folds
+
+
+def _cross_validate(
     groups: Sequence[PermutationGroup],
     x: Any,
     y: Any,
@@ -41,7 +77,7 @@ def cross_validate(
         parts = np.array_split(np.arange(blocks), folds)
     else:
         parts = np.array_split(np.random.default_rng(seed).permutation(blocks), folds)
-    errors: list[NDArray | None] = [None] * len(groups)
+    errors: dict[int, NDArray] = {}
     alive = list(range(len(groups)))
     for fold, held_out in enumerate(parts):
         inside = np.isin(owner, held_out)
@@ -60,32 +96,18 @@ def cross_validate(
         for index in alive:
             value = _numbers(runs(groups[index], *split))
             single = len(value) == 1
-            known = errors[index]
-            if known is None:
-                known = errors[index] = np.full(folds if single else blocks, np.nan)
+            known = errors.setdefault(index, np.full(folds if single else blocks, np.nan))
             value = np.where(np.isnan(value), np.inf, value)
             if single:
                 known[fold] = value[0]
             else:
                 known[np.sort(held_out)] = np.add.reduceat(value, starts) / per_block
-        means = {index: float(np.nanmean(errors[index])) for index in alive}  # type: ignore[arg-type]
+        means = {index: float(np.nanmean(errors[index])) for index in alive}
         keep = max(2, -(-len(alive) // 2))
         alive = sorted(sorted(alive, key=lambda i: means[i])[:keep])
     if not any(math.isfinite(value) for value in means.values()):
         raise ValueError("the scoring function returned no finite number for any candidate")
-    out = []
-    for group, known in zip(groups, errors, strict=True):
-        assert known is not None
-        out.append(
-            Candidate(
-                group=group,
-                partition=group.partition if isinstance(group, ClusterGroup) else None,
-                score=float(np.nanmean(known)),
-                standard_error=standard_error(known, np.zeros(0), False)[0],
-                errors=known,
-            )
-        )
-    return out
+    return [Candidate(group, errors[index]) for index, group in enumerate(groups)]
 
 
 def _scorer(score: Score) -> Callable[..., Any]:
