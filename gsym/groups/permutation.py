@@ -25,6 +25,7 @@ from gsym._validate import IntegerArray, check_dense, check_permutation, check_w
 from gsym.errors import GroupError
 from gsym.groups._host import lives_on_cpu
 from gsym.groups._record import read_record, record
+from gsym.groups.adapted import Found, find_basis
 from gsym.groups.chain import StabiliserChain
 from gsym.groups.coordinates import (
     ChannelMoves,
@@ -241,6 +242,22 @@ class PermutationGroup:
         images = (self.generators[:, :, None] * n + self.generators[:, None, :]).view(-1, n * n)
         orbits = Orbits.of_maps(images)
         return Orbits(orbits.index.view(n, n), orbits.num_orbits, orbits.sizes)
+
+    @cached_property
+    def adapted_basis(self) -> Found:
+        """A basis in which all that commutes with the group is block diagonal, if one is found.
+
+        See :class:`gsym.groups.adapted.AdaptedBasis`. It is found once and neither pickled nor
+        copied with the group, which it follows from.
+
+        Cost:
+            ``O(n^3)``, some seconds at n = 1,024.
+
+        Example:
+            >>> PermutationGroup.from_cycles(4, [(0, 1, 2)]).adapted_basis.basis
+            AdaptedBasis(4 nodes: 2 x R(1) + 1 x C(2))
+        """
+        return find_basis(self.pair_orbits())
 
     def edge_orbits(self, edge_index: Any) -> Orbits:
         """Orbits of ordered pairs, read on the edges: ``index`` is ``[e]``.
