@@ -29,7 +29,7 @@ from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
 from benchmarks.kernels.rows import Row
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.memory import keep_freed_memory, peak_memory
-from benchmarks.suite.run import provenance
+from benchmarks.suite.provenance import provenance
 from gsym import ClusterGroup, Partition
 from gsym.nn import OrbitLinear
 

@@ -28,7 +28,7 @@ from benchmarks.data import replacing
 from benchmarks.studies.choosing_conditions import lines as condition_lines
 from benchmarks.studies.choosing_conditions import measure as measure_conditions
 from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.run import provenance
+from benchmarks.suite.provenance import provenance
 from benchmarks.suite.store import read_rows
 from benchmarks.tasks import TASKS
 from gsym import ClusterGroup, Partition

@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.data import replacing
-from benchmarks.suite.run import provenance
+from benchmarks.suite.provenance import provenance
 from gsym import ClusterGroup
 from gsym.coarsening import coarsen
 from gsym.nn import OrbitLinear

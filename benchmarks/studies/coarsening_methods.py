@@ -20,7 +20,7 @@ from rich.progress import track
 
 from benchmarks.data import find, read_npz, replacing
 from benchmarks.simulators.gait import SKELETON_EDGES
-from benchmarks.suite.run import provenance
+from benchmarks.suite.provenance import provenance
 from gsym.coarsening import Coarsening, coarsen
 from gsym.errors import ClusteringError
 

@@ -6,11 +6,9 @@ much Euclidean symmetry of the coordinates a network has.
 
 from __future__ import annotations
 
-import copy
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,18 +16,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.folder import locked
-from benchmarks.suite.memory import peak_memory
-from benchmarks.suite.report.tables import Line, compare, spread
-from benchmarks.suite.run import provenance
-from benchmarks.suite.store import Row, Value, append_row, read_rows, recover
+from benchmarks.suite.engine import Engine, Job, check_request
+from benchmarks.suite.report.tables import Line, compare, spread, thousands
+from benchmarks.suite.store import Row, Value
 from benchmarks.suite.task import Schedule
-from gsym.nn import Penguin, PenguinConv
+from benchmarks.suite.train import Fit, Measured, Trainer, Training, closed_form
 
+METRIC = "MSE"
 # The estimator of alpha learns faster than what it blends, or a short training hardly moves it.
 ALPHA_RATE = 3.0
 
@@ -98,66 +93,45 @@ def error(net: nn.Module, part: Part, edge_index: Tensor) -> Tensor:
     return loss if part.x is None else loss + F.mse_loss(x, part.x)
 
 
-def score(net: nn.Module, part: Part, edge_index: Tensor) -> Tensor | None:
+def score(net: Any, part: Part, edge_index: Tensor) -> Tensor | None:
     """The network's alpha on these inputs, if it learns one."""
-    if not isinstance(net, Penguin | PenguinConv) or net.estimator is None:
+    if getattr(net, "estimator", None) is None:
         return None
     return net.symmetry_score(part.inputs["x"], part.inputs["pos"], edge_index)
 
 
-def train(
-    net: nn.Module,
-    parts: tuple[Part, Part],
-    edge_index: Tensor,
-    schedule: Schedule,
-    price: float,
-    on_epoch: Callable[[int, float], None],
-) -> int | None:
-    """Train with Adam and load the weights of the best validation epoch.
+class MotionTraining(Training):
+    """A network on coordinates, with the price of freedom in its loss."""
 
-    Args:
-        net: The network; takes ``edge_index`` and what ``Part.inputs`` names.
-        parts: Training and validation part.
-        edge_index: The graph, ``[2, e]``.
-        schedule: Epochs, batches and learning rate.
-        price: As in :class:`Model`.
-        on_epoch: Called after each validation with the epoch and the best error so far.
+    def __init__(self, model: Model, parts: tuple[Part, Part], edge_index: Tensor) -> None:
+        self.recipe, self.parts, self.edge_index = model, parts, edge_index
 
-    Returns:
-        The best epoch, or ``None`` if the loss or the validation error was no finite number.
-    """
-    data, val = parts
-    faster = [p for name, p in net.named_parameters() if name.startswith("estimator.")]
-    rest = [p for name, p in net.named_parameters() if not name.startswith("estimator.")]
-    groups: list[dict[str, Any]] = [
-        {"params": rest},
-        {"params": faster, "lr": ALPHA_RATE * schedule.lr},
-    ]
-    optimiser = torch.optim.Adam(groups, lr=schedule.lr)
-    best, best_epoch, weights = math.inf, 0, copy.deepcopy(net.state_dict())
-    count = len(data.pos)
-    for epoch in range(1, schedule.epochs + 1):
-        for index in torch.randperm(count).split(schedule.batch_size or count):
-            batch = data.batch(index)
-            optimiser.zero_grad()
-            loss = error(net, batch, edge_index)
-            alpha = score(net, batch, edge_index) if price else None
-            if alpha is not None:
-                loss = loss + price * (1 - alpha).mean()
-            if not loss.isfinite():
-                return None
-            loss.backward()
-            optimiser.step()
-        if epoch % schedule.eval_every == 0 or epoch == schedule.epochs:
-            with torch.no_grad():
-                now = error(net, val, edge_index).item()
-            if not math.isfinite(now):
-                return None
-            if now < best:
-                best, best_epoch, weights = now, epoch, copy.deepcopy(net.state_dict())
-            on_epoch(epoch, best)
-    net.load_state_dict(weights)
-    return best_epoch
+    def model(self) -> nn.Module:
+        return self.recipe.make(self.parts[0])
+
+    def parameters(self, model: nn.Module) -> list[dict[str, Any]]:
+        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in model.named_parameters():
+            groups[name.startswith("estimator.")].append(parameter)
+        return [{"params": groups[False]}, {"params": groups[True], "scale": ALPHA_RATE}]
+
+    def batches(self) -> Iterator[Part]:
+        data = self.parts[0]
+        assert self.recipe.schedule is not None
+        count = len(data.pos)
+        for index in torch.randperm(count).split(self.recipe.schedule.batch_size or count):
+            yield data.batch(index)
+
+    def loss(self, model: nn.Module, batch: Part) -> Tensor:
+        loss = error(model, batch, self.edge_index)
+        alpha = score(model, batch, self.edge_index) if self.recipe.price else None
+        return loss if alpha is None else loss + self.recipe.price * (1 - alpha).mean()
+
+    def validate(self, model: nn.Module) -> Measured:
+        return {METRIC: error(model, self.parts[1], self.edge_index).item()}
+
+    def contents(self, batch: Part) -> dict[str, Any]:
+        return {"inputs": dict(batch.inputs), "pos": batch.pos, "x": batch.x}
 
 
 def run(
@@ -167,8 +141,8 @@ def run(
     name: str,
     profile: str,
     seeds: int,
-    console: Console,
-) -> None:
+    console: Console | None,
+) -> list[Row]:
     """Train every model of every setting on every seed; finished cells are kept.
 
     Args:
@@ -179,43 +153,67 @@ def run(
         seeds: Number of seeds.
         console: Where to tell the progress.
 
+    Returns:
+        The rows, those found finished included.
+
     Raises:
         BenchmarkError: There are no seeds, or the results cannot be read or written.
     """
-    if seeds < 1:
-        raise BenchmarkError(f"expected at least one seed; got --seeds {seeds}")
-    with locked(out):
-        torn = recover(out / name)
-        if torn is not None:
-            console.print(
-                f"The last line of {out / name} was cut off; it was moved to {name}.torn and its "
-                f"cell is run again: {torn[:60]}...",
-                markup=False,
-                soft_wrap=True,
-            )
-        _run_cells(settings, out, name, profile, seeds, console)
+    check_request(profile, [profile], seeds)
 
-
-def _run_cells(
-    settings: Sequence[Setting], out: Path, name: str, profile: str, seeds: int, console: Console
-) -> None:
-    finished = {row.key for row in read_rows(out, name)}
-    with Progress(console=console, transient=True) as progress:
-        cells = progress.add_task("cells", total=seeds * sum(len(s.models) for s in settings))
+    def jobs() -> Iterator[Job]:
         for seed in range(seeds):
             for setting in settings:
-                parts: tuple[Part, Part, Part] | None = None
-                for title, model in setting.models.items():
-                    key = _key(setting, title, model, profile, seed)
-                    if key not in finished:
-                        parts = parts or setting.load(seed)
-                        row = _cell(setting, title, model, parts, profile, seed, key, progress)
-                        append_row(out, row, name)
-                        test = "diverged" if row.test is None else f"test {row.test:.4g}"
-                        progress.print(
-                            f"{setting.name}, {title}, seed {seed}: {test}, {row.seconds:.0f} s"
-                        )
-                    progress.advance(cells)
+                load = cache(partial(setting.load, seed))
+                for title in setting.models:
+                    yield _job(setting, title, profile, seed, load)
+
+    total = seeds * sum(len(setting.models) for setting in settings)
+    return Engine(out, name, console=console).run(lambda: (total, jobs()))
+
+
+def _job(
+    setting: Setting,
+    title: str,
+    profile: str,
+    seed: int,
+    load: Callable[[], tuple[Part, Part, Part]],
+) -> Job:
+    model = setting.models[title]
+
+    def fit(trainer: Trainer) -> Fit:
+        training, val, _ = load()
+        if model.schedule is None:
+            return closed_form(lambda: model.make(training), epochs=0)
+        parts = training, val
+        return trainer.fit(MotionTraining(model, parts, setting.edge_index), model.schedule, seed)
+
+    @torch.no_grad()
+    def measure(fit: Fit) -> list[Value]:
+        _, val, test = load()
+        net, edge_index = fit.model.eval(), setting.edge_index
+        values = [
+            Value(split, METRIC, "1", error(net, part, edge_index).item())
+            for split, part in (("val", val), ("test", test))
+        ]
+        probes = setting.probe(net, test, edge_index)
+        return values + [Value("test", name, "1", value) for name, value in probes.items()]
+
+    columns = {
+        "key": _key(setting, title, model, profile, seed),
+        "task": setting.name,
+        "dataset": "simulated",
+        "source": "embedded",
+        "profile": profile,
+        "schedule": str(model.schedule),
+        "model": title,
+        "group": "",
+        "group_order_log": None,
+        "commutant_dim": None,
+        "seed": seed,
+        "fold": None,
+    }
+    return Job(f"{setting.name}, {title}, seed {seed}", columns, METRIC, "1", fit, measure)
 
 
 def lines(rows: Sequence[Row], setting: Setting, profile: str) -> list[Line]:
@@ -251,7 +249,7 @@ def table_rows(table: Sequence[Line], setting: Setting) -> tuple[list[str], list
         body.append(
             [
                 f"{line.name} (baseline)" if setting.models[line.name].baseline else line.name,
-                f"{line.rows[0].parameters:,}",
+                thousands(next((r.parameters for r in line.rows if r.parameters), None)),
                 short(line.values("test")),
                 str(compare(line, reference) or "-"),
                 str(line.count("diverged")),
@@ -271,65 +269,3 @@ def short(values: Sequence[float]) -> str:
 def _key(setting: Setting, title: str, model: Model, profile: str, seed: int) -> str:
     how = model.schedule and asdict(model.schedule)
     return f"{setting.name}; {title}; {profile}; seed {seed}; {how}; price {model.price}"
-
-
-def _cell(
-    setting: Setting,
-    title: str,
-    model: Model,
-    parts: tuple[Part, Part, Part],
-    profile: str,
-    seed: int,
-    key: str,
-    progress: Progress,
-) -> Row:
-    """Fit one model and test it once."""
-    training, val, test = parts
-    epochs = model.schedule.epochs if model.schedule else 0
-    bar = progress.add_task(f"{setting.name}, {title}, seed {seed}", total=epochs or 1)
-    torch.manual_seed(seed)
-    peak, start = peak_memory(torch.device("cpu")), time.perf_counter()
-    net = model.make(training)
-    best: int | None = 0
-    if model.schedule:
-        best = train(
-            net,
-            (training, val),
-            setting.edge_index,
-            model.schedule,
-            model.price,
-            lambda epoch, _: progress.update(bar, completed=epoch),
-        )
-    seconds = time.perf_counter() - start
-    values = [Value(split, "MSE", "1", None) for split in ("val", "test")]
-    if best is not None:
-        with torch.no_grad():
-            errors = [error(net, part, setting.edge_index).item() for part in (val, test)]
-            probes = setting.probe(net, test, setting.edge_index)
-        values = [replace(v, value=e) for v, e in zip(values, errors, strict=True)]
-        values += [Value("test", name, "1", value) for name, value in probes.items()]
-    progress.remove_task(bar)
-    return Row(
-        key=key,
-        **provenance(),
-        device="cpu",
-        threads=torch.get_num_threads(),
-        task=setting.name,
-        dataset="simulated",
-        source="embedded",
-        profile=profile,
-        schedule=str(model.schedule),
-        model=title,
-        group="",
-        group_order_log=None,
-        commutant_dim=None,
-        seed=seed,
-        status="diverged" if best is None else "ok",
-        seconds=round(seconds, 2),
-        peak_memory_mib=round(peak(), 1),
-        parameters=sum(p.numel() for p in net.parameters()),
-        epochs=epochs,
-        best_epoch=best,
-        fold=None,
-        values=tuple(values),
-    )

@@ -12,6 +12,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 from scipy import stats
 from torch_geometric.data import Batch
 from toy_task import make_row
@@ -19,14 +20,16 @@ from toy_task import make_row
 from benchmarks.__main__ import main
 from benchmarks.data import DataError
 from benchmarks.studies.molecules import graphs as loading
-from benchmarks.studies.molecules import page, suite
+from benchmarks.studies.molecules import page, suite, training
 from benchmarks.studies.molecules.graphs import FOLDS, KINDS, load
 from benchmarks.studies.molecules.models import count_parameters, matching_width, models
 from benchmarks.studies.molecules.pairs import families, pair_refinement, refinement
 from benchmarks.studies.molecules.separation import measure, names, theory
-from benchmarks.studies.molecules.training import History, count_labels, majority, train
+from benchmarks.studies.molecules.training import GraphTraining, count_labels, last, majority
+from benchmarks.suite.engine import Engine
 from benchmarks.suite.store import Row, Value, read_rows
 from benchmarks.suite.task import Schedule
+from benchmarks.suite.train import Trainer
 
 EVERY = list(models(KINDS))
 
@@ -146,47 +149,55 @@ class TestFolds:
         assert int((found.fold == -1).sum()) == 8
 
 
+def fit(out, graphs, name, fold, schedule):
+    def make(num_labels, num_classes):
+        return models(KINDS)[name](num_labels, num_classes, 4)
+
+    training = GraphTraining(make, graphs, fold, 16)
+    trainer = Trainer(Fabric(accelerator="cpu"), out / "checkpoint", out / "diverged", math.inf)
+    return trainer.fit(training, schedule, 0)
+
+
 class TestProtocols:
-    def test_both_are_read_off_one_history(self):
-        history = History(
-            val=[50.0, 80.0, 70.0, 80.0, *[60.0] * 9],
-            val_loss=[1.0, 0.6, 0.1, 0.5, *[2.0] * 9],
-            test=[90.0, 20.0, 30.0, 40.0, *[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]],
-        )
-        assert history.best() == 4 and history.chosen() == 40.0  # the tie goes to less loss
-        assert history.last() == pytest.approx((40 + 45) / 10)
-        assert history.last("val") == pytest.approx(62.0)
+    def test_both_are_read_off_one_history(self, toy):
+        val = [50.0, 80.0, 70.0, 80.0, *[60.0] * 9]
+        loss = [1.0, 0.6, 0.1, 0.5, *[2.0] * 9]
+        test = [90.0, 20.0, 30.0, 40.0, *[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]]
+        columns = zip(val, loss, test, strict=True)
+        history = [{"val": v, "loss": x, "test": t} for v, x, t in columns]
+        best = min(history, key=GraphTraining(None, toy, 0, 16).rank)
+        assert best is history[3]  # the tie goes to less loss
+        assert last(history, "test") == pytest.approx((40 + 45) / 10)
+        assert last(history, "val") == pytest.approx(62.0)
 
-    def test_the_first_of_equal_epochs_is_taken_whatever_the_test_says(self):
-        history = History(val=[50.0] * 3, val_loss=[1.0] * 3, test=[1.0, 90.0, 99.0])
-        assert history.best() == 1 and history.last() == pytest.approx(190 / 3)
+    def test_the_first_of_equal_epochs_is_taken_whatever_the_test_says(
+        self, toy, tmp_path, monkeypatch
+    ):
+        found = iter([(50.0, 1.0), (1.0, 9.0), (50.0, 1.0), (99.0, 9.0)])
+        monkeypatch.setattr(training, "_evaluate", lambda *_: next(found))
+        assert fit(tmp_path, toy, "GIN", 0, Schedule(2, batch_size=16)).best_epoch == 1
 
-    def test_training_does_not_see_the_classes_of_the_test_graphs(self, toy):
-        def run(graphs):
-            torch.manual_seed(0)
-            net = models(KINDS)["GIN"](3, 2, 4)
-            return train(net, graphs, 3, Schedule(4, batch_size=16))
-
+    def test_training_does_not_see_the_classes_of_the_test_graphs(self, toy, tmp_path):
         flipped = dataclasses.replace(toy, graphs=[g.clone() for g in toy.graphs])
         for i in toy.parts(3)[2].tolist():
             flipped.graphs[i].y = 1 - flipped.graphs[i].y
-        honest, other = run(toy), run(flipped)
-        assert honest.val == other.val and honest.val_loss == other.val_loss
-        assert [100 - t for t in honest.test] == pytest.approx(other.test)
+        schedule = Schedule(4, batch_size=16)
+        honest, other = (fit(tmp_path, g, "GIN", 3, schedule).history for g in (toy, flipped))
+        for column in ("val", "loss"):
+            assert [m[column] for m in honest] == [m[column] for m in other]
+        assert [100 - m["test"] for m in honest] == pytest.approx([m["test"] for m in other])
 
-    def test_rings_are_learnt(self, toy):
-        torch.manual_seed(0)
-        net = models(KINDS)["SPEN by size"](3, 2, 4)
-        history = train(net, toy, 0, Schedule(12, batch_size=16, lr=0.02))
-        assert history.val[history.best() - 1] == 100.0 and len(history.test) == 12
+    def test_rings_are_learnt(self, toy, tmp_path):
+        found = fit(tmp_path, toy, "SPEN by size", 0, Schedule(12, batch_size=16, lr=0.02))
+        assert found.history[found.best_epoch - 1]["val"] == 100.0 and len(found.history) == 12
         assert majority(toy, 0) == (75.0, 50.0)  # 28 of 42 are rings
         assert count_labels(toy, 0)[0] == 100.0  # a ring has as many edges as nodes
 
-    def test_a_loss_that_is_no_number_ends_the_training(self, toy):
-        net = models(KINDS)["GIN"](3, 2, 4)
-        with torch.no_grad():
-            net.heads[0].bias.fill_(math.nan)
-        assert train(net, toy, 0, Schedule(2, batch_size=16)) is None
+    def test_a_loss_that_is_no_number_ends_the_training(self, toy, tmp_path, monkeypatch):
+        monkeypatch.setattr(training.F, "cross_entropy", lambda *_: torch.tensor(math.nan))
+        assert fit(tmp_path, toy, "GIN", 0, Schedule(2, batch_size=16)).status == "diverged"
+        saved = torch.load(tmp_path / "diverged", weights_only=True)
+        assert saved["x"].size(0) == saved["batch"].numel() and saved["epoch"] == 0
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -306,21 +317,21 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
     words = ["molecules", "MUTAG", "--models", "GIN", "SPEN by size", "most frequent class"]
     words += ["--seeds", "1", "--data", str(data), "--out", str(out)]
     done = []
-    original = suite.run_cell
+    original = Engine._row
 
-    def stopping(cell, graphs):
+    def stopping(self, job, *rest):
         if len(done) == 6:
             raise KeyboardInterrupt
-        done.append(cell)
-        return original(cell, graphs)
+        done.append(job)
+        return original(self, job, *rest)
 
-    monkeypatch.setattr(suite, "run_cell", stopping)
+    monkeypatch.setattr(Engine, "_row", stopping)
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 130
     first = read_rows(out, suite.RESULTS)
     assert len(first) == 6
-    monkeypatch.setattr(suite, "run_cell", original)
+    monkeypatch.setattr(Engine, "_row", original)
     main(words)
     rows = read_rows(out, suite.RESULTS)
     assert rows[:6] == first
@@ -331,7 +342,7 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
     for word in ("### MUTAG, quick", "counts of labels", "SPEN by size, 2 hops", "--data DIR"):
         assert word in text
     assert "Not run, or not to the end: counts of labels; rooted subgraphs" in text
-    monkeypatch.setattr(suite, "run_cell", None)
+    monkeypatch.setattr(Engine, "_row", None)
     main(words)
     assert (out / page.PAGE).read_text() == text
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from functools import partial
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 from scipy import stats
 from scipy.spatial.transform import Rotation
 
@@ -16,8 +18,10 @@ from benchmarks.__main__ import main
 from benchmarks.simulators import nbody as simulator
 from benchmarks.simulators.nbody import TIME_STEP, advance, energy, simulate_motions
 from benchmarks.studies import motion, nbody
+from benchmarks.suite.engine import Engine
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.store import read_rows
+from benchmarks.suite.train import Trainer
 
 LIKE = np.ones((1, 5))
 
@@ -236,7 +240,7 @@ def test_an_equivariant_map_errs_by_the_fall():
 
 def test_the_command_runs_resumes_and_reports(tiny, tmp_path, capsys):
     main(["nbody", "--out", str(tmp_path), "--seeds", "2"])
-    assert "n-body, EGNN, seed 1: test" in capsys.readouterr().out
+    assert "n-body, EGNN, seed 1: validation MSE" in capsys.readouterr().out
     before = (tmp_path / "nbody.csv").read_bytes()
     main(["nbody", "--out", str(tmp_path), "--seeds", "2"])
     assert (tmp_path / "nbody.csv").read_bytes() == before
@@ -257,6 +261,28 @@ def test_the_command_runs_resumes_and_reports(tiny, tmp_path, capsys):
     for row in rows:
         assert row.model in page
     assert (tmp_path / "nbody.png").stat().st_size > 10_000
+
+
+def test_a_killed_command_resumes_bitwise(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(motion, "Engine", partial(Engine, checkpoint_seconds=0.0))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main(["nbody", "--out", str(whole), "--seeds", "1"])
+    real, steps = motion.MotionTraining.loss, []
+
+    def stop(self, model, batch):
+        steps.append(batch)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return real(self, model, batch)
+
+    monkeypatch.setattr(motion.MotionTraining, "loss", stop)
+    with pytest.raises(SystemExit):
+        main(["nbody", "--out", str(killed), "--seeds", "1"])
+    assert len(list((killed / "checkpoints").iterdir())) == 1
+    main(["nbody", "--out", str(killed), "--seeds", "1"])
+    assert len(steps) == 1 + 1 + 1 + 2  # one of two epochs is not trained again
+    first, second = (read_rows(out, "nbody.csv") for out in (whole, killed))
+    assert [row.values for row in first] == [row.values for row in second]
 
 
 def test_rows_of_earlier_settings_are_left_out(tiny, tmp_path, monkeypatch):
@@ -289,7 +315,8 @@ def test_a_diverged_run_is_counted_and_excluded(tiny, tmp_path, monkeypatch):
 
     def error(net, part, edge_index):
         loss = real(net, part, edge_index)
-        return loss * torch.nan if isinstance(net, nbody.EGNN) and torch.is_grad_enabled() else loss
+        spoilt = isinstance(getattr(net, "module", net), nbody.EGNN) and torch.is_grad_enabled()
+        return loss * torch.nan if spoilt else loss
 
     monkeypatch.setattr(motion, "error", error)
     main(["nbody", "--out", str(tmp_path), "--seeds", "1"])
@@ -315,33 +342,39 @@ def test_the_epoch_is_chosen_by_validation_and_the_test_part_read_once(tiny, tmp
     assert sizes.count((False, 8)) > 3
 
 
-def test_the_best_weights_are_kept():
+def train(out, model, parts, schedule, on_epoch=lambda *_: None):
+    model = dataclasses.replace(model, schedule=schedule)
+    training = motion.MotionTraining(model, parts[:2], nbody.EDGE_INDEX)
+    trainer = Trainer(
+        Fabric(accelerator="cpu"), out / "checkpoint", out / "diverged", 60.0, on_epoch
+    )
+    return trainer.fit(training, schedule, 0)
+
+
+def test_the_best_weights_are_kept(tmp_path):
     """A rate so large that training only spoils the network."""
     setting = nbody.settings("quick")["n-body"]
     parts = nbody.load(0, sizes=(20, 20, 4), gravity=0.0)
-    torch.manual_seed(0)
-    net = setting.models["EGNN"].make(parts[0])
     seen = []
     schedule = dataclasses.replace(setting.models["EGNN"].schedule, epochs=6, lr=0.02, eval_every=1)
-    best = motion.train(
-        net, parts[:2], nbody.EDGE_INDEX, schedule, 0.0, lambda _, value: seen.append(value)
-    )
-    assert seen == sorted(seen, reverse=True)
-    assert seen.index(seen[-1]) == best - 1
+    fit = train(tmp_path, setting.models["EGNN"], parts, schedule, lambda *told: seen.append(told))
+    values = [value for _, _, value in seen]
+    assert values == sorted(values, reverse=True)
+    assert values.index(values[-1]) == fit.best_epoch - 1
     with torch.no_grad():
-        assert motion.error(net, parts[1], nbody.EDGE_INDEX).item() == pytest.approx(seen[-1])
+        found = motion.error(fit.model, parts[1], nbody.EDGE_INDEX).item()
+    assert found == pytest.approx(values[-1])
 
 
-def test_a_price_raises_alpha():
+def test_a_price_raises_alpha(tmp_path):
     parts = nbody.load(0, sizes=(20, 20, 4), gravity=0.0)
     setting = nbody.settings("quick")["n-body with gravity"]
     model = setting.models["Penguin, one alpha"]
     found = []
     for price in (0.0, 10.0):
-        torch.manual_seed(0)
-        net = model.make(parts[0])
         schedule = dataclasses.replace(model.schedule, epochs=8, lr=0.01)
-        motion.train(net, parts[:2], nbody.EDGE_INDEX, schedule, price, lambda *_: None)
+        priced = dataclasses.replace(model, price=price)
+        net = train(tmp_path, priced, parts, schedule).model
         found.append(motion.score(net, parts[1], nbody.EDGE_INDEX).item())
     assert found[1] > found[0] + 0.01
 

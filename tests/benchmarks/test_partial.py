@@ -124,7 +124,7 @@ def tiny(monkeypatch):
 
 def test_the_command_runs_resumes_and_reports(tiny, tmp_path, capsys):
     main(["penguin", "--out", str(tmp_path), "--seeds", "2"])
-    assert "regional, Penguin, seed 1: test" in capsys.readouterr().out
+    assert "regional, Penguin, seed 1: validation MSE" in capsys.readouterr().out
     before = (tmp_path / "penguin.csv").read_bytes()
     main(["penguin", "--out", str(tmp_path), "--seeds", "2"])
     assert (tmp_path / "penguin.csv").read_bytes() == before

@@ -6,8 +6,8 @@ import pytest
 import torch
 from toy_task import ToyTask, make_row
 
-from benchmarks.suite import run as running
 from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.provenance import provenance
 from benchmarks.suite.run import run
 from benchmarks.suite.store import RESULTS, append_row, read_rows
 
@@ -209,7 +209,7 @@ def test_rows_survive_the_file(tmp_path):
 
 
 def test_provenance_names_versions():
-    found = running.provenance()
+    found = provenance()
     assert found["torch"] == torch.__version__
     assert all(found.values())
 

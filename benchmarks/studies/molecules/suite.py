@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-import torch
 from rich.console import Console
 
 from benchmarks.studies.molecules.graphs import DATASETS, FOLDS, KINDS, Graphs, load
-from benchmarks.studies.molecules.models import RATE, count_parameters, matching_width, models
+from benchmarks.studies.molecules.models import RATE, GraphNet, matching_width, models
 from benchmarks.studies.molecules.pairs import families
 from benchmarks.studies.molecules.separation import measure, names, theory
-from benchmarks.studies.molecules.training import BASELINES, train
+from benchmarks.studies.molecules.training import BASELINES, GraphTraining, last
+from benchmarks.suite.engine import Engine, Job, check_request
 from benchmarks.suite.errors import BenchmarkError, check_names
-from benchmarks.suite.folder import locked
-from benchmarks.suite.memory import peak_memory
-from benchmarks.suite.run import provenance
-from benchmarks.suite.store import Row, Value, append_row, read_rows, recover
+from benchmarks.suite.store import Value
 from benchmarks.suite.task import Schedule
+from benchmarks.suite.train import Fit, Trainer, closed_form
 
 RESULTS = "molecules.csv"
 SEPARATION, CLASSES = "separation", "classes"
@@ -123,11 +119,9 @@ def main(
     """
     from benchmarks.studies.molecules.page import report
 
-    check_names("profile", [profile], EPOCHS)
+    check_request(profile, EPOCHS, seeds)
     check_names("data set", datasets, DATASETS)
     check_names("model", only, [*BASELINES, *models(KINDS)])
-    if seeds < 1:
-        raise BenchmarkError(f"expected at least one seed; got --seeds {seeds}")
     if datasets and data is None:
         raise BenchmarkError(f"{', '.join(datasets)} need files; name their folder with --data DIR")
     chosen = [] if data is None else datasets or list(DATASETS)
@@ -139,120 +133,81 @@ def main(
 
     for name in chosen:
         graphs(name)  # a file that cannot be read is found before anything is trained
-    with locked(out):
-        torn = recover(out / RESULTS)
-        if torn is not None:
-            console.print(
-                f"The last line of {out / RESULTS} was cut off; it was moved to {RESULTS}.torn "
-                f"and its cell is run again: {torn[:60]}...",
-                markup=False,
-                soft_wrap=True,
-            )
-        finished = {row.key for row in read_rows(out, RESULTS)}
-        todo = [c for c in cells(profile, seeds, chosen, only) if c.key not in finished]
-        for number, cell in enumerate(todo, 1):
-            row = run_cell(cell, graphs)
-            append_row(out, row, RESULTS)
-            said = f"test {row.test:.4g} {row.unit}" if row.test is not None else row.status
-            place = "" if cell.fold is None else f", fold {cell.fold}"
-            console.print(
-                f"[{number}/{len(todo)}] {cell.dataset}, {cell.model}{place}, seed {cell.seed}: "
-                f"{said}, {row.seconds:.1f} s",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-        return report(out)
+    jobs = [_job(cell, graphs) for cell in cells(profile, seeds, chosen, only)]
+    Engine(out, RESULTS, console=console).run(lambda: (len(jobs), jobs))
+    return report(out)
 
 
-def run_cell(cell: Cell, graphs: Callable[[str], Graphs]) -> Row:
-    """Make one row.
-
-    Args:
-        cell: Which.
-        graphs: Gives a data set by name.
-    """
-    peak = peak_memory(torch.device("cpu"))
-    start = time.perf_counter()
-    if cell.task == SEPARATION:
-        found = _separate(cell)
-    else:
-        found = _classify(cell, graphs(cell.dataset))
-    return Row(
-        key=cell.key,
-        **provenance(),
-        device="cpu",
-        threads=torch.get_num_threads(),
-        task=cell.task,
-        source="embedded" if cell.task == SEPARATION else "files",
-        profile=cell.profile if cell.task == CLASSES else "",
-        schedule=str(cell.schedule or ""),
-        model=cell.model,
-        group="",
-        group_order_log=None,
-        commutant_dim=None,
-        seed=cell.seed,
-        fold=cell.fold,
-        seconds=round(time.perf_counter() - start, 2),
-        peak_memory_mib=round(peak(), 1),
-        **found,
-    )
-
-
-def _separate(cell: Cell) -> dict[str, Any]:
-    graphs = families()[cell.dataset]
-    found = measure(graphs, cell.model, cell.seed)
-    said = theory(graphs, cell.model)
-    apart = [d for d, told in zip(found.distances, found.separated, strict=True) if told]
-    words = (f"{a:d}{b[:1] or '-'}" for a, b in zip(found.separated, said, strict=True))
-    values = [
-        Value("test", PAIRS, "%", 100 * mean(found.separated), " ".join(words)),
-        Value("test", NOISE, "1", found.noise),
-    ]
-    values += [Value("test", LEAST, "1", min(apart))] if apart else []
-    return {
-        "dataset": cell.dataset,
-        "status": "ok",
-        "parameters": None,
-        "epochs": None,
-        "best_epoch": None,
-        "values": tuple(values),
+def _job(cell: Cell, graphs: Callable[[str], Graphs]) -> Job:
+    separation = cell.task == SEPARATION
+    kinds = _separation(cell) if separation else _classes(cell, lambda: graphs(cell.dataset))
+    columns = {
+        "key": cell.key,
+        "task": cell.task,
+        "dataset": cell.dataset if separation else graphs(cell.dataset).name,
+        "source": "embedded" if separation else "files",
+        "profile": "" if separation else cell.profile,
+        "schedule": str(cell.schedule or ""),
+        "model": cell.model,
+        "group": "",
+        "group_order_log": None,
+        "commutant_dim": None,
+        "seed": cell.seed,
+        "fold": cell.fold,
     }
+    place = "" if cell.fold is None else f", fold {cell.fold}"
+    label = f"{cell.dataset}, {cell.model}{place}, seed {cell.seed}"
+    return Job(label, columns, PAIRS if separation else ACCURACY, "%", *kinds)
 
 
-def _classify(cell: Cell, graphs: Graphs) -> dict[str, Any]:
-    assert cell.fold is not None
-    found: dict[str, Any] = {
-        "dataset": graphs.name,
-        "status": "ok",
-        "parameters": None,
-        "epochs": None,
-        "best_epoch": None,
-    }
-    if cell.schedule is None:
-        val, test = BASELINES[cell.model](graphs, cell.fold)
-        return found | {"values": _accuracies(val, test, val, test)}
-    torch.manual_seed(1000 * cell.seed + cell.fold)
-    shape = graphs.num_labels, graphs.num_classes
-    width = matching_width(cell.model, *shape, PARAMETERS)
-    net = models(KINDS)[cell.model](*shape, width)
-    history = train(net, graphs, cell.fold, cell.schedule)
-    found |= {"parameters": count_parameters(net), "epochs": cell.schedule.epochs}
-    if history is None:
-        return found | {"status": "diverged", "values": _accuracies(None, None)}
-    best = history.best()
-    return found | {
-        "best_epoch": best,
-        "values": _accuracies(
-            history.val[best - 1], history.chosen(), history.last("val"), history.last()
-        ),
-    }
+Work = tuple[Callable[[Trainer], Fit], Callable[[Fit], list[Value]]]
 
 
-def _accuracies(*found: float | None) -> tuple[Value, ...]:
+def _separation(cell: Cell) -> Work:
+    """Tell the pairs of a family apart."""
+
+    def measured(fit: Fit) -> list[Value]:
+        found, said = fit.model, theory(families()[cell.dataset], cell.model)
+        apart = [d for d, told in zip(found.distances, found.separated, strict=True) if told]
+        words = (f"{a:d}{b[:1] or '-'}" for a, b in zip(found.separated, said, strict=True))
+        values = [
+            Value("test", PAIRS, "%", 100 * mean(found.separated), " ".join(words)),
+            Value("test", NOISE, "1", found.noise),
+        ]
+        return values + ([Value("test", LEAST, "1", min(apart))] if apart else [])
+
+    return lambda _: closed_form(
+        lambda: measure(families()[cell.dataset], cell.model, cell.seed)
+    ), measured
+
+
+def _classes(cell: Cell, graphs: Callable[[], Graphs]) -> Work:
+    """Train a network on a fold, or fit a baseline."""
+    fold, schedule = cell.fold, cell.schedule
+    assert fold is not None
+    if schedule is None:
+        return (
+            lambda _: closed_form(lambda: BASELINES[cell.model](graphs(), fold)),
+            lambda fit: _accuracies(*fit.model, *fit.model),
+        )
+
+    def make(num_labels: int, num_classes: int) -> GraphNet:
+        width = matching_width(cell.model, num_labels, num_classes, PARAMETERS)
+        return models(KINDS)[cell.model](num_labels, num_classes, width)
+
+    def train(trainer: Trainer) -> Fit:
+        training = GraphTraining(make, graphs(), fold, BATCH[cell.dataset])
+        return trainer.fit(training, schedule, 1000 * cell.seed + fold)
+
+    def measured(fit: Fit) -> list[Value]:
+        assert fit.best_epoch is not None
+        best, history = fit.history[fit.best_epoch - 1], fit.history
+        return _accuracies(best["val"], best["test"], last(history, "val"), last(history, "test"))
+
+    return train, measured
+
+
+def _accuracies(*found: float) -> list[Value]:
     """On validation and test, of the chosen epoch and then of the last ones."""
     kinds = [(split, metric) for metric in (ACCURACY, LAST_ACCURACY) for split in ("val", "test")]
-    return tuple(
-        Value(split, metric, "%", value)
-        for (split, metric), value in zip(kinds, found, strict=False)
-    )
+    return [Value(*kind, "%", value) for kind, value in zip(kinds, found, strict=True)]

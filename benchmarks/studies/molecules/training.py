@@ -1,10 +1,8 @@
-"""Train a network on one fold, and read the two accuracies off its history."""
+"""Networks and baselines on one fold of a data set of small graphs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,94 +11,69 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from benchmarks.studies.molecules.graphs import Graphs
 from benchmarks.studies.molecules.models import GraphNet
-from benchmarks.suite.task import Schedule
+from benchmarks.suite.train import Measured, Training
 
 LAST = 10  # epochs whose mean the literature reports
 STRENGTHS = tuple(10.0**k for k in range(-3, 3))
 
 
-@dataclass
-class History:
-    """What was measured after every epoch.
-
-    Attributes:
-        val: Accuracy on the validation fold, in percent.
-        val_loss: Cross-entropy there.
-        test: Accuracy on the test fold, in percent; never compared to choose anything.
-    """
-
-    val: list[float] = field(default_factory=list)
-    val_loss: list[float] = field(default_factory=list)
-    test: list[float] = field(default_factory=list)
-
-    def best(self) -> int:
-        """The epoch of best validation accuracy, from 1; ties go to the smaller loss, then early.
-
-        The test fold has no say.
-        """
-        ranks = [(-accuracy, loss) for accuracy, loss in zip(self.val, self.val_loss, strict=True)]
-        return ranks.index(min(ranks)) + 1
-
-    def chosen(self) -> float:
-        """Test accuracy at the epoch that validation chooses."""
-        return self.test[self.best() - 1]
-
-    def last(self, of: str = "test") -> float:
-        """Mean accuracy of the last ten epochs, as the literature reports it."""
-        return float(np.mean(getattr(self, of)[-LAST:]))
-
-
-def train(
-    net: GraphNet,
-    graphs: Graphs,
-    fold: int,
-    schedule: Schedule,
-) -> History | None:
-    """Train with Adam on the training graphs of a fold.
+class GraphTraining(Training):
+    """A network on the training graphs of a fold, of about so many parameters.
 
     The graphs of a batch stay together, so that what a network prepares serves all epochs; their
     order changes.
 
     Args:
-        net: The network.
+        make: Builds the network from the numbers of labels and classes.
         graphs: The data set.
         fold: Which fold tests.
-        schedule: Epochs, batches and learning rate.
-
-    Returns:
-        The history, or ``None`` if a loss was no finite number.
+        batch_size: Graphs per step.
     """
-    assert schedule.batch_size is not None
-    index, *others = graphs.parts(fold)
-    shuffled = index[torch.randperm(len(index))]
-    training = [_collate(net, graphs, part) for part in shuffled.split(schedule.batch_size)]
-    val, test = (_collate(net, graphs, part) for part in others)
-    optimiser = torch.optim.Adam(net.parameters(), lr=schedule.lr)
-    history = History()
-    for epoch in range(schedule.epochs):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(epoch)
-        net.train()
-        for number in torch.randperm(len(training)).tolist():
-            batch, prepared = training[number]
-            optimiser.zero_grad()
-            loss = F.cross_entropy(net(batch, prepared), batch.y)
-            if not loss.isfinite():
-                return None
-            loss.backward()
-            optimiser.step()
-        accuracy, loss_there = _evaluate(net, *val)
-        if not math.isfinite(loss_there):
-            return None
-        history.val.append(accuracy)
-        history.val_loss.append(loss_there)
-        history.test.append(_evaluate(net, *test)[0])
-    return history
+
+    def __init__(
+        self, make: Callable[[int, int], GraphNet], graphs: Graphs, fold: int, batch_size: int
+    ) -> None:
+        self.make, self.graphs, self.fold, self.batch_size = make, graphs, fold, batch_size
+
+    def model(self) -> GraphNet:
+        net = self.make(self.graphs.num_labels, self.graphs.num_classes)
+        index, *others = self.graphs.parts(self.fold)
+        shuffled = index[torch.randperm(len(index))].split(self.batch_size)
+        self._train = [_collate(net, self.graphs, part) for part in shuffled]
+        self._val, self._test = (_collate(net, self.graphs, part) for part in others)
+        return net
+
+    def batches(self) -> Iterator[tuple[Batch, Any]]:
+        for number in torch.randperm(len(self._train)).tolist():
+            yield self._train[number]
+
+    def loss(self, model: nn.Module, batch: tuple[Batch, Any]) -> Tensor:
+        return F.cross_entropy(model(*batch), batch[0].y)
+
+    def validate(self, model: nn.Module) -> Measured:
+        """Accuracies in percent and the loss on the validation fold.
+
+        That on the test fold is kept for the mean of the last epochs, and never compared.
+        """
+        accuracy, loss = _evaluate(model, *self._val)
+        return {"val": accuracy, "loss": loss, "test": _evaluate(model, *self._test)[0]}
+
+    def rank(self, measured: Measured) -> tuple[float, ...]:
+        """Best accuracy first; ties go to the smaller loss, and the test fold has no say."""
+        return -measured["val"], measured["loss"]
+
+    def contents(self, batch: tuple[Batch, Any]) -> dict[str, Any]:
+        return {key: batch[0][key] for key in ("x", "edge_index", "batch", "y")}
+
+
+def last(history: Sequence[Measured], of: str) -> float:
+    """Mean accuracy of the last ten epochs, as the literature reports it."""
+    return float(np.mean([measured[of] for measured in history[-LAST:]]))
 
 
 def majority(graphs: Graphs, fold: int) -> tuple[float, float]:
@@ -139,10 +112,8 @@ def _collate(net: GraphNet, graphs: Graphs, index: Tensor) -> tuple[Batch, Any]:
     return batch, net.prepare(batch)
 
 
-@torch.no_grad()
-def _evaluate(net: GraphNet, batch: Batch, prepared: Any) -> tuple[float, float]:
+def _evaluate(net: nn.Module, batch: Batch, prepared: Any) -> tuple[float, float]:
     """Accuracy in percent, and loss."""
-    net.eval()
     scores = net(batch, prepared)
     loss = F.cross_entropy(scores, batch.y).item()
     return _percent(scores.argmax(1) == batch.y), loss
