@@ -185,7 +185,7 @@ def choosing(
         out: Folder of results.
         only: One section of the page; the rows of the others stay.
     """
-    from benchmarks.studies.choosing import main as measure
+    from benchmarks.studies.choosing.suite import main as measure
     from benchmarks.suite.folder import locked
 
     data = _folder(data)

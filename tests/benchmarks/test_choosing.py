@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from benchmarks.studies import choosing
-from benchmarks.studies.choosing import (
+from benchmarks.studies.choosing import suite as choosing
+from benchmarks.studies.choosing.suite import (
     INPUTS,
     TRUTHS,
     Real,

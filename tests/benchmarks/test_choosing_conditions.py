@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.studies import choosing_conditions as module
-from benchmarks.studies.choosing_conditions import (
+from benchmarks.studies.choosing import conditions as module
+from benchmarks.studies.choosing.conditions import (
     DAY,
     ONE_DAY,
     Condition,

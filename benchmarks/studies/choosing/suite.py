@@ -25,8 +25,8 @@ from rich.progress import track
 from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.data import replacing
-from benchmarks.studies.choosing_conditions import lines as condition_lines
-from benchmarks.studies.choosing_conditions import measure as measure_conditions
+from benchmarks.studies.choosing.conditions import lines as condition_lines
+from benchmarks.studies.choosing.conditions import measure as measure_conditions
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.provenance import provenance
 from benchmarks.suite.store import read_rows

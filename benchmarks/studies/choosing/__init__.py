@@ -1,0 +1,1 @@
+"""How well `choose_group` finds the right group."""
