@@ -7,12 +7,11 @@ backward pass. Seconds count from the start of the process.
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +19,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.data import replacing
 from benchmarks.suite.provenance import provenance
+from benchmarks.suite.records import read_records, write_records
+from benchmarks.suite.report.markdown import write_page
 from gsym import ClusterGroup
 from gsym.coarsening import coarsen
 from gsym.nn import OrbitLinear
@@ -30,6 +30,7 @@ THREADS = 2
 SIDE = 1000
 CLUSTERS = 1000
 CHANNELS = 8
+FILE = "coarsening.csv"
 COMMAND = "python -m benchmarks coarsening"
 # What the library promises for every row.
 SECONDS, MEBIBYTES = 60, 6 * 1024
@@ -81,11 +82,8 @@ def main(out: Path) -> Path:
         console.print(
             f"  {method}, {mixing}: {row.total_s:.1f} s, {row.memory_mib + row.child_mib} MiB"
         )
-    with replacing(out / "coarsening.csv") as file:
-        text = [",".join(field.name for field in fields(Row))]
-        text += [",".join(str(value) for value in asdict(row).values()) for row in rows]
-        file.write(("\n".join(text) + "\n").encode())
-    return write_page(out)
+    write_records(out / FILE, Row, rows)
+    return report(out)
 
 
 def measure(method: str, mixing: str, side: int, clusters: int, started: float) -> Row:
@@ -152,18 +150,17 @@ def grid_graph(side: int) -> Tensor:
     return torch.cat([one_way, one_way.flip(0)], dim=1)
 
 
-def write_page(out: Path) -> Path:
+def report(out: Path) -> Path:
     """Write ``coarsening.md`` from ``coarsening.csv``."""
-    with (out / "coarsening.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_records(out / FILE, Row)
     first = rows[0]
     lines = [
         "# Coarsening a million nodes",
         "",
-        f"Made by `{COMMAND} --out {out.as_posix()}` at commit {first['commit']} with torch "
-        f"{first['torch']} on {first['device']}, {first['threads']} threads. A grid of "
-        f"{int(first['n']):,} nodes and {int(first['edges']):,} edges is coarsened to "
-        f"{int(first['k']):,} clusters, and an `OrbitLinear` of {CHANNELS} to {CHANNELS} channels "
+        f"Made by `{COMMAND} --out {out.as_posix()}` at commit {first.commit} with torch "
+        f"{first.torch} on {first.device}, {first.threads} threads. A grid of "
+        f"{first.n:,} nodes and {first.edges:,} edges is coarsened to "
+        f"{first.k:,} clusters, and an `OrbitLinear` of {CHANNELS} to {CHANNELS} channels "
         "on them runs one forward and backward pass. Each row is a process of its own; *total* "
         "counts from its start, imports included, and memory is its peak, plus that of the "
         "process that METIS runs in. Absolute times depend on the machine and its load, which "
@@ -176,16 +173,13 @@ def write_page(out: Path) -> Path:
     ]
     within = True
     for row in rows:
-        memory = int(row["memory_mib"]) + int(row["child_mib"])
-        within = within and float(row["total_s"]) <= SECONDS and memory <= MEBIBYTES
+        memory = row.memory_mib + row.child_mib
+        within = within and row.total_s <= SECONDS and memory <= MEBIBYTES
         lines.append(
-            f"| {row['method']} | {row['mixing']} | {row['smallest']} to {row['largest']} | "
-            f"{row['cost']} | {row['coarsen_s']} | {row['layer_s']} | {row['step_s']} | "
-            f"{row['total_s']} | {row['cpu_s']} | {memory} |"
+            f"| {row.method} | {row.mixing} | {row.smallest} to {row.largest} | "
+            f"{row.cost} | {row.coarsen_s} | {row.layer_s} | {row.step_s} | "
+            f"{row.total_s} | {row.cpu_s} | {memory} |"
         )
     bar = f"{SECONDS} s and {MEBIBYTES // 1024} GiB"
     lines += ["", f"Every row stays below {bar}." if within else f"NOT every row is below {bar}."]
-    page = out / "coarsening.md"
-    with replacing(page) as file:
-        file.write(("\n".join(lines) + "\n").encode())
-    return page
+    return write_page(out / "coarsening.md", ["\n".join(lines)])

@@ -6,10 +6,9 @@ measures are told because each favours some method: Leiden optimises modularity,
 
 from __future__ import annotations
 
-import csv
 import time
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -18,14 +17,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.data import find, read_npz, replacing
+from benchmarks.data import find, read_npz
 from benchmarks.simulators.gait import SKELETON_EDGES
 from benchmarks.suite.provenance import provenance
+from benchmarks.suite.records import read_records, write_records
+from benchmarks.suite.report.markdown import write_page
 from gsym.coarsening import Coarsening, coarsen
 from gsym.errors import ClusteringError
 
 METHODS = ("paris", "ward", "spectral", "local_variation", "leiden", "metis")
 LEVELS = (2, 4, 8, 16, 32)
+FILE = "coarsening_methods.csv"
 COMMAND = "python -m benchmarks coarsening --methods"
 
 
@@ -140,31 +142,27 @@ def main(out: Path, data: Path | None) -> Path:
     rows = []
     for name, method in track(cases, "cases", console=console):
         rows += measure(name, found[name], method)
-    with replacing(out / "coarsening_methods.csv") as file:
-        text = [",".join(field.name for field in fields(Row))]
-        text += [",".join(str(value) for value in asdict(row).values()) for row in rows]
-        file.write(("\n".join(text) + "\n").encode())
-    return write_page(out)
+    write_records(out / FILE, Row, rows)
+    return report(out)
 
 
-def write_page(out: Path) -> Path:
+def report(out: Path) -> Path:
     """Write ``coarsening_methods.md`` from ``coarsening_methods.csv``."""
-    with (out / "coarsening_methods.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = list(dict.fromkeys(row["graph"] for row in rows))
-    by_case = {(r["graph"], r["k"], r["method"]): r for r in rows}
-    cells = list(dict.fromkeys((r["graph"], r["k"]) for r in rows))
+    rows = read_records(out / FILE, Row)
+    names = list(dict.fromkeys(row.graph for row in rows))
+    by_case = {(r.graph, r.k, r.method): r for r in rows}
+    cells = list(dict.fromkeys((r.graph, r.k) for r in rows))
     # Means are over what every method reached, so that none gains by a level it missed.
     shared = [cell for cell in cells if all((*cell, m) in by_case for m in METHODS)]
     best = {
-        cell: max(float(by_case[*cell, m]["modularity"]) for m in METHODS if (*cell, m) in by_case)
+        cell: max(by_case[*cell, m].modularity for m in METHODS if (*cell, m) in by_case)
         for cell in cells
     }
     lines = [
         "# Methods of coarsening",
         "",
         f"Made by `{COMMAND} --data DATA --out {out.as_posix()}` at commit "
-        f"{rows[0]['commit']} with torch {rows[0]['torch']}. {len(names)} real graphs in at most "
+        f"{rows[0].commit} with torch {rows[0].torch}. {len(names)} real graphs in at most "
         f"{max(LEVELS)} clusters, found from the graph alone by the methods that give any number "
         "of clusters. *Modularity* is better high; *conductance* (mean over clusters), *balance* "
         "(the largest cluster over the mean size, 1 at best) and *spectral error* (restricted "
@@ -182,12 +180,12 @@ def write_page(out: Path) -> Path:
     for method in METHODS:
         own = [by_case[*cell, method] for cell in shared]
         reached = [cell for cell in cells if (*cell, method) in by_case]
-        near = sum(float(by_case[*c, method]["modularity"]) >= best[c] - 0.01 for c in reached)
+        near = sum(by_case[*c, method].modularity >= best[c] - 0.01 for c in reached)
         means = [
-            fmean(float(row[key]) for row in own)
+            fmean(getattr(row, key) for row in own)
             for key in ("modularity", "conductance", "balance", "spectral_error")
         ]
-        seconds = np.median([float(by_case[*cell, method]["seconds"]) for cell in reached])
+        seconds = np.median([by_case[*cell, method].seconds for cell in reached])
         lines.append(
             f"| {method} | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.2f} | {means[3]:.2f} "
             f"| {near} | {len(reached)} | {seconds:.2f} |"
@@ -195,14 +193,10 @@ def write_page(out: Path) -> Path:
     lines += ["", "The highest modularity of each method on each graph, over its levels:", ""]
     lines += [f"| graph | nodes | edges | {' | '.join(METHODS)} |", "|---|" + "--:|" * 8]
     for name in names:
-        mine = [row for row in rows if row["graph"] == name]
+        mine = [row for row in rows if row.graph == name]
         tops = [
-            max((float(row["modularity"]) for row in mine if row["method"] == m), default=None)
-            for m in METHODS
+            max((row.modularity for row in mine if row.method == m), default=None) for m in METHODS
         ]
         told = " | ".join("none" if top is None else f"{top:.3f}" for top in tops)
-        lines.append(f"| {name} | {mine[0]['n']} | {mine[0]['edges']} | {told} |")
-    page = out / "coarsening_methods.md"
-    with replacing(page) as file:
-        file.write(("\n".join(lines) + "\n").encode())
-    return page
+        lines.append(f"| {name} | {mine[0].n} | {mine[0].edges} | {told} |")
+    return write_page(out / "coarsening_methods.md", ["\n".join(lines)])

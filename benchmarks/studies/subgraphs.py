@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import multiprocessing
 import statistics
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,12 +13,13 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch_geometric.data import Batch, Data
 
-from benchmarks.data import replacing
 from benchmarks.kernels.measure import _machine, commit, interleave
 from benchmarks.studies.molecules.graphs import load
 from benchmarks.studies.molecules.models import GINNet, GraphNet, SPENNet
 from benchmarks.suite.folder import locked
 from benchmarks.suite.memory import peak_memory
+from benchmarks.suite.records import write_records
+from benchmarks.suite.report.markdown import write_page
 from gsym.transforms import EgoSubgraphs
 
 THREADS = 2
@@ -89,15 +88,8 @@ def main(out: Path, data: Path | None, console: Console) -> Path:
         if data is not None:
             rows += epochs(data)
             console.print(*rows[-2:])
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-        with replacing(out / "subgraphs.csv") as file:
-            file.write(text.getvalue().encode())
-        with replacing(out / "subgraphs.md") as file:
-            file.write(_page(rows).encode())
-    return out / "subgraphs.md"
+        write_records(out / "subgraphs.csv", Row, rows)
+        return write_page(out / "subgraphs.md", [_page(rows)])
 
 
 def ego_networks(n: int) -> Row:
@@ -221,4 +213,4 @@ def _page(rows: list[Row]) -> str:
                 for r in epoch
             ),
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

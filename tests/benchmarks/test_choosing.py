@@ -6,19 +6,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from benchmarks.studies.choosing import suite as choosing
-from benchmarks.studies.choosing.suite import (
-    INPUTS,
-    TRUTHS,
+from benchmarks.studies.choosing import page, suite
+from benchmarks.studies.choosing.trials import (
     Real,
     Recovery,
     Trial,
-    Twin,
-    chain,
+    run_real,
     run_recovery,
     run_trial,
 )
+from benchmarks.studies.choosing.twins import INPUTS, TRUTHS, Twin, chain
 from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.records import read_records, write_records
 from gsym import ClusterGroup, Partition
 
 
@@ -74,35 +73,35 @@ def rows(chosen):
         replace(trial, truth=t, inputs=i, signals=s)
         for t in TRUTHS
         for i in INPUTS
-        for s in choosing.SIGNALS
+        for s in page.SIGNALS
     ]
 
 
 @pytest.mark.parametrize("chosen", [4, 2])
 def test_page_says_what_falls_short(chosen, tmp_path):
-    choosing._write(tmp_path / "choosing.csv", rows(chosen))
+    write_records(tmp_path / page.LEVELS, Trial, rows(chosen))
     found = [Recovery("linear", "isotropic", 60, 4, 0, 0.9, 0.95, 0.0, 0.0, 0.0, "abc")]
-    choosing._write(tmp_path / "choosing_recovery.csv", found)
-    page = choosing.write_page(tmp_path).read_text()
-    assert ("Reached everywhere." in page) == (chosen == 4)
-    assert ("linear, isotropic, 60 signals: excess risk 5.00%, not 2%." in page) == (chosen == 2)
-    assert "is missed in these rows" in page
-    assert "Ward on signals does better in 1 of 1 trials." in page
+    write_records(tmp_path / page.PARTITIONS, Recovery, found)
+    text = page.report(tmp_path).read_text()
+    assert ("Reached everywhere." in text) == (chosen == 4)
+    assert ("linear, isotropic, 60 signals: excess risk 5.00%, not 2%." in text) == (chosen == 2)
+    assert "is missed in these rows" in text
+    assert "Ward on signals does better in 1 of 1 trials." in text
 
 
 def test_bad_number_of_trials(tmp_path):
     with pytest.raises(BenchmarkError, match="at least 1; got 0"):
-        choosing.main(tmp_path, 0)
+        suite.main(tmp_path, 0)
 
 
 def test_rows_with_commas_are_read_as_written(tmp_path):
     rows = [Real("skeleton", "d", "p", 0, "mirror S_2, reflected", 0.1, 0.0, 0.0, 1, 0.5, "abc")]
-    choosing._write(tmp_path / "rows.csv", rows)
-    assert choosing._read(tmp_path / "rows.csv", Real) == rows
+    write_records(tmp_path / "rows.csv", Real, rows, 6)
+    assert read_records(tmp_path / "rows.csv", Real) == rows
 
 
 def test_a_group_with_two_representations_is_one_candidate():
-    rows = choosing.run_real("skeleton", None, "quick", 0, "abc")
+    rows = run_real("skeleton", None, "quick", 0, "abc")
     names = [row.group for row in rows]
     assert len(names) == len(set(names))
     assert "mirror S_2" in names

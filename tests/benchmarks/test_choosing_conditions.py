@@ -14,9 +14,9 @@ from benchmarks.studies.choosing.conditions import (
     measure,
     more_days,
     one_day,
-    read,
     run,
 )
+from benchmarks.suite.records import read_records
 from gsym.risk.ridge import commutant_ridge
 
 
@@ -77,11 +77,11 @@ def test_days_without_a_report_are_no_truth(tmp_path):
 def test_rows_are_kept_and_not_measured_again(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "OPTIONS", {"many channels": [{}], ONE_DAY: [{"missing": 0}]})
     path = measure(tmp_path, 1, None, "abc", Console(quiet=True))
-    first = read(path)
+    first = read_records(path, Condition)
     assert [row.seed for row in first] == [0]
     monkeypatch.setattr(module, "run", None)
     measure(tmp_path, 1, None, "abc", Console(quiet=True))
-    assert read(path) == first
+    assert read_records(path, Condition) == first
 
 
 def test_coverage_comes_with_its_interval(tmp_path):

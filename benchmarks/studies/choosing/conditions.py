@@ -8,10 +8,9 @@ process, so traffic comes twice: from one day, and from days drawn out of those 
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,14 @@ from rich.console import Console
 from rich.progress import track
 from scipy.stats import binomtest
 
+from benchmarks.suite.records import append_record, read_records
 from gsym import ClusterGroup, Partition
 from gsym.choosing.choose import choose_group
 from gsym.coarsening import coarsen
 from gsym.risk.ridge import fit_to_all
 from gsym.risk.samples import Samples
 
+FILE = "choosing_conditions.csv"
 Data = tuple[NDArray, NDArray]
 
 ONE_DAY, MORE_DAYS = "METR-LA, one day", "METR-LA, 12 days"
@@ -245,11 +246,8 @@ def run(
 
 def measure(out: Path, trials: int, data: Path | None, commit: str, console: Console) -> Path:
     """Run what is not yet in ``choosing_conditions.csv``, a line at a time."""
-    path = out / "choosing_conditions.csv"
-    done = {(r.condition, r.options, r.seed) for r in read(path)}
-    names = [f.name for f in fields(Condition)]
-    if not path.is_file():
-        path.write_text(",".join(names) + "\n")
+    path = out / FILE
+    done = {(r.condition, r.options, r.seed) for r in read_records(path, Condition)}
     jobs = [
         (c, o, s)
         for c in OPTIONS
@@ -261,10 +259,7 @@ def measure(out: Path, trials: int, data: Path | None, commit: str, console: Con
         if (condition, _told(options), seed) in done or (real and data is None):
             continue
         row = run(condition, options, seed, commit, data if real else None)
-        with path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(
-                [f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()]
-            )
+        append_record(path, row, digits=6)
     return path
 
 
@@ -272,21 +267,9 @@ def _told(options: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in options.items()) or "-"
 
 
-def read(path: Path) -> list[Condition]:
-    """Rows of the file, none if there is no file."""
-    if not path.is_file():
-        return []
-    readers: dict[Any, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
-    with path.open(newline="") as file:
-        return [
-            Condition(**{f.name: readers[f.type](row[f.name]) for f in fields(Condition)})
-            for row in csv.DictReader(file)
-        ]
-
-
 def lines(out: Path, command: str) -> list[str]:
     """The section of the page."""
-    rows = read(out / "choosing_conditions.csv")
+    rows = read_records(out / FILE, Condition)
     if not rows:
         return []
     most = max(r.seed for r in rows) + 1
