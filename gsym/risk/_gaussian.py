@@ -63,7 +63,9 @@ class DenseGaussian:
         root = cholesky(self.covariance[np.ix_(seen, seen)], lower=True)
         half = solve_triangular(root, self.covariance[np.ix_(seen, hidden)], lower=True)
         mean = solve_triangular(root, errors.T, lower=True).T @ half
-        return mean, np.diagonal(self.covariance)[hidden] - (half**2).sum(0)
+        # What is known exactly but for rounding has no negative variance.
+        own = np.diagonal(self.covariance)[hidden]
+        return mean, np.maximum(own - (half**2).sum(0), 1e-15 * own)
 
     def sample(self, rows: int, rng: np.random.Generator) -> NDArray:
         """Random rows, ``[rows, d]``."""

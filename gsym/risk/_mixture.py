@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack, solve_triangular
+from scipy.linalg import lapack
 from scipy.optimize import minimize
+
+from gsym.risk._gaussian import DenseGaussian
 
 # Weights are kept within these times the mean variance: the ridge bounds the condition.
 FLOOR, CEILING = 1e-8, 1e3
@@ -66,7 +68,7 @@ def likelihood(folds: Sequence[Fold]) -> Loss:
             for seen, errors in fold.held:
                 o = np.flatnonzero(seen)
                 whole = len(o) == len(seen)
-                inverse, log_det = _inverse(Sigma if whole else Sigma[np.ix_(o, o)])
+                inverse, log_det = inverse_and_log_det(Sigma if whole else Sigma[np.ix_(o, o)])
                 E = errors if whole else errors[:, o]
                 Z = E @ inverse
                 value += (len(E) * log_det + np.vdot(E, Z)) / 2
@@ -103,7 +105,7 @@ def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
             G = np.zeros_like(Sigma)
             for _, errors in fold.held:
                 for o, u in cases:
-                    inverse, _ = _inverse(Sigma[np.ix_(o, o)])
+                    inverse, _ = inverse_and_log_det(Sigma[np.ix_(o, o)])
                     A = errors[:, o] @ inverse
                     R = errors[:, u] - A @ Sigma[np.ix_(o, u)]
                     value += float((R**2).sum())
@@ -169,7 +171,7 @@ def _violation(weights: NDArray, slope: NDArray) -> tuple[float, NDArray]:
     return float(inner.max()), small & (inner > 10 * TOLERANCE)
 
 
-def _inverse(Sigma: NDArray) -> tuple[NDArray, float]:
+def inverse_and_log_det(Sigma: NDArray) -> tuple[NDArray, float]:
     """Inverse and log determinant of a positive definite matrix."""
     L, info = lapack.dpotrf(Sigma, lower=1, clean=1)
     if info != 0:
@@ -182,15 +184,15 @@ def _inverse(Sigma: NDArray) -> tuple[NDArray, float]:
     return inverse + np.tril(inverse, -1).T, log_det
 
 
-def scale_of(Sigma: NDArray, errors: NDArray, patterns: Sequence[NDArray]) -> float:
-    """The factor by which Sigma makes hidden entries deviate as far as it says, on average."""
+def scale_of(weights: NDArray, folds: Sequence[Fold], patterns: Sequence[NDArray]) -> float:
+    """The factor at which standardised errors of hidden entries have mean square 1."""
     square, count = 0.0, 0
-    for p in patterns:
-        o, u = np.flatnonzero(p), np.flatnonzero(~p)
-        L = np.linalg.cholesky(Sigma[np.ix_(o, o)])
-        half = solve_triangular(L, Sigma[np.ix_(o, u)], lower=True)
-        R = errors[:, u] - solve_triangular(L, errors[:, o].T, lower=True).T @ half
-        variance = np.diagonal(Sigma)[u] - (half**2).sum(0)
-        square += float((R**2 / np.maximum(variance, 1e-300)).sum())
-        count += R.size
+    for fold in folds:
+        model = DenseGaussian(np.tensordot(weights, fold.terms, 1))
+        for _, errors in fold.held:
+            for p in patterns:
+                o, u = np.flatnonzero(p), np.flatnonzero(~p)
+                mean, variance = model.conditional(errors[:, o], o, u)
+                square += float(((errors[:, u] - mean) ** 2 / variance).sum())
+                count += mean.size
     return square / count

@@ -17,9 +17,9 @@ from gsym._validate import warn
 from gsym.errors import SignalError
 from gsym.risk._folds import make_folds
 from gsym.risk._gaps import by_pattern, read_observed, read_patterns
-from gsym.risk._gaussian import DenseGaussian
-from gsym.risk._mixture import Fold, fit_weights, imputation, likelihood, scale_of
-from gsym.risk._terms import GroupTerm, Terms, read_terms, stack
+from gsym.risk._mixture import fit_weights, imputation, scale_of
+from gsym.risk._problem import make_problem
+from gsym.risk._terms import GroupTerm, Terms, read_terms
 from gsym.risk._weights import Weights
 
 _FEWEST = 4
@@ -77,7 +77,10 @@ class SymmetricCovariance(BaseEstimator):
         GroupError: Levels on other nodes, or of other channels.
 
     Cost:
-        Every step ``O(folds (d^3 + m d^2))`` for ``d = n c`` and m terms.
+        Every step ``O(d^3 + m d^2)`` by fold, for ``d = n c`` and m terms. By likelihood, with one
+        channel, clusters without swaps and no kernels: ``O(k s^2 + k^3 + s^3)`` for the k clusters
+        of the finest level but the trivial one, and ``O(n s^2)`` once. This form is taken where it
+        is faster, and then nothing is n x n but ``covariance_``, if you ask for it.
 
     Example:
         >>> from gsym import PermutationGroup
@@ -138,37 +141,28 @@ class SymmetricCovariance(BaseEstimator):
             self.levels, self.kernels, self.positions, self.edge_index, self.edge_weight, n, c
         )
         _check_levels(terms, s)
-        rows = make_folds(flat - mean, self.block, groups)
-        folds = [_fold(terms, x, train, test) for train, test in rows]
+        whole = self.objective == "likelihood"
+        problem = make_problem(
+            terms, x, make_folds(flat - mean, self.block, groups), split=None if whole else False
+        )
         start = np.full(len(terms.names) + 1, 1 / (len(terms.names) + 1))
-        fitted = fit_weights(likelihood(folds), start)
+        fitted = fit_weights(problem.likelihood, start)
         scale = 1.0
         if self.objective == "imputation":
             patterns = read_patterns(self.patterns, n, c, self.seed)
             # From the likelihood's weights, the least of them raised: no slope is too flat.
             near = np.maximum(fitted.weights, 1e-3 * fitted.weights.sum())
-            fitted = fit_weights(imputation(folds, patterns), near)
-            scale = float(
-                np.mean(
-                    [
-                        scale_of(np.tensordot(fitted.weights, fold.terms, 1), errors, patterns)
-                        for fold in folds
-                        for _, errors in fold.held
-                    ]
-                )
-            )
-        elif self.objective != "likelihood":
+            fitted = fit_weights(imputation(problem.folds, patterns), near)
+            scale = scale_of(fitted.weights, problem.folds, patterns)
+        elif not whole:
             raise ValueError(
                 f'objective must be "likelihood" or "imputation"; got {self.objective!r}'
             )
         weights = scale * fitted.weights
-        S = (flat - mean).T @ (flat - mean) / s
-        Sigma = np.tensordot(weights, stack(terms.of(x), S), 1)
         self.weights_ = Weights(zip((*terms.names, "ridge"), weights.tolist(), strict=True))
         self.loss_, self.optimality_ = fitted.loss, fitted.optimality
-        self._gaussian = DenseGaussian(Sigma)
-        self._channels = c if np.ndim(X) == 3 else None
-        self.location_ = mean.reshape(n, c) if self._channels else mean
+        self._gaussian = problem.finish(weights)
+        self.location_ = mean.reshape(n, c) if np.ndim(X) == 3 else mean
         return self
 
     @property
@@ -346,13 +340,3 @@ def _check_levels(terms: Terms, signals: int) -> None:
                 "level contains another"
             )
             return
-
-
-def _fold(terms: Terms, x: NDArray, train: NDArray, test: NDArray) -> Fold:
-    flat = x.reshape(len(x), -1)
-    mean = flat[train].mean(0)
-    errors = flat[train] - mean
-    return Fold(
-        stack(terms.of(x[train]), errors.T @ errors / len(train)),
-        [(np.ones(flat.shape[1], dtype=bool), flat[test] - mean)],
-    )
