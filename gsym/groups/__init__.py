@@ -1,9 +1,10 @@
 """Partitions, permutation groups and their orbits: values that know nothing of layers."""
 
 from gsym.groups.automorphism import automorphisms
+from gsym.groups.cluster import ClusterGroup
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
-from gsym.groups.permutation import ClusterGroup, PermutationGroup
+from gsym.groups.permutation import PermutationGroup
 from gsym.groups.refinement import equitable_partition
 from gsym.groups.representation import Representation
 

@@ -23,9 +23,10 @@ from gsym.errors import SolverUnavailableError
 from gsym.groups import _search
 from gsym.groups._search import Array, group_sums, mix, row_numbers, runs
 from gsym.groups.chain import StabiliserChain
+from gsym.groups.cluster import MAX_GENERATOR_ENTRIES, ClusterGroup
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
-from gsym.groups.permutation import MAX_GENERATOR_ENTRIES, ClusterGroup, PermutationGroup
+from gsym.groups.permutation import PermutationGroup
 from gsym.groups.refinement import ColouredGraph
 
 # Best first; the package that each needs.

@@ -60,3 +60,11 @@ def _product(out: ChannelMoves, into: ChannelMoves) -> ChannelMoves:
     images = out.images[:, :, None] * columns + into.images[:, None, :]
     signs = out.signs[:, :, None] * into.signs[:, None, :]
     return ChannelMoves(images.flatten(1), signs.flatten(1))
+
+
+def check_representation(rep: object) -> None:
+    """Refuse what is no representation; the class itself is defined on top of groups."""
+    if not hasattr(rep, "moves_of_generators"):
+        raise TypeError(
+            f"in_rep and out_rep must be a gsym.Representation or None; got {type(rep).__name__}"
+        )

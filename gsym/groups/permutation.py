@@ -4,42 +4,39 @@
 ``(g x)[g(i)] = x[i]``.
 
 :class:`PermutationGroup` knows nothing but its generators and serves as the oracle.
-:class:`ClusterGroup` has the same methods in closed form.
+:class:`gsym.ClusterGroup` has the same methods in closed form.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gsym._graphs import as_graph, coalesce
+from gsym._graphs import as_graph
 from gsym._validate import IntegerArray, check_dense, check_permutation, check_whole
 from gsym.errors import GroupError
 from gsym.groups._host import lives_on_cpu
+from gsym.groups._pairs import closure, coalesced, fixes, pair_images
 from gsym.groups._record import read_record, record
 from gsym.groups.adapted import Found, find_basis
 from gsym.groups.chain import StabiliserChain
 from gsym.groups.coordinates import (
     ChannelMoves,
-    map_orbits,
+    check_representation,
     pair_coordinate_orbits,
 )
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
 
 if TYPE_CHECKING:
+    from gsym.groups.cluster import ClusterGroup
     from gsym.groups.representation import Representation
-
-# Above this many entries a table of generators is refused rather than built.
-MAX_GENERATOR_ENTRIES = 2**28
 
 
 @lives_on_cpu
@@ -70,7 +67,9 @@ class PermutationGroup:
     exact = True
     """Whether this is the very group that was asked for; False for one that contains it."""
 
-    _kinds: tuple[str, ...] = ("PermutationGroup", "ClusterGroup")
+    _fields: ClassVar[tuple[str, ...]] = ("num_nodes", "generators", "order")
+    # The subclass that some constructors make; its module sets it, which imports this one.
+    _closed_form: ClassVar[type[ClusterGroup]]
 
     def __init__(
         self,
@@ -137,12 +136,19 @@ class PermutationGroup:
     @staticmethod
     def symmetric(num_nodes: int) -> ClusterGroup:
         """All permutations of the nodes."""
-        return ClusterGroup(Partition.single(num_nodes))
+        return PermutationGroup._closed_form(Partition.single(num_nodes))
 
     @staticmethod
     def trivial(num_nodes: int) -> ClusterGroup:
         """The identity alone."""
-        return ClusterGroup(Partition.singletons(num_nodes))
+        return PermutationGroup._closed_form(Partition.singletons(num_nodes))
+
+    def as_clusters(self) -> ClusterGroup:
+        """The same group in the form of clusters: clusters of one node, and this group on them.
+
+        A :class:`ClusterGroup` returns itself.
+        """
+        return self._closed_form(Partition.singletons(self.num_nodes), swaps=self)
 
     @property
     def num_nodes(self) -> int:
@@ -277,8 +283,8 @@ class PermutationGroup:
         keys = edges[0] * n + edges[1]
         if not keys.numel():
             return Orbits.from_keys(keys)
-        closed = _closure(keys, self.generators, n)
-        images = torch.searchsorted(closed, _pair_images(closed, self.generators, n))
+        closed = closure(keys, self.generators, n)
+        images = torch.searchsorted(closed, pair_images(closed, self.generators, n))
         pairs = Orbits.of_maps(images.view(-1, closed.numel()))
         return Orbits.from_keys(pairs.index[torch.searchsorted(closed, keys)])
 
@@ -341,8 +347,8 @@ class PermutationGroup:
         Raises:
             GraphError: A graph on other nodes, or weights that are not finite.
         """
-        keys, weight = _coalesce(edge_index, edge_weight, self.num_nodes)
-        return all(_fixes(perm, keys, weight, self.num_nodes) for perm in self.generators)
+        keys, weight = coalesced(edge_index, edge_weight, self.num_nodes)
+        return all(fixes(perm, keys, weight, self.num_nodes) for perm in self.generators)
 
     def fingerprint(self) -> bytes:
         """SHA-256 of what ties a layer's weights: equal for groups with equal pair orbits."""
@@ -370,17 +376,17 @@ class PermutationGroup:
             GroupError: The dictionary holds something else, or another format.
             TypeError: ``given`` is no dictionary.
         """
-        kind, values = read_record(given, {k: _FIELDS[k] for k in cls._kinds}, GroupError)
-        if kind == "PermutationGroup":
-            num_nodes, generators, order = values
-            return PermutationGroup(
-                num_nodes, generators, order=None if order is None else int(order, 16)
-            )
-        partition, swaps, exact = values
-        return ClusterGroup(
-            Partition.from_dict(partition),
-            swaps=None if swaps is None else PermutationGroup.from_dict(swaps),
-            exact=exact,
+        kinds = {kind.__name__: kind for kind in (cls, cls._closed_form)}
+        fields = {name: kind._fields for name, kind in kinds.items()}
+        name, values = read_record(given, fields, GroupError)
+        return kinds[name]._of_record(*values)
+
+    @classmethod
+    def _of_record(cls, *values: Any) -> PermutationGroup:
+        """The group with these values of :attr:`_fields`."""
+        num_nodes, generators, order = values
+        return PermutationGroup(
+            num_nodes, generators, order=None if order is None else int(order, 16)
         )
 
     def _written(self) -> tuple[object, ...]:
@@ -417,7 +423,7 @@ class PermutationGroup:
         """How each generator moves the channels; one that stays without a representation."""
         if rep is None:
             return ChannelMoves.still(self.num_generators)
-        _check_representation(rep)
+        check_representation(rep)
         return rep.moves_of_generators(self)
 
     def _check_matrix(self, weight: Tensor) -> None:
@@ -433,421 +439,13 @@ class PermutationGroup:
             )
 
 
-@lives_on_cpu
-class ClusterGroup(PermutationGroup):
-    """All permutations within clusters, optionally with exchanges of whole clusters.
-
-    The group is ``(prod_c S_c) x| H``: every permutation that keeps each cluster in place, and,
-    for each element of ``swaps`` (a group H on the clusters), the one that carries the t-th node
-    of cluster ``c`` to the t-th node of cluster ``h(c)``.
-
-    Args:
-        partition: The clusters.
-        swaps: Group on the clusters, exchanging clusters of equal size only.
-        exact: Whether this is the very group that was asked for; False for one that contains it,
-            as ``swaps`` that are not exact make it, too.
-
-    Raises:
-        GroupError: ``swaps`` acts on another number of clusters or exchanges unequal ones.
-
-    Cost:
-        ``O(n)`` memory; ``n x n`` tables appear only in :meth:`pair_orbits` and :meth:`project`.
-
-    Example:
-        >>> g = ClusterGroup(Partition.from_labels([0, 0, 1, 1, 1]))
-        >>> g, g.order(), g.commutant_dim()
-        (ClusterGroup(S_2 x S_3 on 5 nodes), 12, 6)
-
-    Reference:
-        The group of a coarsening in Huang, Levie, Villar, arXiv 2308.10436.
-    """
-
-    _kinds = ("ClusterGroup",)
-
-    def __init__(
-        self,
-        partition: Partition,
-        *,
-        swaps: PermutationGroup | None = None,
-        exact: bool = True,
-    ) -> None:
-        if not isinstance(partition, Partition):
-            raise TypeError(
-                f"expected a Partition; got {type(partition).__name__}; "
-                "make one with Partition.from_labels(labels)"
-            )
-        if swaps is not None and not isinstance(swaps, PermutationGroup):
-            raise TypeError(
-                f"swaps must be a PermutationGroup on the clusters; got {type(swaps).__name__}"
-            )
-        self.partition = partition
-        self._sizes = torch.tensor(partition.sizes)
-        if swaps is not None:
-            if swaps.num_nodes != partition.num_clusters:
-                raise GroupError(
-                    f"swaps must act on the {partition.num_clusters} clusters; "
-                    f"got a group on {swaps.num_nodes} points"
-                )
-            # Orbits rather than generators, of which a group of clusters may have too many.
-            orbits = swaps.node_orbits()
-            _, first = np.unique(orbits.index.numpy(), return_index=True)
-            model = torch.from_numpy(first)[orbits.index]
-            unequal = (self._sizes[model] != self._sizes).nonzero()
-            if unequal.numel():
-                c = int(unequal[0])
-                raise GroupError(
-                    f"swaps exchange clusters of unequal size: cluster {int(model[c])} with "
-                    f"{partition.sizes[int(model[c])]} nodes and cluster {c} with "
-                    f"{partition.sizes[c]}"
-                )
-            exact = exact and swaps.exact
-            if orbits.num_orbits == swaps.num_nodes:
-                swaps = None
-        self.swaps = swaps
-        self.exact = exact
-
-    @property
-    def num_nodes(self) -> int:
-        """Number of nodes the group acts on."""
-        return self.partition.num_nodes
-
-    @property
-    def num_generators(self) -> int:
-        """Rows of :attr:`generators`, without building them."""
-        within = int((self._sizes >= 2).sum() + (self._sizes >= 3).sum())
-        return within + (0 if self.swaps is None else self.swaps.num_generators)
-
-    @cached_property
-    def _generator_table(self) -> Tensor:
-        n = self.num_nodes
-        if self.num_generators * n > MAX_GENERATOR_ENTRIES:
-            raise GroupError(
-                f"{self.num_generators} generators of {n} nodes would need "
-                f"{self.num_generators * n * 8 / 2**30:.1f} GiB; draw elements with sample()"
-            )
-        table = []
-        for nodes in self.partition.clusters():
-            # A swap of two nodes and a cycle of all generate S_c.
-            for cycle in [nodes[:2]] * (len(nodes) >= 2) + [nodes] * (len(nodes) >= 3):
-                perm = torch.arange(n)
-                perm[cycle] = cycle.roll(-1)
-                table.append(perm)
-        if self.swaps is not None:
-            table.extend(self.lift(h) for h in self.swaps.generators)
-        return torch.stack(table) if table else torch.empty(0, n, dtype=torch.int64)
-
-    @property
-    def generators(self) -> Tensor:
-        """Permutations that generate the group, int64 ``[m, n]``, up to two per cluster, a copy."""
-        return self._generator_table.clone()
-
-    def lift(self, cluster_perm: Tensor) -> Tensor:
-        """The node permutation that moves whole clusters by ``cluster_perm``, order kept."""
-        order, labels = self.partition.order, self.partition.labels
-        start = torch.cumsum(self._sizes, 0) - self._sizes
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(order.numel()) - start[labels[order]]
-        return order[start[cluster_perm[labels]] + rank]
-
-    def order(self) -> int:
-        """Number of permutations in the group (an integer of millions of digits at n = 10^6)."""
-        counts = Counter(self.partition.sizes)
-        within = math.prod(math.factorial(c) ** count for c, count in counts.items() if c > 1)
-        return within if self.swaps is None else within * self.swaps.order()
-
-    def log_order(self) -> float:
-        """Natural logarithm of :meth:`order`, without computing it."""
-        within = float(torch.lgamma(self._sizes.double() + 1).sum())
-        return within + (0.0 if self.swaps is None else self.swaps.log_order())
-
-    def contains(self, perm: IntegerArray) -> bool:
-        """Whether ``perm``, a list of images, belongs to the group."""
-        images = check_permutation(perm, self.num_nodes)
-        labels = self.partition.labels
-        arrives = labels[images]
-        start = torch.cumsum(self._sizes, 0) - self._sizes
-        moved = arrives[self.partition.order[start]]
-        if not bool((arrives == moved[labels]).all()):
-            return False
-        if self.swaps is None:
-            return bool((moved == torch.arange(moved.numel())).all())
-        if torch.unique(moved).numel() != moved.numel():
-            return False
-        return self.swaps.contains(moved)
-
-    def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
-        """A uniformly random element, int64 ``[n]``, in ``O(n log n)``."""
-        order, labels = self.partition.order, self.partition.labels
-        shuffled = torch.randperm(self.num_nodes, generator=generator)
-        within = shuffled[torch.argsort(labels[shuffled], stable=True)]
-        perm = torch.empty_like(order)
-        perm[order] = within
-        return (
-            perm if self.swaps is None else self.lift(self.swaps.sample(generator=generator))[perm]
-        )
-
-    def cluster_orbits(
-        self, in_rep: Representation | None = None, out_rep: Representation | None = None
-    ) -> Orbits:
-        """Orbits of ``swaps`` on clusters: ``index`` is ``[k]``.
-
-        With representations those of the entries of one matrix per cluster, with signs:
-        ``[k, c_out, c_in]``.
-        """
-        if in_rep is not None or out_rep is not None:
-            return map_orbits(self._swap_table(), *self._swap_moves(in_rep, out_rep))
-        if self.swaps is None:
-            k = self.partition.num_clusters
-            return Orbits(torch.arange(k), k, torch.ones(k, dtype=torch.int64))
-        return self.swaps.node_orbits()
-
-    def cluster_pair_orbits(
-        self, in_rep: Representation | None = None, out_rep: Representation | None = None
-    ) -> Orbits:
-        """Orbits of ``swaps`` on ordered pairs of clusters: ``index`` is ``[k, k]``.
-
-        With representations those of the entries of a matrix per pair, with signs:
-        ``[k, k, c_out, c_in]``.
-        """
-        if in_rep is not None or out_rep is not None:
-            return pair_coordinate_orbits(self._swap_table(), *self._swap_moves(in_rep, out_rep))
-        if self.swaps is None:
-            k = self.partition.num_clusters
-            return Orbits(torch.arange(k * k).view(k, k), k * k, torch.ones(k * k).long())
-        return self.swaps.pair_orbits()
-
-    def _swap_table(self) -> Tensor:
-        """Generators of the swaps on the clusters, ``[m, k]``."""
-        if self.swaps is None:
-            return torch.empty(0, self.partition.num_clusters, dtype=torch.int64)
-        return self.swaps.generators
-
-    def _swap_moves(
-        self, in_rep: Representation | None, out_rep: Representation | None
-    ) -> tuple[ChannelMoves, ChannelMoves]:
-        count = 0 if self.swaps is None else self.swaps.num_generators
-        moves = []
-        for rep in (in_rep, out_rep):
-            if rep is not None:
-                _check_representation(rep)
-                rep.check_group(self)
-            moves.append(ChannelMoves.still(count) if rep is None else rep.moves)
-        return moves[0], moves[1]
-
-    def node_orbits(self) -> Orbits:
-        """Orbits of the group on nodes: ``index`` is ``[n]``."""
-        return Orbits.from_keys(self.cluster_orbits().index[self.partition.labels])
-
-    def pair_orbits(
-        self, in_rep: Representation | None = None, out_rep: Representation | None = None
-    ) -> Orbits:
-        """As :meth:`PermutationGroup.pair_orbits`, in closed form: ``index`` is ``[n, n]``."""
-        labels = self.partition.labels
-        if in_rep is not None or out_rep is not None:
-            return self._coordinate_pair_orbits(in_rep, out_rep)
-        pairs = self.cluster_pair_orbits()
-        keys = pairs.index[labels[:, None], labels[None, :]]
-        # In a cluster of one node the diagonal is the whole block and needs no orbit of its own.
-        own = (pairs.num_orbits + self.cluster_orbits().index)[labels]
-        keys.diagonal().copy_(torch.where(self._sizes[labels] > 1, own, keys.diagonal()))
-        return Orbits.from_keys(keys)
-
-    def _coordinate_pair_orbits(
-        self, in_rep: Representation | None, out_rep: Representation | None
-    ) -> Orbits:
-        labels = self.partition.labels
-        pairs = self.cluster_pair_orbits(in_rep, out_rep)
-        own = self.cluster_orbits(in_rep, out_rep)
-        assert pairs.signs is not None and own.signs is not None
-        keys = pairs.index[labels[:, None], labels[None, :]]
-        signs = pairs.signs[labels[:, None], labels[None, :]]
-        # As without representations, several nodes of a cluster have a diagonal of their own.
-        large = torch.nonzero(self._sizes[labels] > 1)[:, 0]
-        apart = torch.where(own.index < 0, -1, own.index + pairs.num_orbits)[labels[large]]
-        keys[large, large], signs[large, large] = apart, own.signs[labels[large]]
-        return Orbits.from_keys(keys, signs)
-
-    def edge_orbits(self, edge_index: Any) -> Orbits:
-        """Orbits of ordered pairs, read on the edges: ``index`` is ``[e]``, in ``O(e log e)``."""
-        edges = as_graph(edge_index, self.num_nodes).edge_index.cpu()
-        ends = self.partition.labels[edges]
-        k = self.partition.num_clusters
-        if self.swaps is None:
-            keys = ends[0] * k + ends[1]
-        else:
-            keys = self.swaps.edge_orbits(ends).index
-        loop = (edges[0] == edges[1]) & (self._sizes[ends[0]] > 1)
-        return Orbits.from_keys(keys * 2 + loop)
-
-    def commutant_dim(
-        self, in_rep: Representation | None = None, out_rep: Representation | None = None
-    ) -> int:
-        """Dimension of the commutant: ``k^2 + #{clusters of two nodes or more}`` without swaps."""
-        large = self._sizes > 1
-        if in_rep is not None or out_rep is not None:
-            own = torch.unique(self.cluster_orbits(in_rep, out_rep).index[large])
-            pairs = self.cluster_pair_orbits(in_rep, out_rep)
-            return pairs.num_orbits + int((own >= 0).sum())
-        if self.swaps is None:
-            return self.partition.num_clusters**2 + int(large.sum())
-        within = torch.unique(self.swaps.node_orbits().index[large]).numel()
-        return self.swaps.commutant_dim() + within
-
-    def project(
-        self,
-        weight: Tensor,
-        in_rep: Representation | None = None,
-        out_rep: Representation | None = None,
-    ) -> Tensor:
-        """The intertwiner projection of ``[..., n, n]``: block means, with the diagonal apart."""
-        if in_rep is not None or out_rep is not None:
-            return super().project(weight, in_rep, out_rep)
-        self._check_matrix(weight)
-        labels = self.partition.labels.to(weight.device)
-        sizes = self._sizes.to(weight)
-        k, lead = sizes.numel(), weight.shape[:-2]
-        diagonal = weight.diagonal(dim1=-2, dim2=-1)
-        trace = weight.new_zeros(*lead, k).index_add(-1, labels, diagonal)
-        block = weight.new_zeros(*lead, k, self.num_nodes).index_add(-2, labels, weight)
-        block = weight.new_zeros(*lead, k, k).index_add(-1, labels, block)
-        area = torch.outer(sizes, sizes)
-        # Off the diagonal: the trace leaves its blocks, and so do the diagonal's entries.
-        large = (sizes > 1).to(weight)
-        block = block - torch.diag_embed(trace * large)
-        area = area - torch.diag(sizes * large)
-        if self.swaps is not None:
-            pairs = self.swaps.pair_orbits().index.to(weight.device)
-            nodes = self.swaps.node_orbits().index.to(weight.device)
-            block, area = _orbit_sum(block, pairs, 2), _orbit_sum(area, pairs, 2)
-            trace, sizes = _orbit_sum(trace, nodes, 1), _orbit_sum(sizes, nodes, 1)
-        out = (block / area).index_select(-2, labels).index_select(-1, labels)
-        own = (trace / sizes).index_select(-1, labels)
-        kept = out.diagonal(dim1=-2, dim2=-1)
-        change = torch.where((large > 0)[labels], own - kept, torch.zeros_like(own))
-        return out + torch.diag_embed(change)
-
-    def preserves(self, edge_index: Any, edge_weight: Tensor | None = None) -> bool:
-        """Whether every element maps the graph onto itself, weights included, in ``O(e log e)``.
-
-        The group preserves a graph exactly when each block of cluster pairs is empty or complete
-        with one weight (diagonal apart), and ``swaps`` preserves the graph of the blocks.
-        """
-        n, sizes = self.num_nodes, self._sizes
-        keys, weight = _coalesce(edge_index, edge_weight, n)
-        source, target = keys // n, keys % n
-        start, end = self.partition.labels[source], self.partition.labels[target]
-        k = self.partition.num_clusters
-        block = (start * k + end) * 2 + (source == target)
-        names, inverse, count = torch.unique(block, return_inverse=True, return_counts=True)
-        row, column, loop = names // 2 // k, names // 2 % k, names % 2 == 1
-        full = torch.where(
-            loop, sizes[row], sizes[row] * sizes[column] - torch.where(row == column, sizes[row], 0)
-        )
-        low = torch.full((names.numel(),), math.inf, dtype=weight.dtype)
-        low.scatter_reduce_(0, inverse, weight, "amin")
-        if not bool((count == full).all()) or not bool((low[inverse] == weight).all()):
-            return False
-        if self.swaps is None:
-            return True
-        return all(_fixes(self.lift(h), keys, weight, n) for h in self.swaps.generators)
-
-    def fingerprint(self) -> bytes:
-        """SHA-256 of what ties a layer's weights: the numbered clusters and the swaps' orbits."""
-        own = b"clusters" + self.partition.fingerprint()
-        return hashlib.sha256(own + (self.swaps.fingerprint() if self.swaps else b"")).digest()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As :meth:`PermutationGroup.to_dict`.
-
-        Example:
-            >>> group = ClusterGroup(Partition.from_labels([0, 0, 1]))
-            >>> ClusterGroup.from_dict(group.to_dict()) == group
-            True
-        """
-        return record(
-            "ClusterGroup",
-            partition=self.partition.to_dict(),
-            swaps=None if self.swaps is None else self.swaps.to_dict(),
-            exact=self.exact,
-        )
-
-    def _written(self) -> tuple[object, ...]:
-        swaps = None if self.swaps is None else self.swaps._written()
-        return type(self), self.partition, swaps, self.exact
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_clusters, (self.partition, self.swaps, self.exact)
-
-    def __str__(self) -> str:
-        sizes, n = self.partition.sizes, self.num_nodes
-        if max(sizes) == 1:
-            name = "trivial"
-        elif len(set(sizes)) == 1:
-            name = f"S_{sizes[0]}" if len(sizes) == 1 else f"(S_{sizes[0]})^{len(sizes)}"
-        elif len(sizes) <= 6:
-            name = " x ".join(f"S_{c}" for c in sizes)
-        else:
-            name = f"{len(sizes)} clusters of {min(sizes)} to {max(sizes)} in {n}"
-        if self.swaps is not None:
-            name = f"{name} x| {self.swaps}"
-        return name if self.exact else f"at most {name}"
-
-
-_FIELDS = {
-    "PermutationGroup": ("num_nodes", "generators", "order"),
-    "ClusterGroup": ("partition", "swaps", "exact"),
-}
-
-
 def _rebuild(num_nodes: int, generators: Tensor, order: int | None) -> PermutationGroup:
     return PermutationGroup._of_order(num_nodes, generators, order)
-
-
-def _rebuild_clusters(
-    partition: Partition, swaps: PermutationGroup | None, exact: bool
-) -> ClusterGroup:
-    return ClusterGroup(partition, swaps=swaps, exact=exact)
 
 
 def _short(order: int) -> str:
     """The order in full, or its power of ten."""
     return str(order) if order < 10**9 else f"10^{math.log10(order):.1f}"
-
-
-def _pair_images(keys: Tensor, generators: Tensor, n: int) -> Tensor:
-    """Images of the pairs ``i * n + j`` under each generator, ``[m, p]``."""
-    return generators[:, keys // n] * n + generators[:, keys % n]
-
-
-def _closure(keys: Tensor, generators: Tensor, n: int) -> Tensor:
-    """The sorted set of all pairs that the generators reach from ``keys``."""
-    known = np.unique(keys.numpy())
-    frontier = known
-    while frontier.size:
-        images = _pair_images(torch.from_numpy(frontier), generators, n).numpy()
-        frontier = np.setdiff1d(images, known)
-        known = np.union1d(known, frontier)
-    return torch.from_numpy(known)
-
-
-def _coalesce(edge_index: Any, edge_weight: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
-    """Sorted pair keys of the distinct edges and their summed weights in float64."""
-    keys, weight = coalesce(as_graph(edge_index, n, edge_weight))
-    return torch.from_numpy(keys), torch.from_numpy(weight)
-
-
-def _fixes(perm: Tensor, keys: Tensor, weight: Tensor, n: int) -> bool:
-    """Whether ``perm`` maps the coalesced graph onto itself."""
-    images, order = torch.sort(_pair_images(keys, perm[None], n)[0])
-    return torch.equal(images, keys) and torch.equal(weight[order], weight)
-
-
-def _check_representation(rep: object) -> None:
-    # The class itself is defined on top of groups.
-    if not hasattr(rep, "moves_of_generators"):
-        raise TypeError(
-            f"in_rep and out_rep must be a gsym.Representation or None; got {type(rep).__name__}"
-        )
 
 
 def _signed_means(weight: Tensor, orbits: Orbits) -> Tensor:
@@ -869,14 +467,6 @@ def _signed_means(weight: Tensor, orbits: Orbits) -> Tensor:
     total = total.index_add(-1, index, signed)
     mean = total / orbits.sizes.clamp(min=1).to(total) if orbits.num_orbits else total
     return (mean.index_select(-1, index) * signs).view(weight.shape)
-
-
-def _orbit_sum(values: Tensor, index: Tensor, dims: int) -> Tensor:
-    """Replace each entry of the last ``dims`` axes by the sum over its orbit."""
-    flat = values.flatten(-dims) if dims > 1 else values
-    total = flat.new_zeros(*flat.shape[:-1], int(index.max()) + 1)
-    total = total.index_add(-1, index.reshape(-1), flat)
-    return total.index_select(-1, index.reshape(-1)).view(values.shape)
 
 
 def _randbelow(bound: int, generator: torch.Generator | None) -> int:

@@ -18,8 +18,9 @@ from gsym.errors import GroupError, SignalError
 from gsym.groups._host import lives_on_cpu
 from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain, Unfaithful
+from gsym.groups.cluster import ClusterGroup
 from gsym.groups.coordinates import ChannelMoves
-from gsym.groups.permutation import ClusterGroup, PermutationGroup
+from gsym.groups.permutation import PermutationGroup
 
 # The regular representation has a channel for each element of the group.
 MAX_REGULAR = 1024

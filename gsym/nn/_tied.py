@@ -64,9 +64,7 @@ def as_clusters(group: PermutationGroup | None) -> ClusterGroup:
     check_group(group)
     if group is None:
         return ClusterGroup(Partition.single(1))
-    if isinstance(group, ClusterGroup):
-        return group
-    return ClusterGroup(Partition.singletons(group.num_nodes), swaps=group)
+    return group.as_clusters()
 
 
 def check_group(group: PermutationGroup | None) -> PermutationGroup | None:

@@ -247,10 +247,8 @@ def as_clusters(group: PermutationGroup | Partition) -> ClusterGroup:
     """A partition as its group, and a general group as exchanges of single nodes."""
     if isinstance(group, Partition):
         return ClusterGroup(group)
-    if isinstance(group, ClusterGroup):
-        return group
     if isinstance(group, PermutationGroup):
-        return ClusterGroup(Partition.singletons(group.num_nodes), swaps=group)
+        return group.as_clusters()
     raise TypeError(f"a candidate is a Partition or a PermutationGroup; got {type(group).__name__}")
 
 

@@ -364,3 +364,12 @@ class TestCorners:
 def test_booleans_and_gaps_are_no_numbers(build, message):
     with pytest.raises(GroupError, match=message):
         build()
+
+
+def test_a_general_group_as_clusters_of_one_node():
+    group = PermutationGroup.from_cycles(5, [(0, 1, 2)], [(3, 4)])
+    clusters = group.as_clusters()
+    assert type(clusters) is ClusterGroup and clusters.partition.num_clusters == 5
+    assert clusters.order() == group.order() == 6
+    assert torch.equal(clusters.pair_orbits().index, group.pair_orbits().index)
+    assert clusters.as_clusters() is clusters
