@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pydoc
 import re
 from typing import Any
 
@@ -18,7 +20,10 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of one object."""
         if obj.docstring is not None:
-            obj.docstring.value = markdown(obj.docstring.value)
+            text = obj.docstring.value
+            if "{methods}" in text:  # lists that are made of a registry when the module is imported
+                text = inspect.getdoc(pydoc.locate(obj.path)) or text
+            obj.docstring.value = markdown(text)
 
 
 def markdown(text: str) -> str:

@@ -22,11 +22,30 @@ from gsym.groups import Partition
 
 @dataclass(frozen=True)
 class Method:
-    """A method of :func:`coarsen`: what it needs, what it may take, and how it answers."""
+    """A method of :func:`gsym.coarsen`.
+
+    Attributes:
+        propose: What answers a request.
+        summary: What it does, in a line of up to 60 characters.
+        levels: Which it gives: ``"nested"``, ``"non-nested"``, or ``"3"`` (n, one more, 1).
+        needs: Arguments of :func:`gsym.coarsen` that it cannot do without.
+        takes: Arguments that it looks at where they are given.
+    """
 
     propose: Callable[[Request], Hierarchy]
-    needs: tuple[str, ...]
+    summary: str
+    levels: str
+    needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
+
+    @property
+    def input(self) -> str:
+        """What it clusters by: graph, signals, either or both, or the shape of an image."""
+        if "height" in self.needs:
+            return "shape"
+        if "edge_index" in self.needs:
+            return "graph"
+        return "signals" if "signals" in self.needs else "either, both"
 
 
 @dataclass(frozen=True)

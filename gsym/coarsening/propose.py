@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gsym.coarsening._request import Request
 from gsym.coarsening.hierarchy import Hierarchy
-from gsym.coarsening.methods import METHODS
+from gsym.coarsening.methods import DEFAULTS, METHODS, table
 from gsym.errors import ClusteringError
 from gsym.groups import Partition
 
@@ -30,30 +30,13 @@ def coarsen(
 ) -> Hierarchy:
     """Propose partitions of the nodes, from all nodes alone to one cluster.
 
-    ======================  ============  ========  ============================================
-    method                  looks at      answer    how
-    ======================  ============  ========  ============================================
-    ``auto``                                        ``paris``; ``ward`` where signals are given
-    ``paris``               graph         chain     ours: more weight than chance, Bonald et al.
-    ``ward``                either, both  chain     scikit-learn: smallest rise in variance
-    ``spectral``            either, both  family    k-means on eigenvectors, Ng, Jordan, Weiss
-    ``local_variation``     graph         chain     ours: matching by local variation, Loukas
-    ``graclus``             graph         chain     ours: matching by normalised cut, Dhillon
-    ``louvain``             graph         chain     scikit-network, level by level
-    ``leiden``              graph         family    networkit, one resolution per level
-    ``metis``               graph         family    pymetis, clusters of nearly equal size
-    ``twins``               graph         3 levels  nodes that any permutation may exchange
-    ``automorphism``        graph         3 levels  orbits of the exact symmetries
-    ``equitable``           graph         3 levels  stable colours of colour refinement
-    ``grid``                shape         chain     square patches of an image
-    ``risk``                signals       chain     smallest rise of the estimated risk
-    ======================  ============  ========  ============================================
+    {methods}
 
-    A chain is nested, a family is not, and ``Hierarchy.nested`` says which came. Clusterings see
-    the undirected graph ``(A + A^T) / 2`` without self-loops, and a similarity of 0 joins nothing;
-    twins, orbits and colours see the graph as it is, where an edge of weight 0 is an edge; ``risk``
-    goes along edges and leaves weights aside. What a method needs beyond scikit-learn is in the
-    extra ``cluster``.
+    Levels are nested where each partition refines the next; ``Hierarchy.nested`` says so. Methods
+    see the undirected graph ``(A + A^T) / 2`` without self-loops, and a similarity of 0 joins
+    nothing; twins, orbits and colours see the graph as it is, where an edge of weight 0 is an edge;
+    ``risk`` goes along edges and leaves weights aside. What a method needs beyond scikit-learn is
+    in the extra ``cluster``.
 
     ``ward`` works on a spectral embedding of the graph (commute times: eigenvectors of ``D - A``
     over the square root of their eigenvalue, the first 16), merging neighbours only; on signals
@@ -69,12 +52,13 @@ def coarsen(
         edge_weight: Similarities ``[e]``, not negative; 1 where ``None``.
         signals: Signals ``[samples, n]`` or ``[samples, n, c]``.
         method: One of the above. The default depends on what is given, not on what is installed;
-            on 14 real graphs ``paris`` is the best chain by modularity, conductance and balance,
-            ``ward`` is closer to the spectrum; see *Methods of coarsening* in the documentation.
+            on 14 real graphs ``paris`` is the best nested method by modularity, conductance and
+            balance, ``ward`` is closer to the spectrum; see *Methods of coarsening* in the
+            documentation.
         targets: What ``risk`` predicts from the signals, in the same form. ``None``: denoising,
             as in :func:`gsym.choose_group`.
-        levels: Numbers of clusters to offer. By default a chain offers all it has, a family
-            powers of two up to 128. ``louvain``, ``graclus``, ``grid``, ``twins``,
+        levels: Numbers of clusters to offer. By default nested methods offer all they have,
+            the others powers of two up to 128. ``louvain``, ``graclus``, ``grid``, ``twins``,
             ``automorphism`` and ``equitable`` have fixed levels, of which these must be some
             (for ``grid`` any square patches, which then may not nest).
         seed: Seed of methods that draw; equal seeds give equal answers.
@@ -117,7 +101,7 @@ def coarsen(
             f"method must be a name, one of {', '.join(METHODS)}; got {method!r:.80}"
         )
     if method == "auto":
-        method = "ward" if edge_index is None or signals is not None else "paris"
+        method = DEFAULTS["signals" if edge_index is None or signals is not None else "graph"]
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}"
@@ -138,3 +122,7 @@ def coarsen(
     if request.num_nodes == 1:
         return request.chain([Partition.single(1)])
     return METHODS[method].propose(request)
+
+
+if coarsen.__doc__ is not None:  # as it is under python -OO
+    coarsen.__doc__ = coarsen.__doc__.replace("{methods}", table("    "))

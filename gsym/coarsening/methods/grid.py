@@ -42,4 +42,4 @@ def _grid(request: Request) -> Hierarchy:
     return request._hierarchy(partitions, nested=nested)
 
 
-METHODS = {"grid": Method(_grid, ("height", "width"))}
+METHODS = {"grid": Method(_grid, "square patches of an image", "nested", needs=("height", "width"))}

@@ -84,4 +84,8 @@ def _merge_down(A: csr_array, labels: np.ndarray, k: int) -> np.ndarray:
     return Hierarchy.from_merges(count, merges, heights)[k].labels.numpy()[labels]
 
 
-METHODS = {"leiden": Method(_leiden, ("edge_index",))}
+METHODS = {
+    "leiden": Method(
+        _leiden, "one resolution per level, by networkit", "non-nested", needs=("edge_index",)
+    )
+}

@@ -40,4 +40,8 @@ def _csr_matrix(A: csr_array) -> csr_matrix:
     return csr_matrix((weight, *indices), shape=A.shape)
 
 
-METHODS = {"louvain": Method(_louvain, ("edge_index",))}
+METHODS = {
+    "louvain": Method(
+        _louvain, "modularity, level by level, by scikit-network", "nested", needs=("edge_index",)
+    )
+}

@@ -68,4 +68,8 @@ def _metis(request: Request) -> Hierarchy:
     )
 
 
-METHODS = {"metis": Method(_metis, ("edge_index",))}
+METHODS = {
+    "metis": Method(
+        _metis, "clusters of nearly equal size, by pymetis", "non-nested", needs=("edge_index",)
+    )
+}

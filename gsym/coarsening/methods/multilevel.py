@@ -241,6 +241,10 @@ def _graclus(request: Request) -> Hierarchy:
 
 
 METHODS = {
-    "local_variation": Method(_local_variation, ("edge_index",)),
-    "graclus": Method(_graclus, ("edge_index",)),
+    "local_variation": Method(
+        _local_variation, "matching by local variation, Loukas", "nested", needs=("edge_index",)
+    ),
+    "graclus": Method(
+        _graclus, "matching by normalised cut, Dhillon et al.", "nested", needs=("edge_index",)
+    ),
 }

@@ -114,4 +114,8 @@ def _paris(request: Request) -> Hierarchy:
     return request.tree(by_component(request.graph, lambda A, _: paris_merges(A)))
 
 
-METHODS = {"paris": Method(_paris, ("edge_index",))}
+METHODS = {
+    "paris": Method(
+        _paris, "more weight than chance, Bonald et al.", "nested", needs=("edge_index",)
+    )
+}

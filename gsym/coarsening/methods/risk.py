@@ -409,4 +409,12 @@ def _risk(request: Request) -> Hierarchy:
     return request.tree((np.asarray(merges), np.asarray(heights)))
 
 
-METHODS = {"risk": Method(_risk, ("signals",), ("targets", "edge_index"))}
+METHODS = {
+    "risk": Method(
+        _risk,
+        "smallest increase of the estimated risk",
+        "nested",
+        needs=("signals",),
+        takes=("targets", "edge_index"),
+    )
+}

@@ -102,4 +102,11 @@ def _k_means(embedding: np.ndarray, k: int, seed: int) -> np.ndarray:
         return KMeans(k, n_init=4, random_state=seed).fit(rows).labels_
 
 
-METHODS = {"spectral": Method(_spectral, (), ("edge_index", "signals"))}
+METHODS = {
+    "spectral": Method(
+        _spectral,
+        "k-means on eigenvectors, Ng, Jordan, Weiss",
+        "non-nested",
+        takes=("edge_index", "signals"),
+    )
+}

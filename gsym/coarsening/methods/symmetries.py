@@ -62,7 +62,11 @@ def _equitable(request: Request) -> Hierarchy:
 
 
 METHODS = {
-    "twins": Method(_twins, ("edge_index",)),
-    "automorphism": Method(_automorphism, ("edge_index",)),
-    "equitable": Method(_equitable, ("edge_index",)),
+    "twins": Method(_twins, "nodes that any permutation may exchange", "3", needs=("edge_index",)),
+    "automorphism": Method(
+        _automorphism, "orbits of the exact symmetries", "3", needs=("edge_index",)
+    ),
+    "equitable": Method(
+        _equitable, "stable colours of colour refinement", "3", needs=("edge_index",)
+    ),
 }

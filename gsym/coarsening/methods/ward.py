@@ -35,4 +35,11 @@ def _commute_embedding(A: csr_array | None) -> np.ndarray:
     return energy_basis(A, _EMBEDDING)
 
 
-METHODS = {"ward": Method(_ward, (), ("edge_index", "signals"))}
+METHODS = {
+    "ward": Method(
+        _ward,
+        "smallest increase in variance, by scikit-learn",
+        "nested",
+        takes=("edge_index", "signals"),
+    )
+}
