@@ -57,13 +57,12 @@ def run(
     from benchmarks.suite import run as running
     from benchmarks.suite.report.markdown import write_report
     from benchmarks.suite.report.tables import rich_tables
-    from benchmarks.tasks import TASKS, get_tasks
+    from benchmarks.tasks import get_tasks
 
     data = _folder(data)
-    names = tasks or [t.name for t in TASKS.values() if not t.needs_data]
     console = Console()
     rows = running.run(
-        get_tasks(names),
+        get_tasks(tasks),
         out=out,
         profile=profile,
         data=data,

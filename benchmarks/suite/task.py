@@ -115,6 +115,9 @@ Predictor = Callable[[Split], Tensor]
 class Task(ABC):
     """A benchmark task. Subclasses are small: they say what, ``run.py`` says how.
 
+    A new one is a module in ``benchmarks/tasks`` whose class is decorated by `register`, and its
+    test. All lists of tasks are made from what is registered.
+
     Attributes:
         name: What the command line calls it.
         title: What the report calls it.
@@ -154,3 +157,19 @@ class Task(ABC):
     @abstractmethod
     def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
         """Fit functions by display name; each returns a predictor for any split."""
+
+
+TASKS: dict[str, Task] = {}
+"""The tasks that the command line knows, by name."""
+
+
+def register(kind: type[Task]) -> type[Task]:
+    """Make a task known to the command line, as a decorator of its class.
+
+    Raises:
+        ValueError: Another class has registered a task of this name.
+    """
+    other = TASKS.setdefault(kind.name, kind())
+    if type(other) is not kind:
+        raise ValueError(f"two tasks are called {kind.name!r}: {type(other)} and {kind}")
+    return kind

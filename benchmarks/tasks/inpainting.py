@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from benchmarks.data import load_images
-from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task
+from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task, register
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.nn import OrbitLinear
 
@@ -54,6 +54,7 @@ _FASHION = ImageSet("fashion-mnist", 0.5, 0.5, 20, (28, 14, 7, 4, 2, 1), (14, 2)
 _MNIST = ImageSet("mnist", 0.1307, 0.3081, 14, (28, 14, 7, 4, 2, 1), (14, 2))
 
 
+@register
 class Inpainting(Task):
     """Image inpainting from one hundred images.
 
@@ -148,6 +149,7 @@ class Inpainting(Task):
         }
 
 
+@register
 class InpaintingMNIST(Inpainting):
     """The same task on MNIST, which has to be on disk."""
 

@@ -18,7 +18,7 @@ from benchmarks.data import DataError, find, read_npz
 from benchmarks.models.pose import PoseNet
 from benchmarks.simulators.cameras import project, random_cameras
 from benchmarks.simulators.gait import JOINT_NAMES, SKELETON_EDGES, simulate_gait
-from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task
+from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task, register
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 
 _CMU_FILE = "skeleton/cmu_mocap_28j_60hz.npz"
@@ -41,6 +41,7 @@ REFLECTION = "mirror S_2, reflected"
 _RIDGE_STRENGTHS = tuple(10.0**k for k in range(-6, 3))
 
 
+@register
 class Skeleton(Task):
     """2D joints to 3D joints relative to the hip, on the 16-joint skeleton of SemGCN.
 

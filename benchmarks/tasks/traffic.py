@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.data import DataError, find, read_npz
 from benchmarks.models.dcgru import DiffusionForecaster, diffusion_supports
 from benchmarks.simulators.freeway import simulate_freeway
-from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task
+from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task, register
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 
 HISTORY = 3
@@ -59,6 +59,7 @@ class _Recording:
     truth: str | None = None
 
 
+@register
 class Traffic(Task):
     """Three five-minute speeds in, the next three out, at every detector of a road network.
 

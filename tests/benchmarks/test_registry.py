@@ -1,0 +1,71 @@
+"""A task is one file and its test: all lists come from the registry."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from toy_task import ToyTask
+
+from benchmarks import suite, tasks
+from benchmarks.__main__ import main
+from benchmarks.suite.store import read_rows
+from benchmarks.suite.task import register
+
+MODULE = """
+from toy_task import ToyTask
+
+from benchmarks.suite.task import register
+
+
+@register
+class Small(ToyTask):
+    name = "small"
+    title = "A small task"
+"""
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """A module in the folder of tasks, and nothing else."""
+    monkeypatch.delenv("GSYM_DATA", raising=False)
+    before = dict(tasks.TASKS)
+    tasks.TASKS.clear()  # the others take seconds to load
+    (tmp_path / "small.py").write_text(MODULE)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    tasks.discover()
+    yield
+    sys.modules.pop("benchmarks.tasks.small")
+    tasks.TASKS.clear()
+    tasks.TASKS.update(before)
+
+
+def test_a_module_in_the_folder_is_enough(added, tmp_path, capsys):
+    main(["list"])
+    assert "small: A small task, MSE (V^2), model dense" in capsys.readouterr().out
+    out = tmp_path / "out"
+    main(["run", "small", "--groups", "S_4", "--seeds", "1", "--device", "cpu", "--out", str(out)])
+    assert "## A small task: noise, quick" in (out / "report.md").read_text()
+    assert {row.task for row in read_rows(out)} == {"small"}
+    with pytest.raises(SystemExit):
+        main(["run", "smal", "--out", str(out)])
+    assert "unknown task 'smal'; did you mean small" in capsys.readouterr().err
+
+
+def test_no_other_file_of_the_engine_names_a_task():
+    root = Path(suite.__file__).parent
+    named = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in tasks.TASKS))
+    assert named.search("from benchmarks.tasks.traffic import Traffic")
+    for path in [*root.rglob("*.py"), root.parent / "tasks" / "__init__.py"]:
+        code = [line for line in path.read_text().splitlines() if "import" in line or '"' in line]
+        assert not [line for line in code if named.search(line)], path
+
+
+def test_two_tasks_of_one_name_are_refused(added):
+    with pytest.raises(ValueError, match="two tasks are called 'small'"):
+
+        @register
+        class Other(ToyTask):
+            name = "small"
