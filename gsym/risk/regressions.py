@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -40,7 +41,7 @@ class MeansRidge:
         flat, wanted = features.reshape(rows, -1), targets.reshape(rows, -1)
         self._means = flat.mean(0), wanted.mean(0)
         self._x, self._y = flat - self._means[0], wanted - self._means[1]
-        self._left, self._squares = _spectrum(self._x)
+        self._left, self._squares = spectrum(self._x)
         rank = self._left.shape[1]
         if drift is None:
             both = self._y.reshape(rows, 1, -1)
@@ -85,7 +86,7 @@ class MeansRidge:
         return self._means[1] - self._means[0] @ self.weight
 
 
-def _spectrum(x: NDArray) -> tuple[NDArray, NDArray]:
+def spectrum(x: NDArray) -> tuple[NDArray, NDArray]:
     """Left singular vectors and squared singular values, from the smaller Gram matrix."""
     wide = x.shape[0] <= x.shape[1]
     squares, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
@@ -99,7 +100,7 @@ def _shorten(values: NDArray) -> NDArray:
     rows, m, c = values.shape
     if m <= rows * c:
         return values
-    left, squares = _spectrum(values.transpose(0, 2, 1).reshape(rows * c, m))
+    left, squares = spectrum(values.transpose(0, 2, 1).reshape(rows * c, m))
     return (left * np.sqrt(squares)).reshape(rows, c, -1).transpose(0, 2, 1)
 
 
@@ -125,9 +126,36 @@ def _left_out(
     rows, q, _ = rest.shape
     outputs = drift.shape[2]
     errors = np.empty(len(left_out))
-    for blocks, removed, judged in left_out.batches(copies, left.shape[1] + rest[0].size):
+    for blocks, error in left_out_residuals(left, shrink, rest, left_out, copies):
+        error = error.reshape(*error.shape[:2], q, rest.shape[2])
+        if drift.shape[1]:
+            change = error[..., outputs:] @ drift[blocks][:, None]
+            error = error[..., :outputs] - change
+        errors[blocks] = (error**2).sum((1, 2, 3))
+    return errors
+
+
+def left_out_residuals(
+    left: NDArray, shrink: NDArray, rest: NDArray, left_out: LeftOut, copies: int
+) -> Iterator[tuple[NDArray, NDArray]]:
+    """Residuals of blocks under the fit to what each does not leave out, in batches.
+
+    Args:
+        left: Left singular vectors of the centred features ``[rows, rank]``.
+        shrink: Share of each that the fit keeps.
+        rest: Residuals of the fit to all rows ``[rows, ...]``.
+        left_out: What is left out together.
+        copies: Rows per signal.
+
+    Yields:
+        Numbers of blocks of equal shape, and their residuals ``[blocks, judged rows, ...]``, flat
+        behind the rows.
+    """
+    rows = len(rest)
+    rest = rest.reshape(rows, -1)
+    for blocks, removed, judged in left_out.batches(copies, left.shape[1] + rest.shape[1]):
         length = removed.shape[1]
-        z, own = left[removed], rest[removed].reshape(len(removed), length, -1)
+        z, own = left[removed], rest[removed]
         # H_bb = B B^T; a penalty of almost zero may leave a hat matrix of one exactly.
         factor = np.concatenate([np.full_like(z[..., :1], rows**-0.5), z * np.sqrt(shrink)], axis=2)
         if length == 1:
@@ -142,12 +170,7 @@ def _left_out(
             turned = factor.transpose(0, 2, 1)
             system = np.eye(factor.shape[2]) * (1 + 1e-12) - turned @ factor
             error = own[:, judged] + factor[:, judged] @ np.linalg.solve(system, turned @ own)
-        error = error.reshape(len(z), -1, q, rest.shape[2])
-        if drift.shape[1]:
-            change = error[..., outputs:] @ drift[blocks][:, None]
-            error = error[..., :outputs] - change
-        errors[blocks] = (error**2).sum((1, 2, 3))
-    return errors
+        yield blocks, error
 
 
 def _count(judged: slice) -> int:

@@ -1,0 +1,234 @@
+r"""Ridge regression on monomials, tied to a small group that may act on channels as well.
+
+The regression of :mod:`gsym.risk.ridge` is linear and leaves channels alone. Here a group of few
+elements acts by ``(g x)[g(i)] = rho(g) x[i]``, and the features are the coordinates of a signal
+and, for degree 2, their products. All images of every signal under the group are fitted together;
+the ridge objective is convex and then invariant, so its one minimum is equivariant, exactly. A
+signal is left out with its images, in closed form, by the block hat matrix:
+:math:`(I - H_{bb})^{-1} e_b`.
+
+**Features.** Coordinates :math:`z` are divided by their standard deviation over all images, which
+is constant along orbits, so the group still acts on features by signed permutations. Their origin
+stays where the user put it: products of coordinates less their means are another, smaller model to
+a penalty (on poses they mistake the signs up to 100 poses, and those of the coordinates as they
+come do not at 50). With degree 2,
+
+.. math::
+    \phi(x) = \bigl( z_i; \; z_i z_j \text{ for } i < j; \; z_i^2 / \sqrt 2 \bigr), \qquad
+    \langle \phi(x), \phi(x') \rangle = \langle z, z' \rangle + \tfrac12 \langle z, z' \rangle^2 ,
+
+so the Gram matrix needs no products. The smaller of the two sides is decomposed. The standard
+deviations are not estimated again without the signals that are left out.
+
+**Errors.** The error of a block is the *root* of its mean squared left-out error, in the units of
+the targets. A few unusual signals carry most of a mean of squares, and they would decide instead
+of the symmetry.
+
+Reference:
+    Allen 1974 (leave-one-out error of ridge).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsym._validate import GroupError, SignalError
+from gsym.groups import ClusterGroup, PermutationGroup, Representation
+from gsym.risk.regressions import left_out_residuals, spectrum
+from gsym.risk.samples import LeftOut, select
+
+# Groups of up to this many elements are applied to the data.
+MAX_IMAGES = 64
+# Rows or columns that are decomposed, and numbers in a table of features.
+MAX_SIDE, MAX_TABLE = 4096, 2**26
+# In units of the mean square of a signal's features. Smaller ones nearly interpolate where features
+# and signals are equally many, and leave-one-out errors of such fits say little.
+PENALTIES = np.logspace(-3, 1, 9)
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """How every element of a small group moves the coordinates ``(node, channel)`` of a signal.
+
+    Attributes:
+        source: Coordinate that each takes its value from, ``[m, n c]``; the identity comes first.
+        sign: Sign that it takes it with, ``[m, n c]``.
+    """
+
+    source: NDArray
+    sign: NDArray
+
+    def images(self, x: NDArray) -> NDArray:
+        """All images of signals ``[s, n c]``: ``[s, m, n c]``."""
+        out: NDArray = x[:, self.source] * self.sign
+        return out
+
+
+def moves_of(
+    group: PermutationGroup, in_rep: Representation, out_rep: Representation | None
+) -> tuple[Moves, Moves]:
+    """How a group moves inputs and targets, element by element.
+
+    Args:
+        group: The group.
+        in_rep: How it moves the channels of inputs.
+        out_rep: Those of targets; ``None`` for targets of one number per signal, which stay.
+
+    Raises:
+        GroupError: More than :data:`MAX_IMAGES` elements.
+    """
+    order = group.order()
+    if order > MAX_IMAGES:
+        raise GroupError(
+            f"{group} has {order:,} elements; the regression on monomials takes groups of up to "
+            f"{MAX_IMAGES}: leave it out, or use the linear one"
+        )
+    nodes = group.generators.numpy()
+    rows = [_signed(nodes, group, in_rep)]
+    rows.append(np.zeros((len(nodes), 0), int) if out_rep is None else _signed(nodes, group, out_rep))
+    widths = [row.shape[1] for row in rows]
+    generators = np.concatenate([rows[0], rows[1] + widths[0]], axis=1)
+    identity = np.arange(sum(widths))
+    found, listed = {identity.tobytes()}, [identity]
+    for here in listed:
+        for generator in generators:
+            moved = generator[here]
+            if moved.tobytes() not in found:
+                found.add(moved.tobytes())
+                listed.append(moved)
+    # A point 2 j + t is coordinate j with sign (-1)^t.
+    points = np.argsort(np.array(listed), axis=1)
+    parts = points[:, 0 : widths[0] : 2], points[:, widths[0] :: 2] - widths[0]
+    first, second = (Moves(part // 2, 1.0 - 2.0 * (part % 2)) for part in parts)
+    return first, second
+
+
+def _signed(nodes: NDArray, group: PermutationGroup, rep: Representation) -> NDArray:
+    """Generators on signed coordinates, two points for each, ``[m, 2 n c]``."""
+    channels = rep.moves_of_generators(group)
+    images, negative = channels.images.numpy(), channels.signs.numpy() < 0
+    c = images.shape[1]
+    places = nodes[:, :, None] * c + images[:, None, :]
+    turned = np.broadcast_to(negative[:, None, :], places.shape)
+    both = np.stack([2 * places + turned, 2 * places + 1 - turned], axis=-1)
+    return both.reshape(len(nodes), 2 * nodes.shape[1] * c)
+
+
+class Monomials:
+    """The features of all images of the signals, decomposed once for any number of targets.
+
+    Args:
+        images: Images of every signal, ``[s, m, n c]``.
+        degree: 1, or 2 for products as well.
+        left_out: Which signals are left out together.
+
+    Raises:
+        SignalError: Too many signals and features to decompose.
+    """
+
+    def __init__(self, images: NDArray, degree: int, left_out: LeftOut) -> None:
+        s, self.copies, width = images.shape
+        self.left_out, rows = left_out, s * self.copies
+        z = images.reshape(rows, width)
+        spread = z.std(0)
+        varies = spread > 1e-12 * max(float(spread.max()), 1e-300)
+        z = z[:, varies] / spread[varies]
+        width = z.shape[1]
+        features = width if degree == 1 else width * (width + 3) // 2
+        if rows <= min(features, MAX_SIDE):
+            gram = z @ z.T
+            if degree == 2:
+                gram += 0.5 * gram**2
+            gram -= gram.mean(0)
+            gram -= gram.mean(1, keepdims=True)
+            squares, vectors = np.linalg.eigh(gram)
+            keep = squares > max(squares[-1], 0.0) * rows * np.finfo(float).eps
+            self._left, self._squares = vectors[:, keep], squares[keep]
+        elif features <= MAX_SIDE and rows * features <= MAX_TABLE:
+            if degree == 2:
+                i, j = np.triu_indices(width)
+                z = np.concatenate([z, z[:, i] * z[:, j] * np.where(i == j, 0.5**0.5, 1.0)], axis=1)
+            self._left, self._squares = spectrum(z - z.mean(0))
+        else:
+            raise SignalError(
+                f"{s:,} signals with {self.copies} images each and {features:,} features are too "
+                f"many: one of {rows:,} and {features:,} must be at most {MAX_SIDE:,}; take fewer "
+                "signals, evenly spaced"
+            )
+        self._scale = self._squares.sum() / rows
+
+    def errors(self, targets: NDArray) -> NDArray:
+        """Squared left-out errors of every column, summed over the signals of each block.
+
+        Args:
+            targets: Images of targets ``[s, m, q]``.
+
+        Returns:
+            ``[penalties, blocks, q]``, the mean over images.
+        """
+        wanted = targets.reshape(len(self._left), -1)
+        wanted = wanted - wanted.mean(0)
+        scores = self._left.T @ wanted
+        table = np.empty((len(PENALTIES), len(self.left_out), wanted.shape[1]))
+        for row, penalty in zip(table, PENALTIES * self._scale, strict=True):
+            shrink = self._squares / (self._squares + penalty)
+            rest = wanted - self._left @ (shrink[:, None] * scores)
+            found = left_out_residuals(self._left, shrink, rest, self.left_out, self.copies)
+            for blocks, error in found:
+                row[blocks] = (error**2).sum(1) / self.copies
+        return table
+
+
+def root_errors(table: NDArray, entries: int, left_out: LeftOut) -> NDArray:
+    """Root mean squared error of each block under the penalty that suits the others, ``[blocks]``.
+
+    Args:
+        table: Squared errors ``[penalties, blocks]``, summed over signals and entries.
+        entries: Numbers to predict per signal.
+        left_out: The blocks.
+    """
+    size = (left_out.stops - left_out.starts) * entries
+    roots = np.sqrt(table / size)
+    judged_by, _ = select(roots)
+    found: NDArray = roots[judged_by, np.arange(len(left_out))]
+    return found
+
+
+def monomial_errors(
+    x: NDArray,
+    y: NDArray,
+    group: PermutationGroup,
+    in_rep: Representation,
+    out_rep: Representation | None,
+    left_out: LeftOut,
+    degree: int = 2,
+) -> NDArray:
+    """Left-out root mean squared error of each block, in the units of the targets, ``[blocks]``.
+
+    Args:
+        x: Inputs ``[s, n, c_in]``.
+        y: Targets ``[s, n, c_out]``, or ``[s, 1, 1]`` with ``out_rep=None``.
+        group: A group of up to :data:`MAX_IMAGES` elements.
+        in_rep: How it moves the channels of x.
+        out_rep: How it moves those of y; ``None``: y is invariant.
+        left_out: Which signals are left out together.
+        degree: 1 or 2.
+
+    Raises:
+        GroupError: A larger group.
+        SignalError: Too many signals and features.
+
+    Cost:
+        ``O(r^2 max(s m, p))`` with m elements, p features and ``r = min(s m, p)``, and
+        ``O(s m r q)`` for each of 9 penalties and q targets.
+    """
+    moves_in, moves_out = moves_of(group, in_rep, out_rep)
+    smoother = Monomials(moves_in.images(x.reshape(len(x), -1)), degree, left_out)
+    flat = y.reshape(len(y), -1)
+    targets = flat[:, None].repeat(len(moves_in.source), 1)
+    if out_rep is not None:
+        targets = moves_out.images(flat)
+    return root_errors(smoother.errors(targets).sum(-1), flat.shape[1], left_out)
