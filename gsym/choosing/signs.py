@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
@@ -10,13 +10,14 @@ from itertools import combinations, product
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from gsym._validate import GroupError
+from gsym.errors import GroupError
 from gsym.groups import PermutationGroup, Representation
 from gsym.risk.monomials import Monomials, moves_of, root_errors
 from gsym.risk.samples import LeftOut
 
+# Signs of the generators, for each channel.
+Pattern = tuple[tuple[int, ...], ...]
 # Every pattern of the inputs takes a decomposition, every pattern of the targets a sum.
 MAX_PATTERNS = 256
 # Products of this many generators of the graph's automorphisms are tried.
@@ -46,8 +47,8 @@ def characters(group: PermutationGroup) -> list[tuple[int, ...]]:
         [(1, 1), (1, -1)]
     """
     rows = Representation.trivial(group, 1).moves.images.size(0)
-    found = []
-    for signs in product((1, -1), repeat=rows):
+    found = [(1,) * rows]
+    for signs in list(product((1, -1), repeat=rows))[1:]:
         try:
             Representation.from_signs(group, [[sign] for sign in signs])
         except GroupError:
@@ -92,36 +93,37 @@ def sign_patterns(
             )
 
     @cache
-    def rep(pattern: tuple[tuple[int, ...], ...]) -> Representation:
-        return Representation.from_signs(group, [list(row) for row in zip(*pattern, strict=True)])
+    def rep(pattern: Pattern) -> Representation:
+        rows = [list(row) for row in zip(*pattern, strict=True)]
+        if not rows:
+            return Representation.trivial(group, len(pattern))
+        return Representation.from_signs(group, rows)
 
     flat_x, flat_y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     found = []
     for inside in product(signs, repeat=c_in):
-        moves, still = moves_of(group, rep(inside), None)
-        smoother = Monomials(moves.images(flat_x), 2, left_out)
-        if invariant:
-            targets = flat_y[:, None].repeat(len(moves.source), 1)
-            errors = root_errors(smoother.errors(targets)[..., 0], 1, left_out)
-            found.append(Signed(rep(inside), None, errors))
-            continue
-        if denoising:
-            targets = moves_of(group, rep(inside), rep(inside))[1].images(flat_y)
-            table = smoother.errors(targets).sum(-1)
-            found.append(
-                Signed(rep(inside), rep(inside), root_errors(table, flat_y.shape[1], left_out))
-            )
-            continue
-        tables = []
-        for sign in signs:
-            targets = moves_of(group, rep(inside), rep((sign,) * c_out))[1].images(flat_y)
-            table = smoother.errors(targets)
-            tables.append(table.reshape(*table.shape[:2], -1, c_out).sum(2))
-        for choice in product(range(len(signs)), repeat=c_out):
-            table = sum(tables[t][..., c] for c, t in enumerate(choice))
-            errors = root_errors(np.asarray(table), flat_y.shape[1], left_out)
-            found.append(Signed(rep(inside), rep(tuple(signs[t] for t in choice)), errors))
-    return sorted(found, key=lambda signed: signed.errors.mean())
+        features = Monomials(moves_of(rep(inside), None)[0].images(flat_x), 2, left_out)
+
+        @cache
+        def table(
+            sign: tuple[int, ...], inside: Pattern = inside, features: Monomials = features
+        ) -> NDArray:
+            """Squared errors of each channel, if all change their sign like this."""
+            if invariant:
+                targets = flat_y[:, None].repeat(features.copies, 1)
+            else:
+                targets = moves_of(rep(inside), rep((sign,) * c_out))[1].images(flat_y)
+            errors = features.errors(targets)
+            return errors.reshape(*errors.shape[:2], -1, c_out).sum(2)
+
+        outside: Iterable[Pattern] = product(signs, repeat=c_out)
+        if invariant or denoising:
+            outside = [(signs[0],) if invariant else inside]
+        for pattern in outside:
+            total = sum(table(sign)[..., channel] for channel, sign in enumerate(pattern))
+            errors, _ = root_errors(np.asarray(total), flat_y.shape[1], left_out)
+            found.append(Signed(rep(inside), None if invariant else rep(pattern), errors))
+    return sorted(found, key=lambda signed: float(signed.errors.mean()))
 
 
 def small_symmetries(group: PermutationGroup) -> Iterator[PermutationGroup]:
@@ -132,8 +134,8 @@ def small_symmetries(group: PermutationGroup) -> Iterator[PermutationGroup]:
 
     Example:
         >>> arms_and_legs = PermutationGroup.from_cycles(5, [(1, 2)], [(3, 4)])
-        >>> [str(group) for group in small_symmetries(arms_and_legs)]
-        []
+        >>> [group.generators.tolist() for group in small_symmetries(arms_and_legs)]
+        [[[0, 2, 1, 3, 4]], [[0, 1, 2, 4, 3]], [[0, 2, 1, 4, 3]]]
     """
     generators = group.generators[: 2**MAX_GENERATORS]
     identity = torch.arange(group.num_nodes)
@@ -148,7 +150,3 @@ def small_symmetries(group: PermutationGroup) -> Iterator[PermutationGroup]:
                 continue
             seen.add(key)
             yield PermutationGroup(group.num_nodes, perm[None])
-
-
-def says(signed: Sequence[int]) -> str:
-    raise NotImplementedError

@@ -30,13 +30,14 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gsym._validate import GroupError, SignalError
-from gsym.groups import ClusterGroup, PermutationGroup, Representation
+from gsym.errors import GroupError, SignalError
+from gsym.groups import Representation
 from gsym.risk.regressions import left_out_residuals, spectrum
 from gsym.risk.samples import LeftOut, select
 
@@ -67,19 +68,17 @@ class Moves:
         return out
 
 
-def moves_of(
-    group: PermutationGroup, in_rep: Representation, out_rep: Representation | None
-) -> tuple[Moves, Moves]:
+def moves_of(in_rep: Representation, out_rep: Representation | None) -> tuple[Moves, Moves]:
     """How a group moves inputs and targets, element by element.
 
     Args:
-        group: The group.
         in_rep: How it moves the channels of inputs.
         out_rep: Those of targets; ``None`` for targets of one number per signal, which stay.
 
     Raises:
         GroupError: More than :data:`MAX_IMAGES` elements.
     """
+    group = in_rep.group
     order = group.order()
     if order > MAX_IMAGES:
         raise GroupError(
@@ -87,8 +86,8 @@ def moves_of(
             f"{MAX_IMAGES}: leave it out, or use the linear one"
         )
     nodes = group.generators.numpy()
-    rows = [_signed(nodes, group, in_rep)]
-    rows.append(np.zeros((len(nodes), 0), int) if out_rep is None else _signed(nodes, group, out_rep))
+    still = np.zeros((len(nodes), 0), dtype=np.int64)
+    rows = [_signed(in_rep), still if out_rep is None else _signed(out_rep)]
     widths = [row.shape[1] for row in rows]
     generators = np.concatenate([rows[0], rows[1] + widths[0]], axis=1)
     identity = np.arange(sum(widths))
@@ -106,9 +105,10 @@ def moves_of(
     return first, second
 
 
-def _signed(nodes: NDArray, group: PermutationGroup, rep: Representation) -> NDArray:
+def _signed(rep: Representation) -> NDArray:
     """Generators on signed coordinates, two points for each, ``[m, 2 n c]``."""
-    channels = rep.moves_of_generators(group)
+    nodes = rep.group.generators.numpy()
+    channels = rep.moves_of_generators(rep.group)
     images, negative = channels.images.numpy(), channels.signs.numpy() < 0
     c = images.shape[1]
     places = nodes[:, :, None] * c + images[:, None, :]
@@ -131,17 +131,17 @@ class Monomials:
 
     def __init__(self, images: NDArray, degree: int, left_out: LeftOut) -> None:
         s, self.copies, width = images.shape
-        self.left_out, rows = left_out, s * self.copies
+        self.left_out, self.degree, rows = left_out, degree, s * self.copies
         z = images.reshape(rows, width)
         spread = z.std(0)
         varies = spread > 1e-12 * max(float(spread.max()), 1e-300)
-        z = z[:, varies] / spread[varies]
+        self._weight = varies / np.where(varies, spread, 1.0)
+        self._rows = z * self._weight
+        z = self._rows[:, varies]
         width = z.shape[1]
         features = width if degree == 1 else width * (width + 3) // 2
         if rows <= min(features, MAX_SIDE):
-            gram = z @ z.T
-            if degree == 2:
-                gram += 0.5 * gram**2
+            gram = self._products(self._rows)
             gram -= gram.mean(0)
             gram -= gram.mean(1, keepdims=True)
             squares, vectors = np.linalg.eigh(gram)
@@ -181,54 +181,104 @@ class Monomials:
                 row[blocks] = (error**2).sum(1) / self.copies
         return table
 
+    def predictor(self, targets: NDArray, penalty: float) -> Callable[[NDArray], NDArray]:
+        """The fit to all signals, as a function of signals ``[t, n c]``.
 
-def root_errors(table: NDArray, entries: int, left_out: LeftOut) -> NDArray:
-    """Root mean squared error of each block under the penalty that suits the others, ``[blocks]``.
+        Args:
+            targets: Images of targets ``[s, m, q]``.
+            penalty: One of :data:`PENALTIES`.
+        """
+        wanted = targets.reshape(len(self._left), -1)
+        mean = wanted.mean(0)
+        scores = self._left.T @ (wanted - mean)
+        dual = self._left @ (scores / (self._squares + penalty * self._scale)[:, None])
+        # The weights sum to zero, so centring the features moves the constant alone.
+        constant = mean - self._products(self._rows).mean(0) @ dual
+
+        def predict(x: NDArray) -> NDArray:
+            out: NDArray = self._products(x * self._weight) @ dual + constant
+            return out
+
+        return predict
+
+    def _products(self, z: NDArray) -> NDArray:
+        """Inner products of features with those of all rows, ``[t, rows]``."""
+        product: NDArray = z @ self._rows.T
+        return product if self.degree == 1 else product + 0.5 * product**2
+
+
+def root_errors(table: NDArray, entries: int, left_out: LeftOut) -> tuple[NDArray, float]:
+    """Root mean squared error of each block under the penalty that suits the others.
 
     Args:
         table: Squared errors ``[penalties, blocks]``, summed over signals and entries.
         entries: Numbers to predict per signal.
         left_out: The blocks.
+
+    Returns:
+        ``[blocks]``, and the penalty that suits all best.
     """
     size = (left_out.stops - left_out.starts) * entries
     roots = np.sqrt(table / size)
-    judged_by, _ = select(roots)
-    found: NDArray = roots[judged_by, np.arange(len(left_out))]
-    return found
+    judged_by, chosen = select(roots)
+    return roots[judged_by, np.arange(len(left_out))], float(PENALTIES[chosen])
 
 
-def monomial_errors(
-    x: NDArray,
-    y: NDArray,
-    group: PermutationGroup,
-    in_rep: Representation,
-    out_rep: Representation | None,
-    left_out: LeftOut,
-    degree: int = 2,
-) -> NDArray:
-    """Left-out root mean squared error of each block, in the units of the targets, ``[blocks]``.
+class MonomialRidge:
+    """Ridge regression on monomials, tied to a small group with representations on channels.
 
     Args:
-        x: Inputs ``[s, n, c_in]``.
+        x: Inputs ``[s, n, c_in]``, float64.
         y: Targets ``[s, n, c_out]``, or ``[s, 1, 1]`` with ``out_rep=None``.
-        group: A group of up to :data:`MAX_IMAGES` elements.
-        in_rep: How it moves the channels of x.
+        in_rep: A group of up to :data:`MAX_IMAGES` elements, and how it moves the channels of x.
         out_rep: How it moves those of y; ``None``: y is invariant.
         left_out: Which signals are left out together.
-        degree: 1 or 2.
+        degree: 1, or 2 for products as well.
+
+    Attributes:
+        errors: Left-out root mean squared error of each block, in the units of y.
+        penalty: The chosen one of :data:`PENALTIES`.
 
     Raises:
         GroupError: A larger group.
-        SignalError: Too many signals and features.
+        SignalError: Too many signals and features to decompose.
+
+    Symmetry:
+        Exact: :meth:`predict` commutes with the group.
 
     Cost:
         ``O(r^2 max(s m, p))`` with m elements, p features and ``r = min(s m, p)``, and
-        ``O(s m r q)`` for each of 9 penalties and q targets.
+        ``O(s m r q)`` for each of 9 penalties and q numbers to predict.
+
+    Example:
+        >>> group = PermutationGroup.from_cycles(3, [(0, 1)])
+        >>> sign = Representation.from_signs(group, [[-1]])
+        >>> x = np.random.default_rng(0).normal(size=(40, 3, 1))
+        >>> fit = MonomialRidge(x, 2 * x, sign, sign, LeftOut(40, 1))
+        >>> bool(fit.errors.mean() < 0.01), fit.predict(x).shape
+        (True, (40, 3, 1))
     """
-    moves_in, moves_out = moves_of(group, in_rep, out_rep)
-    smoother = Monomials(moves_in.images(x.reshape(len(x), -1)), degree, left_out)
-    flat = y.reshape(len(y), -1)
-    targets = flat[:, None].repeat(len(moves_in.source), 1)
-    if out_rep is not None:
-        targets = moves_out.images(flat)
-    return root_errors(smoother.errors(targets).sum(-1), flat.shape[1], left_out)
+
+    def __init__(
+        self,
+        x: NDArray,
+        y: NDArray,
+        in_rep: Representation,
+        out_rep: Representation | None,
+        left_out: LeftOut,
+        degree: int = 2,
+    ) -> None:
+        moves_in, moves_out = moves_of(in_rep, out_rep)
+        flat = y.reshape(len(y), -1)
+        self._shape = y.shape[1:]
+        self._targets = flat[:, None].repeat(len(moves_in.source), 1)
+        if out_rep is not None:
+            self._targets = moves_out.images(flat)
+        self._features = Monomials(moves_in.images(x.reshape(len(x), -1)), degree, left_out)
+        table = self._features.errors(self._targets).sum(-1)
+        self.errors, self.penalty = root_errors(table, flat.shape[1], left_out)
+
+    def predict(self, x: NDArray) -> NDArray:
+        """Predict targets of inputs ``[t, n, c_in]``."""
+        fitted = self._features.predictor(self._targets, self.penalty)
+        return fitted(x.reshape(len(x), -1)).reshape(len(x), *self._shape)

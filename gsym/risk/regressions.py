@@ -123,8 +123,7 @@ def _left_out(
         copies: Rows per signal.
         drift: Change of the shared map for each block ``[blocks, c_in, c_out]``.
     """
-    rows, q, _ = rest.shape
-    outputs = drift.shape[2]
+    q, outputs = rest.shape[1], drift.shape[2]
     errors = np.empty(len(left_out))
     for blocks, error in left_out_residuals(left, shrink, rest, left_out, copies):
         error = error.reshape(*error.shape[:2], q, rest.shape[2])
