@@ -295,6 +295,26 @@ def molecules(
 
 
 @app.command
+def signs(*, out: Path = OUT, data: Path | None = None, draws: int = 40, truths: int = 200) -> None:
+    """Count how often the signs that belong to a permutation of nodes are found.
+
+    Finished cells are kept. For example:
+
+      OMP_NUM_THREADS=1 python -m benchmarks signs --data DIR
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
+        draws: Draws of poses at each number of poses.
+        truths: Made-up truths at each number of signals, with signs and without symmetry each.
+    """
+    from benchmarks.studies import signs as study
+
+    page = study.main(out, _folder(data), draws, truths, Console())
+    print(f"The page is in {page}")
+
+
+@app.command
 def poses(
     counts: tyro.conf.Positional[tuple[int, ...]] = (),
     /,
