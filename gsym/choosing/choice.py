@@ -16,10 +16,12 @@ from torch import Tensor
 
 from gsym._validate import optional_module
 from gsym.coarsening.hierarchy import Hierarchy
-from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.risk.dependence import Dependence, inflation
 
 CONFIDENCE = 0.95
+# Exchanges of more pairs of nodes are not written out.
+MAX_PAIRS = 24
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Candidate:
             ``[k, k]``; ``None`` above 512 clusters, or where the criterion fits none.
         jackknife: Score without each of several parts of the signals, where signals are few;
             standard errors are not below what follows from it.
+        in_rep: How the group moves the channels of the inputs; ``None``: it leaves them alone.
+        out_rep: Those of the targets.
+        tried: Of how many this is the best, where only the best were kept.
     """
 
     group: PermutationGroup
@@ -69,6 +74,9 @@ class Candidate:
     residual_variance: float | None = None
     matrix: NDArray | None = None
     jackknife: NDArray = field(default_factory=lambda: np.zeros(0))
+    in_rep: Representation | None = None
+    out_rep: Representation | None = None
+    tried: int = 1
 
     def __post_init__(self) -> None:
         if math.isnan(self.score):
@@ -79,6 +87,24 @@ class Candidate:
         """Its clusters; ``None`` for a general permutation group."""
         return self.group.partition if isinstance(self.group, ClusterGroup) else None
 
+    @property
+    def name(self) -> str:
+        """The group, and which channels change their sign with it."""
+        signs = signs_text(self.in_rep, self.out_rep)
+        return f"{self.group} with {signs}" if signs else str(self.group)
+
+    @property
+    def sentence(self) -> str:
+        """In words, which nodes an exchange of few nodes moves and which channels turn with it.
+
+        Example:
+            >>> mirror = PermutationGroup.from_cycles(5, [(1, 3), (2, 4)])
+            >>> sign = Representation.from_signs(mirror, [[-1, 1]])
+            >>> Candidate(mirror, np.zeros(3), in_rep=sign, out_rep=sign).sentence
+            'Nodes 1 and 3, 2 and 4 are interchangeable if channel 0 of x and 0 of y change sign.'
+        """
+        return _sentence(self)
+
     @cached_property
     def num_clusters(self) -> int:
         """Number of clusters, or of node orbits where there are none."""
@@ -88,12 +114,15 @@ class Candidate:
 
     @cached_property
     def commutant_dim(self) -> int:
-        """Free weights of an equivariant linear map, per pair of channels."""
-        return self.group.commutant_dim()
+        """Free weights of an equivariant linear map, per pair of channels (a mean, rounded up)."""
+        if self.in_rep is None or self.out_rep is None:
+            return self.group.commutant_dim()
+        pairs = self.in_rep.num_channels * self.out_rep.num_channels
+        return -(-self.group.commutant_dim(self.in_rep, self.out_rep) // pairs)
 
     def __repr__(self) -> str:
         return (
-            f"Candidate({self.group}: {self.num_clusters} clusters, dim {self.commutant_dim:,}, "
+            f"Candidate({self.name}: {self.num_clusters} clusters, dim {self.commutant_dim:,}, "
             f"score {self.score:.4g} ± {self.standard_error:.2g})"
         )
 
@@ -116,6 +145,8 @@ class GroupChoice:
         block: Consecutive signals that were left out together.
         gap: Signals on either side of a block that were left out of the fit with it.
         dependence: How errors of consecutive signals depend on each other.
+        signs: With ``signs="auto"`` and large groups among the candidates, the choice of signs for
+            the small ones, which is made by another criterion; otherwise ``None``.
     """
 
     candidates: tuple[Candidate, ...]
@@ -129,6 +160,17 @@ class GroupChoice:
     gap: int = 0
     dependence: Dependence | None = None
     words: Words = Words()
+    signs: GroupChoice | None = None
+
+    @property
+    def in_rep(self) -> Representation | None:
+        """How the best candidate moves the channels of the inputs; ``None``: not at all."""
+        return self.best.in_rep
+
+    @property
+    def out_rep(self) -> Representation | None:
+        """How the best candidate moves the channels of the targets; ``None``: not at all."""
+        return self.best.out_rep
 
     @property
     def group(self) -> PermutationGroup:
@@ -146,7 +188,7 @@ class GroupChoice:
         seen: dict[str, int] = {}
         out = []
         for candidate in self.candidates:
-            name = str(candidate.group)
+            name = candidate.name
             seen[name] = seen.get(name, 0) + 1
             out.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
         return tuple(out)
@@ -195,7 +237,7 @@ class GroupChoice:
                 facecolor="none",
                 edgecolor="black",
                 linewidth=1.4 if name == "best" else 0.8,
-                label=f"{name}: {candidate.group}",
+                label=f"{name}: {candidate.name}",
                 zorder=5,
             )
         ax.set_xscale("log")
@@ -244,7 +286,9 @@ class GroupChoice:
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], self._footer()])
+        lines = [lines[0], "-" * max(map(len, lines)), *lines[1:], self._footer()]
+        lines += [self.best.sentence] * bool(self.best.sentence)
+        return "\n".join(lines if self.signs is None else [*lines, "", str(self.signs)])
 
     def __rich__(self) -> Any:
         rich = optional_module("rich.table", "rich", "cli", "a coloured table")
@@ -258,7 +302,7 @@ class GroupChoice:
 
     def __repr__(self) -> str:
         return (
-            f"GroupChoice({self.best.group} of {len(self.candidates)} candidates, "
+            f"GroupChoice({self.best.name} of {len(self.candidates)} candidates, "
             f"score {self.best.score:.4g} ± {self.best.standard_error:.2g})"
         )
 
@@ -280,7 +324,8 @@ def judge(
     winner = min(finalists, key=lambda c: (c.score, c.commutant_dim))
     serial = dependence is not None and dependence.found
     judged, bounds = [], [0.0]
-    pairs = max(len(ordered) * (len(ordered) - 1), 1)
+    tried = sum(c.tried for c in ordered)
+    pairs = max(tried * (tried - 1), 1)
     for candidate in ordered:
         both = ~np.isnan(candidate.errors) & ~np.isnan(winner.errors)
         with np.errstate(invalid="ignore"):
@@ -354,3 +399,41 @@ def standard_error(values: NDArray, parts: NDArray, serial: bool) -> tuple[float
         jackknife = math.sqrt((m - 1) / m * float(((parts - parts.mean()) ** 2).sum()))
         error, freedom = max(error, jackknife), min(freedom, m - 1)
     return error, max(freedom, 1.0)
+
+
+def signs_text(*reps: Representation | None) -> str:
+    """Which channels of x and y change their sign, for each generator that changes any.
+
+    Example:
+        >>> mirror = PermutationGroup.from_cycles(3, [(0, 1)])
+        >>> signs_text(Representation.from_signs(mirror, [[-1, 1]]), None)
+        'x0 -> -x0'
+    """
+    turned = [
+        f"{letter}{channel} -> -{letter}{channel}"
+        for letter, rep in zip("xy", reps, strict=False)
+        if rep is not None
+        for channel in np.flatnonzero((rep.signs.numpy() < 0).any(0))
+    ]
+    return ", ".join(turned)
+
+
+def _sentence(candidate: Candidate) -> str:
+    """See :attr:`Candidate.sentence`; empty for groups that are not one exchange of few pairs."""
+    if candidate.in_rep is None or candidate.group.num_generators != 1:
+        return ""
+    image = candidate.group.generators[0].tolist()
+    pairs = [(i, j) for i, j in enumerate(image) if i < j]
+    if any(image[j] != i for i, j in pairs) or not 0 < len(pairs) <= MAX_PAIRS:
+        return ""
+    turned = [
+        f"{' and '.join(map(str, channels))} of {letter}"
+        for letter, rep in (("x", candidate.in_rep), ("y", candidate.out_rep))
+        if rep is not None and len(channels := np.flatnonzero(rep.signs[0].numpy() < 0))
+    ]
+    nodes = ", ".join(f"{i} and {j}" for i, j in pairs)
+    if not turned:
+        return f"Nodes {nodes} are interchangeable, and no channel changes its sign."
+    plural = " and ".join(turned)
+    verb = "change sign" if " and " in plural else "changes its sign"
+    return f"Nodes {nodes} are interchangeable if channel {plural} {verb}."

@@ -48,7 +48,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsym.errors import GroupError, SignalError
-from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
+from gsym.risk.monomials import moves_of
 from gsym.risk.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
 from gsym.risk.regressions import MeansRidge, OwnRidge, SpreadRidge, sum_rows
 from gsym.risk.samples import Samples, observed_samples
@@ -66,6 +67,8 @@ def commutant_ridge(
     y: object,
     group: PermutationGroup | Partition,
     *,
+    in_rep: Representation | None = None,
+    out_rep: Representation | None = None,
     block: int = 1,
     gap: int = 0,
     strength: float | None = None,
@@ -79,6 +82,9 @@ def commutant_ridge(
         x: Inputs ``[s, n, c_in]`` or ``[s, n]``.
         y: Targets ``[s, n, c_out]``, ``[s, n]``, or ``[s]`` for an invariant map.
         group: Group on the n nodes, or a partition, which stands for its ``ClusterGroup``.
+        in_rep: How a group of up to 64 elements that exchanges single nodes moves the channels of
+            x as well; with it the signals have to be complete and are not standardised.
+        out_rep: How it moves those of y; leave it out for an invariant map.
         block: Consecutive signals left out together.
         gap: Signals on either side of a block that are left out of the fit as well.
         strength: Ridge penalty; ``None`` chooses by the leave-one-out error.
@@ -112,20 +118,28 @@ def commutant_ridge(
         (True, torch.Size([50, 6, 1]))
     """
     data = Samples(x, y, block=block, gap=gap, standardize=standardize, mask=mask, missing=missing)
-    return fit_group(data, group, strength=strength)
+    return fit_group(data, group, strength=strength, reps=check_reps(data, group, in_rep, out_rep))
+
+
+# How a group moves the channels of inputs and of targets; None: those of targets stay.
+Reps = tuple[Representation, Representation | None]
 
 
 def fit_group(
-    data: Samples, group: PermutationGroup | Partition, *, strength: float | None = None
+    data: Samples,
+    group: PermutationGroup | Partition,
+    *,
+    strength: float | None = None,
+    reps: Reps | None = None,
 ) -> CommutantRidge:
-    """:func:`commutant_ridge` on data that have been checked."""
+    """:func:`commutant_ridge` on data and representations that have been checked."""
     clusters = as_clusters(group)
     if clusters.num_nodes != data.num_nodes:
         raise GroupError(f"the group acts on {clusters.num_nodes} nodes but x has {data.num_nodes}")
-    fit = fit_to_all(data, clusters, strength)
+    fit = fit_to_all(data, clusters, strength, reps)
     parts = _parts(data) if strength is None or not data.is_plain else []
     if parts:
-        fit.judge(data, parts, [fit_to_all(part.train, clusters, strength) for part in parts])
+        fit.judge(data, parts, [fit_to_all(part.train, clusters, strength, reps) for part in parts])
     return fit
 
 
@@ -168,7 +182,10 @@ def _parts(data: Samples) -> list[_Part]:
 
 
 def fit_to_all(
-    data: Samples, clusters: ClusterGroup, strength: float | None = None
+    data: Samples,
+    clusters: ClusterGroup,
+    strength: float | None = None,
+    reps: Reps | None = None,
 ) -> CommutantRidge:
     """The fit to all signals, whose leave-one-out errors are those of the closed form.
 
@@ -176,6 +193,8 @@ def fit_to_all(
     that errs least on the observed ones. On the way the penalties stay, and are chosen again at
     its end.
     """
+    if reps is not None:
+        return _solve_represented(data.tied(*reps), clusters, strength, reps)
     fit = _solve_group(data, clusters, (strength, strength))
     if data.observed[1] is None:
         return fit
@@ -220,6 +239,72 @@ def _solve_group(
         orbit = clusters.cluster_orbits().index.numpy()
         own = OwnRidge(data, u, v, order, starts, sizes, orbit, strengths[1])
     return CommutantRidge(data, clusters, means, own)
+
+
+def check_reps(
+    data: Samples,
+    group: PermutationGroup | Partition,
+    in_rep: Representation | None,
+    out_rep: Representation | None,
+) -> Reps | None:
+    """The representations of a regression, or ``None`` where channels stay as they are.
+
+    Raises:
+        GroupError: Representations of another group or of other numbers of channels, only one of
+            the two, a group that permutes within clusters, or one of too many elements.
+    """
+    if in_rep is None and out_rep is None:
+        return None
+    if in_rep is None or (out_rep is None) != data.invariant:
+        raise GroupError(
+            "give in_rep and out_rep, or in_rep alone where y is one number per signal; "
+            "Representation.trivial(group, channels) leaves channels alone"
+        )
+    clusters = as_clusters(group)
+    for name, rep, values in (("in_rep", in_rep, data.x), ("out_rep", out_rep, data.targets)):
+        if rep is None:
+            continue
+        if not isinstance(group, PermutationGroup):
+            raise GroupError(f"{name} is of {rep.group!r}, not of a partition; give its group")
+        rep.check_group(group)
+        if rep.num_channels != values.shape[2]:
+            raise GroupError(
+                f"{name} moves {rep.num_channels} channels but the signals have {values.shape[2]}"
+            )
+    if max(clusters.partition.sizes) > 1 and not (
+        in_rep.is_trivial and (out_rep is None or out_rep.is_trivial)
+    ):
+        raise GroupError(
+            f"{group} permutes nodes within clusters; ridge with representations takes groups that "
+            "exchange single nodes, such as a mirror"
+        )
+    if clusters.order() > MAX_ELEMENTS:
+        raise GroupError(
+            f"ridge with representations takes groups of up to {MAX_ELEMENTS} elements; {group} "
+            f"has {clusters.order():,}"
+        )
+    return in_rep, out_rep
+
+
+def _solve_represented(
+    data: Samples, clusters: ClusterGroup, strength: float | None, reps: Reps
+) -> CommutantRidge:
+    """The regression of all images of the signals under a group that moves channels as well."""
+    moves_in, moves_out = moves_of(*reps)
+    rows, m = data.num_signals, len(moves_in.source)
+    features = moves_in.images(data.x.reshape(rows, -1)).reshape(rows * m, *data.x.shape[1:])
+    targets = data.y.reshape(rows, 1, -1).repeat(m, 1)
+    if not data.invariant:
+        targets = moves_out.images(data.y.reshape(rows, -1))
+    means = MeansRidge(
+        features,
+        targets.reshape(rows * m, *data.y.shape[1:]),
+        data.left_out,
+        strength,
+        copies=m,
+        drift=None if data.invariant else data.drift,
+    )
+    return CommutantRidge(data, clusters, means, None)
 
 
 def residuals(data: Samples) -> NDArray:

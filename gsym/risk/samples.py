@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gsym._validate import check_samples, check_whole
 from gsym.errors import SignalError
+from gsym.groups import Representation
 
 _SHARED_PENALTIES = np.logspace(-8, 4, 13)
 # Numbers in one batch of left-out systems.
@@ -187,6 +188,39 @@ class Samples:
         if not self.invariant:
             self.own, self.drift, self.own_degrees = _shared_own(self.x, targets, self.left_out)
         self.y = targets if self.invariant else targets - self.x @ self.own
+
+    def tied(self, in_rep: Representation, out_rep: Representation | None) -> Samples:
+        """The same, with what is taken off x and y first in step with a group's representations.
+
+        The mean over nodes, and the shared own-value map, become their averages over the group:
+        the mean of a channel that changes its sign is 0, and the map leads between channels that
+        change theirs together.
+
+        Raises:
+            SignalError: Standardised signals or missing entries.
+        """
+        if not self.is_plain:
+            raise SignalError(
+                "representations on channels need signals that are complete and as they come: fill "
+                "them, and leave standardize, mask and missing out"
+            )
+        other = copy(self)
+        other.__dict__.pop("products", None)
+        both = _matrices(in_rep if out_rep is None else in_rep + out_rep)
+        c = in_rep.num_channels
+        inputs, outputs = both[:, :c, :c], both[:, c:, c:]
+        if out_rep is None:
+            outputs = np.ones((len(both), 1, 1))
+        shifts = [np.mean(m @ v, 0) for m, v in zip((inputs, outputs), self.shift, strict=True)]
+        other.shift = shifts[0], shifts[1]
+        other.x = self.x + (self.shift[0] - other.shift[0])
+        other.targets = self.targets + (self.shift[1] - other.shift[1])
+        other.own, other.drift = (
+            (inputs.transpose(0, 2, 1) @ v[..., None, :, :] @ outputs).mean(-3)
+            for v in (self.own, self.drift)
+        )
+        other.y = other.targets if self.invariant else other.targets - other.x @ other.own
+        return other
 
     def filled(self, predicted: NDArray) -> tuple[Samples, float]:
         """The same with predictions in place of missing targets, and how far these moved.
@@ -397,3 +431,21 @@ def _shared_own(x: NDArray, y: NDArray, left_out: LeftOut) -> tuple[NDArray, NDA
     degrees = float(np.trace(np.linalg.solve(total + penalties[chosen] * eye, total)))
     weight = np.linalg.solve(kept + penalties[judged_by, None, None] * eye, kept_cross)
     return own, weight - own, degrees * y.shape[2]
+
+
+def _matrices(rep: Representation) -> NDArray:
+    """The channel matrices of the group that the generators' make, ``[m, c, c]``."""
+    generators = rep.moves
+    c = rep.num_channels
+    made = np.zeros((len(generators.images), c, c))
+    for matrix, images, signs in zip(made, generators.images, generators.signs, strict=True):
+        matrix[images.numpy(), np.arange(c)] = signs.numpy()
+    listed = [np.eye(c)]
+    known = {listed[0].tobytes()}
+    for here in listed:
+        for matrix in made:
+            moved = matrix @ here
+            if (moved + 0.0).tobytes() not in known:
+                known.add((moved + 0.0).tobytes())
+                listed.append(moved)
+    return np.array(listed)

@@ -184,8 +184,9 @@ class Shown:
 
     @property
     def name(self) -> str:
-        """The group, briefly."""
-        return str(self.candidate.group)
+        """The group, briefly, and which channels change their sign with it."""
+        text: str = self.candidate.name
+        return text
 
     @property
     def clusters(self) -> str:
