@@ -19,6 +19,10 @@ def candidate(group, score, *, partition=None, error=0.01, gap=0.0, **more):
     row, column = np.indices((size, size))
     known = {
         "group": group,
+        "name": str(group),
+        "sentence": "",
+        "in_rep": None,
+        "out_rep": None,
         "partition": partition,
         "num_clusters": k,
         "commutant_dim": group.commutant_dim(),
@@ -45,6 +49,7 @@ def choice(candidates, *, edge_index=None, best=None, simplest=None, **more):
         "criterion": "left-out squared error",
         "words": CRITERIA["ridge"].words,
         "hierarchy": None,
+        "signs": None,
         "edge_index": edge_index,
     }
     return SimpleNamespace(**(given | more))

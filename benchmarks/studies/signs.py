@@ -15,11 +15,12 @@ from scipy.stats import binomtest
 
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import locked
+from benchmarks.suite.provenance import provenance
 from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
-from benchmarks.suite.run import provenance
 from benchmarks.suite.store import Row, Value, append_row, read_rows, recover
 from benchmarks.tasks.skeleton import REFLECTION, Skeleton
-from gsym.choosing.signs import Signed, sign_patterns
+from gsym.choosing import Candidate
+from gsym.choosing.signs import sign_patterns
 from gsym.groups import PermutationGroup, Representation
 from gsym.risk.monomials import Monomials, moves_of, root_errors
 from gsym.risk.samples import LeftOut
@@ -95,9 +96,8 @@ class _Poses:
         x, y = (part[rows] for part in self.train)
         found = sign_patterns(x, y, self.mirror, LeftOut(count, 1))
         errors = self._test_errors(x, y, found)
-        out_rep = found[0].out_rep
-        assert out_rep is not None
-        right = found[0].in_rep.signs.tolist(), out_rep.signs.tolist()
+        assert found[0].in_rep is not None and found[0].out_rep is not None
+        right = found[0].in_rep.signs.tolist(), found[0].out_rep.signs.tolist()
         excess = 100 * (errors[0] / min(errors) - 1)
         return [
             Value("test", FOUND, "", float(right == self.true)),
@@ -105,16 +105,16 @@ class _Poses:
             Value("test", MARGIN, "standard errors", _margin(found)),
         ]
 
-    def _test_errors(self, x: NDArray, y: NDArray, found: Sequence[Signed]) -> list[float]:
+    def _test_errors(self, x: NDArray, y: NDArray, found: Sequence[Candidate]) -> list[float]:
         """Mean over test poses of the root mean squared error of every pattern."""
         flat_x, flat_y = x.reshape(len(x), -1), y.reshape(len(y), -1)
         unseen = self.test[0].reshape(len(self.test[0]), -1)
         wanted = self.test[1].reshape(len(unseen), -1)
         left_out = LeftOut(len(x), 1)
-        features: dict[Representation, Monomials] = {}
+        features: dict[object, Monomials] = {}
         errors = []
         for signed in found:
-            assert signed.out_rep is not None
+            assert signed.in_rep is not None and signed.out_rep is not None
             moves_in, moves_out = moves_of(signed.in_rep, signed.out_rep)
             if signed.in_rep not in features:
                 features[signed.in_rep] = Monomials(moves_in.images(flat_x), 2, left_out)
@@ -182,7 +182,7 @@ def _signals(
     return x.reshape(count, NODES, CHANNELS), y.reshape(count, NODES, CHANNELS)
 
 
-def _margin(found: Sequence[Signed]) -> float:
+def _margin(found: Sequence[Candidate]) -> float:
     """By how many paired standard errors the lowest error is below the next one."""
     first, second = sorted(found, key=lambda signed: float(signed.errors.mean()))[:2]
     paired = second.errors - first.errors

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
 from gsym._validate import check_edge_index, check_edge_weight, check_whole, warn
-from gsym.choosing.choice import Candidate, GroupChoice, judge
-from gsym.choosing.criteria import CRITERIA, ChoiceData, Criterion
+from gsym.choosing.choice import Candidate, GroupChoice, Words, judge
+from gsym.choosing.criteria import CRITERIA, ChoiceData, Criterion, Entry, group_of
 from gsym.choosing.criteria.cross_validation import CrossValidation, Score, check_folds
 from gsym.choosing.diagnosis import check_orientation, warn_distances, warn_values
+from gsym.choosing.signs import SIGNS, best_signs, is_small, judge_signs, small_groups
 from gsym.coarsening.coarsening import Coarsening, swap_group
 from gsym.coarsening.hierarchy import Hierarchy, check_levels
 from gsym.errors import GraphError, GroupError
-from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.risk.dependence import Dependence, serial_dependence
-from gsym.risk.ridge import can_regress, residuals
+from gsym.risk.ridge import Reps, can_regress, check_reps, residuals
 from gsym.risk.samples import Samples, as_regression
 
 # A hierarchy of more levels is scored on this many, evenly spaced in the logarithm of k, and then
@@ -28,10 +30,11 @@ REFINED_LEVELS = 8
 
 
 def choose_group(
-    candidates: Hierarchy | Iterable[PermutationGroup | Partition],
+    candidates: Hierarchy | Iterable[PermutationGroup | Partition | Reps],
     x: Any,
     y: Any = None,
     *,
+    signs: Literal["auto"] | None = None,
     score: Score | None = None,
     criterion: str | Criterion = "ridge",
     edge_index: Tensor | None = None,
@@ -65,18 +68,32 @@ def choose_group(
     candidates themselves were fitted to the same signals (``method="ward"`` or ``"risk"`` on
     signals), scores of fitted clusters are somewhat too good.
 
+    **Signs.** A mirror exchanges nodes *and* turns what points to the side. With ``signs="auto"``
+    every pattern of signs of the channels is judged for every small group, beside no symmetry, by
+    the leave-one-out error of ridge on monomials of degree 2 (:mod:`gsym.risk.monomials`), as the
+    mean over signals of the root mean squared error. This is the choice where all candidates are
+    small. Where some are large, the best pattern of each small group joins the candidates of
+    ``criterion``, and the choice of signs stands in ``GroupChoice.signs``. On CMU poses the true
+    signs were found from 50 poses on (``python -m benchmarks signs``); signals that are no fair
+    sample of those to come mislead this choice as any other.
+
     Args:
-        candidates: A hierarchy, or groups and partitions. Of a hierarchy of more than 24 levels,
-            24 are scored, evenly spaced in the logarithm of k and both ends among them, and then,
-            with ``"ridge"``, up to 8 on either side of the best.
+        candidates: A hierarchy, or groups, partitions and pairs ``(in_rep, out_rep)`` of
+            representations, which say how a group moves the channels of x and y. Of a hierarchy of
+            more than 24 levels, 24 are scored, evenly spaced in the logarithm of k and both ends
+            among them, and then, with ``"ridge"``, up to 8 on either side of the best.
         x: Inputs ``[samples, n, c_in]`` or ``[samples, n]``, training data only.
         y: Targets ``[samples, n, c_out]`` or ``[samples, n]``, or ``[samples]`` for one number
             per signal. ``None``: denoising, to recover x from x plus white noise of the same
             variance. The best linear denoiser commutes with a group exactly when the covariance
             of the signals does, so this asks for the symmetry of the signals, not of a task.
+        signs: ``"auto"``: for every candidate of up to 64 elements, and for exchanges among the
+            automorphisms of ``edge_index``, find which channels of x and y change their sign with
+            it; see below.
         score: ``score(group, x_train, y_train, x_val, y_val) -> float``, lower is better, or
             ``score(group)`` returning an object with ``fit(x, y)`` and ``predict(x)``, judged by
-            squared error. Data arrive as they were given, indexed along samples. ``nan`` counts
+            squared error. ``group`` is the pair where the candidate is one. Data arrive as they
+            were given, indexed along samples. ``nan`` counts
             as infinite.
         criterion: How candidates are judged: a name of ``gsym.choosing.CRITERIA``, or an object
             of :class:`gsym.choosing.Criterion`.
@@ -142,7 +159,14 @@ def choose_group(
     """
     if swaps not in ("auto", None):
         raise ValueError(f'swaps must be "auto" or None; got {swaps!r}')
+    if signs not in ("auto", None):
+        raise ValueError(
+            f'signs must be "auto" or None; got {signs!r:.80}; signs that are known go into '
+            "Representation.from_signs, and a pair of these into the candidates"
+        )
     judged_by = _criterion(criterion, score, folds)
+    if signs is not None and judged_by is not CRITERIA["ridge"]:
+        raise ValueError('signs="auto" has a criterion of its own; leave score and criterion out')
     hierarchy = candidates if isinstance(candidates, Hierarchy) else None
     if check_whole(seed, "seed") < 0:
         raise ValueError(f"seed must not be negative; got {seed}")
@@ -171,8 +195,22 @@ def choose_group(
     warn_values(samples, dependence.length if dependence.found else 1)
     data = ChoiceData(inputs, targets, samples, denoising=y is None, seed=seed)
 
-    def with_swaps(plain: Iterable[PermutationGroup]) -> list[PermutationGroup]:
-        out = []
+    def chosen(found: Sequence[Candidate], what: str, words: Words) -> GroupChoice:
+        left_out = samples.left_out
+        return judge(
+            found, what, hierarchy, edge_index, left_out.block, left_out.gap, dependence, words
+        )
+
+    signed = None
+    if signs is not None:
+        small = small_groups(groups, edge_index, edge_weight, samples.num_nodes)
+        signed = chosen(judge_signs(small, data), SIGNS, Words("error"))
+        if all(is_small(entry) for entry in groups):
+            return signed
+        groups += best_signs(signed)
+
+    def with_swaps(plain: Iterable[Entry]) -> list[Entry]:
+        out: list[Entry] = []
         for group in plain:
             out.append(group)
             if swaps == "auto" and edge_index is not None and type(group) is ClusterGroup:
@@ -185,16 +223,8 @@ def choose_group(
     if judged_by.refines and hierarchy is not None and levels is None:
         extra = _between(hierarchy.levels, found)
         found += _evaluate(judged_by, with_swaps(ClusterGroup(hierarchy[k]) for k in extra), data)
-    return judge(
-        found,
-        judged_by.describe(data),
-        hierarchy,
-        edge_index,
-        samples.left_out.block,
-        samples.left_out.gap,
-        dependence,
-        judged_by.words,
-    )
+    choice = chosen(found, judged_by.describe(data), judged_by.words)
+    return choice if signed is None else replace(choice, signs=signed)
 
 
 def _criterion(criterion: str | Criterion, score: Score | None, folds: int) -> Criterion:
@@ -214,9 +244,7 @@ def _criterion(criterion: str | Criterion, score: Score | None, folds: int) -> C
     return CRITERIA[criterion]
 
 
-def _evaluate(
-    criterion: Criterion, groups: Sequence[PermutationGroup], data: ChoiceData
-) -> list[Candidate]:
+def _evaluate(criterion: Criterion, groups: Sequence[Entry], data: ChoiceData) -> list[Candidate]:
     found = list(criterion.evaluate(groups, data))
     if len(found) != len(groups):
         raise ValueError(
@@ -265,8 +293,9 @@ def _warn_short(dependence: Dependence) -> None:
 
 
 def _groups(
-    candidates: Hierarchy | Iterable[PermutationGroup | Partition], levels: Sequence[int] | None
-) -> list[PermutationGroup]:
+    candidates: Hierarchy | Iterable[PermutationGroup | Partition | Reps],
+    levels: Sequence[int] | None,
+) -> list[Entry]:
     if isinstance(candidates, Hierarchy):
         chosen = spread_levels(candidates.levels, MAX_LEVELS)
         if levels is not None:
@@ -279,32 +308,55 @@ def _groups(
             "candidates must be a Hierarchy or a list of groups and partitions; got "
             f"{type(candidates).__name__}; put a single one in a list"
         )
-    groups = []
+    groups: list[Entry] = []
     for number, candidate in enumerate(candidates):
+        if isinstance(candidate, tuple):
+            groups.append(_pair(candidate, number))
+            continue
         if not isinstance(candidate, PermutationGroup | Partition):
             raise TypeError(
-                f"candidate {number} must be a Partition or a PermutationGroup; "
-                f"got {type(candidate).__name__}"
+                f"candidate {number} must be a Partition, a PermutationGroup, or a pair of "
+                f"representations; got {type(candidate).__name__}"
             )
         groups.append(ClusterGroup(candidate) if isinstance(candidate, Partition) else candidate)
     return groups
 
 
+def _pair(candidate: tuple[Any, ...], number: int) -> Reps:
+    """A candidate that is a pair of representations of one group."""
+    kinds = [type(rep).__name__ for rep in candidate]
+    if (
+        len(candidate) != 2
+        or not isinstance(candidate[0], Representation)
+        or not isinstance(candidate[1], Representation | None)
+    ):
+        raise TypeError(
+            f"candidate {number} must be (in_rep, out_rep), two of Representation, or (in_rep, "
+            f"None) where y is one number per signal; got ({', '.join(kinds)})"
+        )
+    if candidate[1] is not None:
+        candidate[1].check_group(candidate[0].group)
+    return candidate[0], candidate[1]
+
+
 def _check_candidates(
-    groups: Sequence[PermutationGroup],
+    groups: Sequence[Entry],
     data: Samples,
     edge_index: Tensor | None,
     edge_weight: Tensor | None,
 ) -> None:
     if not groups:
         raise ValueError("choose_group needs at least one candidate; got none")
-    for number, group in enumerate(groups):
+    for number, entry in enumerate(groups):
+        group = group_of(entry)
         if group.num_nodes != data.num_nodes:
             turned = "; x seems to be turned by 90 degrees: give [samples, nodes]"
             raise GroupError(
                 f"candidate {number}, {group}, acts on {group.num_nodes} nodes but x has "
                 f"{data.num_nodes}{turned if group.num_nodes == data.num_signals else ''}"
             )
+        if isinstance(entry, tuple):
+            check_reps(data, group, *entry)
     if edge_index is not None:
         check_edge_index(edge_index, data.num_nodes)
         check_edge_weight(edge_weight, edge_index.size(1))

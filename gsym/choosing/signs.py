@@ -1,42 +1,38 @@
-"""Which signs of the channels turn a permutation of nodes into a symmetry of the data."""
+"""Which signs of the channels turn a permutation of nodes into a symmetry of the data.
+
+Every pattern of signs of inputs and targets is judged by the leave-one-out error of ridge on
+monomials of degree 2 (:mod:`gsym.risk.monomials`), tied by the group with these signs. To a linear
+map, signs of all inputs and all targets together make no difference, so degree 1 would not do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from gsym.errors import GroupError
-from gsym.groups import PermutationGroup, Representation
-from gsym.risk.monomials import Monomials, moves_of, root_errors
+from gsym.choosing.choice import Candidate, GroupChoice, signs_text
+from gsym.choosing.criteria import ChoiceData, Entry, group_of
+from gsym.errors import GroupError, SignalError
+from gsym.groups import PermutationGroup, Representation, automorphisms
+from gsym.risk.monomials import MAX_IMAGES, Monomials, moves_of, root_errors
 from gsym.risk.samples import LeftOut
 
+SIGNS = "leave-one-out root mean squared error of ridge on monomials of degree 2"
 # Signs of the generators, for each channel.
 Pattern = tuple[tuple[int, ...], ...]
 # Every pattern of the inputs takes a decomposition, every pattern of the targets a sum.
 MAX_PATTERNS = 256
+# Patterns of each group that a choice keeps, besides the one without signs.
+KEPT = 8
 # Products of this many generators of the graph's automorphisms are tried.
 MAX_GENERATORS = 3
-
-
-@dataclass(frozen=True, eq=False)
-class Signed:
-    """A group with signs of the channels, and how well it predicts.
-
-    Attributes:
-        in_rep: How it moves the channels of the inputs.
-        out_rep: Those of the targets; ``None`` for one number per signal, which stays.
-        errors: Left-out root mean squared error of each block, in the units of the targets.
-    """
-
-    in_rep: Representation
-    out_rep: Representation | None
-    errors: NDArray
 
 
 def characters(group: PermutationGroup) -> list[tuple[int, ...]]:
@@ -65,12 +61,11 @@ def sign_patterns(
     *,
     invariant: bool = False,
     denoising: bool = False,
-) -> list[Signed]:
+) -> list[Candidate]:
     """Regress under every pattern of signs of the channels, best first.
 
-    The regression is that of :mod:`gsym.risk.monomials` of degree 2: to a linear map, signs of all
-    inputs and all targets together make no difference. Signs of the targets cost nothing but sums,
-    because each channel of the targets is regressed by itself.
+    Signs of the targets cost nothing but sums, because each channel of the targets is regressed by
+    itself.
 
     Args:
         x: Inputs ``[s, n, c_in]``.
@@ -79,6 +74,9 @@ def sign_patterns(
         left_out: Which signals are left out together.
         invariant: Targets are one number per signal ``[s, 1, 1]`` and keep their sign.
         denoising: Targets are the inputs without noise and change signs as they do.
+
+    Returns:
+        A candidate per pattern, whose errors are root mean squares in the units of the targets.
 
     Raises:
         GroupError: More than :data:`MAX_PATTERNS` patterns of the inputs or of the targets.
@@ -122,8 +120,9 @@ def sign_patterns(
         for pattern in outside:
             total = sum(table(sign)[..., channel] for channel, sign in enumerate(pattern))
             errors, _ = root_errors(np.asarray(total), flat_y.shape[1], left_out)
-            found.append(Signed(rep(inside), None if invariant else rep(pattern), errors))
-    return sorted(found, key=lambda signed: float(signed.errors.mean()))
+            out_rep = None if invariant else rep(pattern)
+            found.append(Candidate(group, errors, in_rep=rep(inside), out_rep=out_rep))
+    return sorted(found, key=lambda candidate: candidate.score)
 
 
 def small_symmetries(group: PermutationGroup) -> Iterator[PermutationGroup]:
@@ -150,3 +149,78 @@ def small_symmetries(group: PermutationGroup) -> Iterator[PermutationGroup]:
                 continue
             seen.add(key)
             yield PermutationGroup(group.num_nodes, perm[None])
+
+
+def judge_signs(groups: Sequence[PermutationGroup], data: ChoiceData) -> list[Candidate]:
+    """The best patterns of signs of each group, and the one without signs.
+
+    Args:
+        groups: Groups of up to 64 elements.
+        data: The signals.
+
+    Raises:
+        GroupError: A larger group, or too many patterns.
+        SignalError: Missing entries or standardised signals, or too many to decompose.
+    """
+    samples = data.samples
+    if not samples.is_plain:
+        raise SignalError(
+            'signs="auto" needs signals that are complete and as they come: fill them, and leave '
+            "standardize, mask and missing out"
+        )
+    x, y = samples.given
+    found: list[Candidate] = []
+    for group in groups:
+        ordered = sign_patterns(
+            x, y, group, samples.left_out, invariant=samples.invariant, denoising=data.denoising
+        )
+        plain = [c for c in ordered if not signs_text(c.in_rep, c.out_rep)]
+        best, *others = dict.fromkeys([*ordered[:KEPT], *plain])
+        dropped = len(ordered) - 1 - len(others)
+        found += [replace(best, tried=1 + dropped), *others]
+    return found
+
+
+def is_small(entry: Entry) -> bool:
+    """Whether a candidate has few enough elements to be judged with signs."""
+    return group_of(entry).order() <= MAX_IMAGES
+
+
+def small_groups(
+    groups: Sequence[Entry], edge_index: Tensor | None, edge_weight: Tensor | None, n: int
+) -> list[PermutationGroup]:
+    """No symmetry, the small ones of the candidates, and exchanges that keep the graph.
+
+    Raises:
+        GroupError: There are none but the trivial group.
+    """
+    trivial = PermutationGroup.trivial(n)
+    found = [group_of(entry) for entry in groups if is_small(entry)]
+    found = [group for group in found if group.order() > 1]
+    known = {tuple(g.generators[0].tolist()) for g in found if g.num_generators == 1}
+    if edge_index is not None:
+        kept = automorphisms(edge_index, n, edge_weight)
+        for group in small_symmetries(kept) if kept.exact else ():
+            if tuple(group.generators[0].tolist()) not in known:
+                found.append(group)
+    if not found:
+        raise GroupError(
+            f'signs="auto" found no group of 2 to {MAX_IMAGES} elements: the candidates have none, '
+            "and the graph has no exchange of nodes, or was not given; add a group such as "
+            "gsym.PermutationGroup.from_cycles(n, pairs)"
+        )
+    return [trivial, *found]
+
+
+def best_signs(choice: GroupChoice) -> list[Entry]:
+    """The best pattern of each group of a choice of signs, where some channel changes its sign."""
+    best: dict[PermutationGroup, Candidate] = {}
+    for candidate in choice.candidates:
+        known = best.get(candidate.group)
+        if known is None or candidate.score < known.score:
+            best[candidate.group] = candidate
+    return [
+        (candidate.in_rep, candidate.out_rep)
+        for candidate in best.values()
+        if candidate.in_rep is not None and signs_text(candidate.in_rep, candidate.out_rep)
+    ]

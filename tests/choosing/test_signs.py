@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
+from gsym import Partition, choose_group
+from gsym.choosing.page.page import code
 from gsym.choosing.signs import characters, sign_patterns, small_symmetries
-from gsym.errors import GroupError
+from gsym.errors import GroupError, SignalError
 from gsym.groups import PermutationGroup, Representation
 from gsym.risk.monomials import MonomialRidge, moves_of
+from gsym.risk.ridge import commutant_ridge
 from gsym.risk.samples import LeftOut
 
 MIRROR = PermutationGroup.from_cycles(6, [(0, 1), (2, 3)])
@@ -94,3 +98,98 @@ def test_too_many_patterns_are_refused():
     x = np.random.default_rng(0).normal(size=(10, 6, 9))
     with pytest.raises(GroupError, match=r"2\^9 of the inputs .* give pairs of representations"):
         sign_patterns(x, x, MIRROR, LeftOut(10, 1))
+
+
+def poses(count, seed=0):
+    in_rep = Representation.from_signs(MIRROR, [[-1, 1]])
+    out_rep = Representation.from_signs(MIRROR, [[1, -1]])
+    return truth(in_rep, out_rep, count, seed), (in_rep, out_rep)
+
+
+def test_choice_among_small_groups_is_made_with_signs():
+    (x, y), (in_rep, out_rep) = poses(100)
+    choice = choose_group([Partition.singletons(6), MIRROR], x, y, signs="auto")
+    assert choice.in_rep == in_rep
+    assert choice.out_rep == out_rep
+    assert choice.signs is None
+    assert "with x0 -> -x0, y1 -> -y1" in choice.best.name
+    assert str(choice).endswith(
+        "Nodes 0 and 1, 2 and 3 are interchangeable if channel 0 of x and 1 of y change sign."
+    )
+    # No symmetry, and the exchange without signs, are among the candidates.
+    names = {candidate.name for candidate in choice.candidates}
+    assert {str(PermutationGroup.trivial(6)), str(MIRROR)} <= names
+    assert sum(candidate.tried for candidate in choice.candidates) == 17
+
+
+def test_large_candidates_are_judged_by_the_criterion():
+    (x, y), (in_rep, out_rep) = poses(100)
+    choice = choose_group(
+        [Partition.singletons(6), MIRROR, Partition.single(6)], x, y, signs="auto"
+    )
+    assert choice.signs.in_rep == in_rep
+    found = [c for c in choice.candidates if c.in_rep is not None]
+    assert [(c.in_rep, c.out_rep) for c in found] == [(in_rep, out_rep)]
+    fit = commutant_ridge(x, y, MIRROR, in_rep=in_rep, out_rep=out_rep)
+    assert found[0].score == pytest.approx(fit.risk)
+    assert choice.best is found[0]
+    assert "Nodes 0 and 1, 2 and 3" in str(choice)
+
+
+def test_exchanges_come_from_the_graph():
+    (x, y), (in_rep, _) = poses(100)
+    # Two arms of two nodes at one node, and a tail that cannot move.
+    edges = [(0, 2), (1, 3), (2, 4), (3, 4), (4, 5)]
+    edge_index = torch.tensor(edges + [(b, a) for a, b in edges]).T
+    choice = choose_group([Partition.singletons(6)], x, y, signs="auto", edge_index=edge_index)
+    assert choice.group == PermutationGroup(6, MIRROR.generators)
+    assert choice.in_rep.signs.tolist() == in_rep.signs.tolist()
+
+
+def test_pairs_of_representations_are_candidates():
+    (x, y), pair = poses(60)
+    unsigned = tuple(Representation.trivial(MIRROR, 2) for _ in range(2))
+    choice = choose_group([unsigned, pair], x, y)
+    assert (choice.in_rep, choice.out_rep) == pair
+    scores = choice.scores
+    assert len(scores) == 2
+    assert scores[choice.best.name] < max(scores.values())
+    seen = []
+
+    def score(group, x_train, y_train, x_val, y_val):
+        seen.append(group)
+        return 1.0
+
+    choose_group([unsigned, pair], x, y, score=score)
+    assert set(seen) == {unsigned, pair}
+
+
+def test_page_says_it_and_its_code_runs(tmp_path):
+    (x, y), pair = poses(60)
+    choice = choose_group([MIRROR], x, y, signs="auto")
+    page = choice.report(tmp_path / "page.html").read_text()
+    assert "are interchangeable if channel 0 of x and 1 of y change sign." in page
+    built, _ = code(choice.best, 0)
+    names = {}
+    exec(built, names)
+    assert names["in_rep"].signs.tolist() == pair[0].signs.tolist()
+    assert names["layer"](torch.randn(3, 6, 2)).shape == (3, 6, 2)
+
+
+def test_what_is_refused():
+    (x, y), (in_rep, out_rep) = poses(30)
+    with pytest.raises(ValueError, match=r'signs must be "auto" or None; got .*from_signs'):
+        choose_group([MIRROR], x, y, signs=[[-1, 1]])
+    with pytest.raises(ValueError, match="leave score and criterion out"):
+        choose_group([MIRROR], x, y, signs="auto", score=lambda *a: 1.0)
+    with pytest.raises(GroupError, match="found no group of 2 to 64 elements"):
+        choose_group([Partition.single(6)], x, y, signs="auto")
+    with pytest.raises(SignalError, match="complete and as they come"):
+        choose_group([MIRROR], x, y, signs="auto", standardize="node")
+    with pytest.raises(TypeError, match=r"must be \(in_rep, out_rep\), .*got \(Representation\)"):
+        choose_group([(in_rep,)], x, y)
+    other = Representation.from_signs(PermutationGroup.from_cycles(6, [(0, 5)]), [[1, 1]])
+    with pytest.raises(GroupError, match="the representation is of"):
+        choose_group([(in_rep, other)], x, y)
+    with pytest.raises(GroupError, match="moves 2 channels but the signals have 1"):
+        choose_group([(in_rep, out_rep)], x[..., :1], y)

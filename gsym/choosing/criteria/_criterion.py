@@ -9,7 +9,16 @@ from typing import Any, ClassVar
 
 from gsym.choosing.choice import Candidate, Words
 from gsym.groups import PermutationGroup
+from gsym.risk.ridge import Reps
 from gsym.risk.samples import Samples
+
+# A candidate before it is judged: a group, or representations of one on channels of x and y.
+Entry = PermutationGroup | Reps
+
+
+def group_of(entry: Entry) -> PermutationGroup:
+    """The group of a candidate."""
+    return entry[0].group if isinstance(entry, tuple) else entry
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,10 @@ class Criterion(ABC):
     refines: ClassVar[bool] = False
 
     @abstractmethod
-    def evaluate(self, groups: Sequence[PermutationGroup], data: ChoiceData) -> Sequence[Candidate]:
+    def evaluate(self, groups: Sequence[Entry], data: ChoiceData) -> Sequence[Candidate]:
         """One candidate per group, in their order; lower scores are better.
+
+        A group comes as a pair ``(in_rep, out_rep)`` where users gave representations.
 
         Standard errors, gaps and the regret bound follow from the ``errors`` of the candidates:
         one for each block of signals left out, the same blocks for all groups.

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from gsym._validate import check_whole
 from gsym.choosing.choice import Candidate, Words
-from gsym.choosing.criteria._criterion import ChoiceData, Criterion
+from gsym.choosing.criteria._criterion import ChoiceData, Criterion, Entry, group_of
 from gsym.errors import SignalError
-from gsym.groups import PermutationGroup
 from gsym.risk.samples import LeftOut
 
 Score = Callable[..., Any]
@@ -37,7 +36,7 @@ class CrossValidation(Criterion):
     def __init__(self, score: Score, folds: int = 5) -> None:
         self.score, self.folds = score, check_folds(folds)
 
-    def evaluate(self, groups: Sequence[PermutationGroup], data: ChoiceData) -> list[Candidate]:
+    def evaluate(self, groups: Sequence[Entry], data: ChoiceData) -> list[Candidate]:
         """Cross-validate all groups with successive halving."""
         return _cross_validate(
             groups, data.x, data.y, self.score, self.folds, data.samples.left_out, data.seed
@@ -57,7 +56,7 @@ def check_folds(folds: int) -> int:
 
 
 def _cross_validate(
-    groups: Sequence[PermutationGroup],
+    groups: Sequence[Entry],
     x: Any,
     y: Any,
     score: Score,
@@ -107,7 +106,11 @@ def _cross_validate(
         alive = sorted(sorted(alive, key=lambda i: means[i])[:keep])
     if not any(math.isfinite(value) for value in means.values()):
         raise ValueError("the scoring function returned no finite number for any candidate")
-    return [Candidate(group, errors[index]) for index, group in enumerate(groups)]
+    out = []
+    for index, entry in enumerate(groups):
+        in_rep, out_rep = entry if isinstance(entry, tuple) else (None, None)
+        out.append(Candidate(group_of(entry), errors[index], in_rep=in_rep, out_rep=out_rep))
+    return out
 
 
 def _scorer(score: Score) -> Callable[..., Any]:
@@ -125,7 +128,7 @@ def _scorer(score: Score) -> Callable[..., Any]:
             f"{getattr(score, '__name__', score)}{inspect.signature(score)}"
         )
 
-    def fitted(group: PermutationGroup, x: Any, y: Any, x_val: Any, y_val: Any) -> NDArray:
+    def fitted(group: Entry, x: Any, y: Any, x_val: Any, y_val: Any) -> NDArray:
         model = score(group)
         if not (hasattr(model, "fit") and hasattr(model, "predict")):
             raise ValueError(

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gsym.choosing.choice import Candidate, Words
-from gsym.choosing.criteria._criterion import ChoiceData, Criterion, register_criterion
-from gsym.groups import PermutationGroup
+from gsym.choosing.criteria._criterion import (
+    ChoiceData,
+    Criterion,
+    Entry,
+    group_of,
+    register_criterion,
+)
 from gsym.risk.ridge import as_clusters, fit_group
 
 # Fitted maps between clusters are kept for candidates of up to this many.
@@ -30,7 +35,7 @@ class RidgeCriterion(Criterion):
     )
     refines = True
 
-    def evaluate(self, groups: Sequence[PermutationGroup], data: ChoiceData) -> list[Candidate]:
+    def evaluate(self, groups: Sequence[Entry], data: ChoiceData) -> list[Candidate]:
         """Fit each group in closed form."""
         return [_evaluate(group, data) for group in groups]
 
@@ -41,9 +46,11 @@ class RidgeCriterion(Criterion):
         return what + ("" if data.samples.standardize is None else ", standardized")
 
 
-def _evaluate(group: PermutationGroup, data: ChoiceData) -> Candidate:
-    fit = fit_group(data.samples, group)
+def _evaluate(entry: Entry, data: ChoiceData) -> Candidate:
+    group, reps = group_of(entry), entry if isinstance(entry, tuple) else None
+    fit = fit_group(data.samples, group, reps=reps)
     small = as_clusters(group).partition.num_clusters <= MAX_MATRIX
+    in_rep, out_rep = reps or (None, None)
     return Candidate(
         group,
         fit.errors,
@@ -51,4 +58,6 @@ def _evaluate(group: PermutationGroup, data: ChoiceData) -> Candidate:
         jackknife=fit.jackknife,
         residual_variance=fit.noise,
         matrix=fit.matrix if small and not data.samples.invariant else None,
+        in_rep=in_rep,
+        out_rep=out_rep,
     )

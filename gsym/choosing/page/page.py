@@ -22,7 +22,7 @@ from gsym.choosing.choice import Words
 from gsym.choosing.page.curve import Curve
 from gsym.choosing.page.drawing import MAX_NODES, WIDTH, Drawing, cluster_colours, leaf_rank
 from gsym.errors import SignalError
-from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 
 MAX_CANDIDATES = 200
 MAX_MATRIX = 64
@@ -124,6 +124,7 @@ def render(
         kept=kept,
         best=best,
         simplest=simplest,
+        signs=choice.signs,
         criterion=choice.criterion,
         score_name=choice.words.score,
         regret=_number(choice.regret_bound),
@@ -284,7 +285,13 @@ def code(candidate: Any, number: int, cells: tuple[int, int] | None = None) -> t
             lines.append("group = gsym.ClusterGroup(partition, swaps=swaps)")
     else:
         lines = [f"group = {_generators_code(group)}"]
-    lines = ["import gsym", "", *lines, "layer = gsym.nn.OrbitLinear(1, 1, group)"]
+    layer = "layer = gsym.nn.OrbitLinear(1, 1, group)"
+    if candidate.in_rep is not None and candidate.out_rep is not None:
+        for name, rep in (("in_rep", candidate.in_rep), ("out_rep", candidate.out_rep)):
+            lines.append(f"{name} = {_representation_code(rep)}")
+        sizes = f"{candidate.in_rep.num_channels}, {candidate.out_rep.num_channels}"
+        layer = f"layer = gsym.nn.OrbitLinear({sizes}, group, in_rep=in_rep, out_rep=out_rep)"
+    lines = ["import gsym", "", *lines, layer]
     return "\n".join(lines), listed
 
 
@@ -315,6 +322,14 @@ def _generators_code(group: PermutationGroup) -> str:
     if not group.generators.numel():
         return f"gsym.PermutationGroup.trivial({group.num_nodes})"
     return f"gsym.PermutationGroup({group.num_nodes}, {group.generators.tolist()})"
+
+
+def _representation_code(rep: Representation) -> str:
+    if rep.is_trivial:
+        return f"gsym.Representation.trivial(group, {rep.num_channels})"
+    if (rep.images == torch.arange(rep.num_channels)).all():
+        return f"gsym.Representation.from_signs(group, {rep.signs.tolist()})"
+    return f"gsym.Representation(group, {rep.images.tolist()}, {rep.signs.tolist()})"
 
 
 def _data(
