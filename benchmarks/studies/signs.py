@@ -22,7 +22,7 @@ from benchmarks.tasks.skeleton import REFLECTION, Skeleton
 from gsym.choosing import Candidate
 from gsym.choosing.signs import sign_patterns
 from gsym.groups import PermutationGroup, Representation
-from gsym.risk.monomials import Monomials, moves_of, root_errors
+from gsym.risk.monomials import MonomialRidge, moves_of
 from gsym.risk.samples import LeftOut
 
 RESULTS, PAGE = "signs.csv", "signs.md"
@@ -107,21 +107,12 @@ class _Poses:
 
     def _test_errors(self, x: NDArray, y: NDArray, found: Sequence[Candidate]) -> list[float]:
         """Mean over test poses of the root mean squared error of every pattern."""
-        flat_x, flat_y = x.reshape(len(x), -1), y.reshape(len(y), -1)
-        unseen = self.test[0].reshape(len(self.test[0]), -1)
-        wanted = self.test[1].reshape(len(unseen), -1)
-        left_out = LeftOut(len(x), 1)
-        features: dict[object, Monomials] = {}
+        unseen, wanted = self.test
         errors = []
-        for signed in found:
-            assert signed.in_rep is not None and signed.out_rep is not None
-            moves_in, moves_out = moves_of(signed.in_rep, signed.out_rep)
-            if signed.in_rep not in features:
-                features[signed.in_rep] = Monomials(moves_in.images(flat_x), 2, left_out)
-            ridge, targets = features[signed.in_rep], moves_out.images(flat_y)
-            table = ridge.errors(targets).sum(-1)
-            _, penalty = root_errors(table, flat_y.shape[1], left_out)
-            error = ridge.predictor(targets, penalty)(unseen) - wanted
+        for pattern in found:
+            assert pattern.in_rep is not None
+            fit = MonomialRidge(x, y, pattern.in_rep, pattern.out_rep, LeftOut(len(x), 1))
+            error = (fit.predict(unseen) - wanted).reshape(len(unseen), -1)
             errors.append(float(np.sqrt((error**2).mean(1)).mean()))
         return errors
 
