@@ -19,7 +19,7 @@ OPTIONAL = {
     "triton": ["kernels/triton"],
     "pymetis": ["coarsening/methods/_metis.py"],
     "networkit": ["coarsening/methods/_leiden.py"],
-    "tyro": ["_cli.py"],
+    "tyro": ["_cli"],
 }
 collect_ignore = [
     f"gsym/{module}"

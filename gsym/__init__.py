@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 from gsym import check, errors, kernels, nn
@@ -21,6 +21,8 @@ from gsym.groups import (
 if TYPE_CHECKING:
     from gsym.choosing.estimator import SubgroupSearch
     from gsym.risk.covariance import SymmetricCovariance
+
+    __version__: str
 else:
     # They derive from classes of scikit-learn, which takes seconds to import.
     _ESTIMATORS = {
@@ -29,6 +31,8 @@ else:
     }
 
     def __getattr__(name):
+        if name == "__version__":
+            return metadata.version("gsym")
         if name not in _ESTIMATORS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(_ESTIMATORS[name]), name)

@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -69,12 +70,13 @@ DEPENDENCIES = {
     "markupsafe",  # a dependency of jinja2
 }
 TRITON = ("launch", "rows", "edge_math", "edges")
+COMMANDS = ("__init__", "_common", "building", "choosing", "coarsening", "symmetry")
 # Back-ends that are imported on first use.
 OPTIONAL = {
     "kernels/torch_scatter.py": {"torch_scatter"},
     "coarsening/methods/_metis.py": {"pymetis"},
     "coarsening/methods/_leiden.py": {"networkit"},
-    "_cli.py": {"tyro", "rich"},
+    **{f"_cli/{name}.py": {"tyro", "rich"} for name in COMMANDS},
     "_console.py": {"rich"},
     **{f"kernels/triton/{name}.py": {"triton"} for name in TRITON},
 }
@@ -188,6 +190,10 @@ def test_late_names_are_found():
         assert module.SubgroupSearch is SubgroupSearch
         with pytest.raises(AttributeError, match=f"'{module.__name__}' has no attribute 'Nobody'"):
             _ = module.Nobody
+
+
+def test_the_version_is_that_of_the_package():
+    assert gsym.__version__ == metadata.version("gsym")
 
 
 def test_public_names_exist():

@@ -17,7 +17,9 @@ import torch
 
 import gsym
 from gsym import __main__ as entry
+from gsym.choosing import CRITERIA
 from gsym.choosing.choose import spread_levels
+from gsym.coarsening import METHODS
 
 pytest.importorskip("tyro")
 pytest.importorskip("rich")
@@ -222,6 +224,10 @@ def test_symmetries(folder, capsys):
             ("symmetries", "--graph", "graph.csv", "--solver", "magic"),
             "--solver must be one of auto",
         ),
+        (
+            ("choose", "--signals", "x.npz", "--criterion", "magic"),
+            "--criterion must be one of ridge",
+        ),
         (("symmetries", "--graph", "nothing.npz"), "at least one node"),
         (("symmetries", "--graph", "graph.csv", "--time-budget", "1e300"), "at most 1e6"),
         (("symmetries", "--graph", "half.npz"), "num_nodes must be one whole number"),
@@ -344,7 +350,10 @@ def test_help_teaches_with_an_example(capsys):
         with pytest.raises(SystemExit) as stop:
             entry.main([command, "--help"])
         assert stop.value.code == 0
-        assert f"python -m gsym {command} --" in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert f"python -m gsym {command} --" in text
+        listed = (*METHODS, *CRITERIA) if command == "choose" else METHODS
+        assert command == "symmetries" or [name for name in listed if name not in text] == []
 
 
 def test_a_missing_package_is_named(monkeypatch, capsys):
@@ -372,7 +381,7 @@ def test_what_choose_leaves_out_and_takes_for_missing(folder, capsys, monkeypatc
         told.update(options, x=args[1], y=args[2])
         return choose_group(*args, **options)
 
-    monkeypatch.setattr("gsym._cli.choose_group", spy)
+    monkeypatch.setattr("gsym._cli.choosing.choose_group", spy)
     with np.load("x.npz") as held:
         x = held["x"]
     times = np.datetime64("2012-03-01T00:00") + np.arange(len(x)) * np.timedelta64(5, "m")

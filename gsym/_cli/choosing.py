@@ -1,0 +1,223 @@
+"""The command ``choose``."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from gsym._cli._common import (
+    Block,
+    Column,
+    Counts,
+    File,
+    Inputs,
+    Method,
+    Number,
+    Output,
+    Pixels,
+    Row,
+    Standard,
+    Text,
+    app,
+    propose,
+    save_labels,
+)
+from gsym._console import UsageError, check_outputs, print_json, say, steps
+from gsym._files import read_inputs, read_partitions, read_positions
+from gsym.choosing import CRITERIA, Candidate, choose_group
+from gsym.groups.partition import Partition
+
+Criteria = Annotated[str, tyro.conf.arg(help=f"How groups are judged: {', '.join(CRITERIA)}.")]
+
+
+@app.command
+def choose(
+    *,
+    signals: Annotated[str, tyro.conf.arg(metavar="FILE")],
+    graph: File = None,
+    targets: File = None,
+    partitions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")] = (),
+    method: Method = "auto",
+    use: Annotated[Inputs | None, tyro.conf.arg(metavar="{graph,signals,both}")] = None,
+    levels: Counts = (),
+    height: Pixels = None,
+    width: Pixels = None,
+    block: Block = None,
+    gap: int = 0,
+    criterion: Criteria = "ridge",
+    standardize: Standard = None,
+    mask: File = None,
+    missing: Number = None,
+    no_swaps: bool = False,
+    directed: bool = False,
+    names: File = None,
+    first_row: Row = "auto",
+    first_column: Column = "auto",
+    positions: File = None,
+    title: Text = None,
+    out: Output = None,
+    save: Output = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Say which group to use: propose clusters, estimate the risk of each group, write a page.
+
+    For example, and then open report.html:
+
+      python -m gsym choose --graph edges.csv --signals x.npz --targets y.npz --out report.html
+
+      python -m gsym choose --signals images.npy --method grid --height 28 --width 28
+
+    Args:
+        signals: Inputs [samples, nodes] or [samples, nodes, channels], training data only.
+        graph: The graph. Methods that look at signals alone need none.
+        targets: What to predict from the signals: values per node, or one number per sample;
+            without it, the signals themselves from noisy ones.
+        partitions: Candidate partitions, as `coarsen` writes them, instead of a method's.
+        method: How to propose clusters; the option lists the methods.
+        use: What the method looks at; by default the graph if there is one and it can.
+            The method risk looks at signals; with both it merges clusters only along edges.
+        levels: Numbers of clusters to offer; by default up to 24 and more around the best.
+        height: Rows of the image, for the method grid.
+        width: Columns of the image, for the method grid.
+        block: Consecutive samples left out together: for overlapping windows, the number of
+            windows that share a time step; for samples of several days, those of one; or auto, as
+            many as depend on each other. By default auto for signals with times, and else 1.
+        gap: Samples on either side of a block that are left out of the fit with it; with auto, as
+            many as depend on each other.
+        criterion: How groups are judged.
+        standardize: With node, every node's mean is taken off and its standard deviation divided
+            out.
+        mask: Which signals were observed: a file of ones and zeros in the form of the signals.
+        missing: A number that stands for a missing value, such as 0; empty cells always do.
+        no_swaps: Do not offer exchanges of whole clusters where the coarse graph has symmetries.
+        directed: Take an edge list in one direction only.
+        names: Text file with the names of the nodes, one per line, in the order of the signals;
+            an edge list may use them. Without it, the header of the signals names the nodes.
+        first_row: What the first row of a table holds, where that is in doubt.
+        first_column: What the first column of a table holds, where that is in doubt.
+        positions: Where to draw the nodes, [nodes, 2]: x to the right, y upwards.
+        title: Headline of the page.
+        out: Page to write, .html.
+        save: File for the labels of the best group, .npz.
+        seed: Seed of methods that draw.
+        json: Print the result as JSON and nothing else.
+    """
+    check_outputs(
+        {"--out": out, "--save": save},
+        {"--out": (".html", ".htm"), "--save": (".npz",)},
+        (signals, graph, targets, names, positions, *partitions),
+    )
+    if seed < 0:
+        raise UsageError(f"--seed must not be negative; got {seed}")
+    if criterion not in CRITERIA:
+        raise UsageError(f"--criterion must be one of {', '.join(CRITERIA)}; got {criterion}")
+    if partitions and (height or width or levels or use):
+        raise UsageError("--partitions takes the place of a method; leave its options out")
+    with steps() as step:
+        step("Reading files")
+        read = read_inputs(
+            graph,
+            signals,
+            targets,
+            names,
+            mask=mask,
+            directed=directed,
+            first_row=first_row,
+            first_column=first_column,
+        )
+        say(read.summaries)
+        n, x, y, loaded = read.num_nodes, read.x, read.y, read.graph
+        node_names = None if read.names is None else list(read.names)
+        places = None if positions is None else read_positions(positions, n)
+        edge_index = None if loaded is None else loaded.edge_index
+        candidates: Any
+        if partitions:
+            candidates = [
+                p for f in partitions for p in read_partitions(f, n, edge_index, node_names)
+            ]
+            candidates = list(dict.fromkeys(candidates))
+        else:
+            step(f"Proposing clusters: {method}")
+            candidates = propose(loaded, n, x, y, method, use, levels, height, width, seed)
+        if block is None:
+            block = "auto" if read.is_series else 1
+        if missing is None and any(v is not None and bool(v.isnan().any()) for v in (x, y)):
+            missing = math.nan
+        step("Estimating risks")
+        # The graph of a hierarchy comes with its weights.
+        given = None if getattr(candidates, "edge_index", None) is not None else loaded
+        choice = choose_group(
+            candidates,
+            x,
+            y,
+            criterion=criterion,
+            edge_index=None if given is None else given.edge_index,
+            edge_weight=None if given is None else given.edge_weight,
+            swaps=None if no_swaps else "auto",
+            block=block,
+            gap=gap,
+            standardize=standardize,
+            mask=read.mask,
+            missing=missing,
+            seed=seed,
+        )
+        step("Writing")
+        if save is not None:
+            partition = choice.partition or Partition(choice.group.node_orbits().index)
+            save_labels(save, partition.labels[None], edge_index, n, node_names)
+        if out is not None:
+            image = None
+            if places is None and height and width:
+                image = Partition.grid(height, width, 1).labels
+                places = np.column_stack([image % width, -(image // width)]).astype(float)
+            choice.report(out, positions=places, names=node_names, title=title)
+    if json:
+        print_json(
+            {
+                "criterion": choice.criterion,
+                "best": choice.candidates.index(choice.best),
+                "simplest": choice.candidates.index(choice.simplest),
+                "regret_bound": choice.regret_bound,
+                "block": choice.block,
+                "gap": choice.gap,
+                "candidates": [_record(c) for c in choice.candidates],
+                "labels": _labels(choice.best),
+                "names": node_names,
+                "read": [summary.record() for summary in read.summaries],
+            }
+        )
+        return
+    console = Console()
+    if console.is_terminal:
+        console.print(choice)
+    else:
+        print(choice)
+    for path, what in ((out, "The page is"), (save, "The labels of the best group are")):
+        if path is not None:
+            console.print(f"{what} in {path}", soft_wrap=True, highlight=False)
+
+
+def _labels(candidate: Candidate) -> list[int]:
+    if candidate.partition is not None:
+        labels: list[int] = candidate.partition.labels.tolist()
+        return labels
+    return candidate.group.node_orbits().index.tolist()
+
+
+def _record(candidate: Candidate) -> dict[str, Any]:
+    names = (
+        "num_clusters",
+        "commutant_dim",
+        "score",
+        "standard_error",
+        "gap",
+        "gap_error",
+        "bias",
+        "variance",
+    )
+    return {"group": str(candidate.group)} | {name: getattr(candidate, name) for name in names}
