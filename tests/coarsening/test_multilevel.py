@@ -6,6 +6,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from oracles.variation import local_variation
 from scipy.sparse import csr_array
 
 from gsym import Partition
@@ -13,7 +14,6 @@ from gsym.coarsening import Coarsening, Hierarchy
 from gsym.coarsening._graph import energy_basis
 from gsym.coarsening.methods.multilevel import (
     Matching,
-    local_variation,
     local_variation_merges,
     normalised_cut_merges,
     pair_variation,

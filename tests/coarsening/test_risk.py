@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from oracles.risk_gap import expected_risk, isotropic_risk_gap
 from scipy.cluster.hierarchy import is_valid_linkage
 from scipy.optimize import brentq
 from sklearn.metrics import adjusted_rand_score
 
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.coarsening import Hierarchy, coarsen
-from gsym.coarsening.methods.risk import _Merging, expected_risk, isotropic_risk_gap, merge_by_risk
+from gsym.coarsening.methods.risk import _Merging, merge_by_risk
 from gsym.errors import GroupError, SignalError
 from gsym.risk.ridge import commutant_ridge
 from gsym.risk.samples import Samples

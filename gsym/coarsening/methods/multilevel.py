@@ -89,7 +89,7 @@ def local_variation_merges(A: csr_array, *, seed: int) -> tuple[np.ndarray, np.n
 
     What should survive is the span of the first 10 eigenvectors ``U`` of ``L = D - A`` after the
     constant. With ``B = P U Lambda^(-1/2)``, every level has rows ``X = B (B^T L_l B)^(+1/2)``,
-    and merging two nodes costs the local variation of theirs, :func:`local_variation`. A level
+    and merging two nodes costs the local variation of theirs. A level
     merges away a quarter of its nodes at most, cheapest pairs first, no node twice.
 
     Args:
@@ -172,7 +172,7 @@ def pair_variation(
     right: np.ndarray,
     weight: np.ndarray,
 ) -> np.ndarray:
-    """Local variation of merging the ends of each edge, ``[m]``; :func:`local_variation` in pairs.
+    """Local variation of merging the ends of each edge, ``[m]``, for a set of two.
 
     A merge moves the rows of ``X`` apart by ``x = d m_j / M`` and ``-d m_i / M`` with
     ``d = x_i - x_j``. In the local Laplacian, which counts edges that leave the pair twice, that
@@ -192,32 +192,6 @@ def pair_variation(
     leaving_left = 2 * (degree[left] - weight) * (1 - share) ** 2
     leaving_right = 2 * (degree[right] - weight) * share**2
     return distance * (weight + leaving_left + leaving_right)
-
-
-def local_variation(A: csr_array, mass: np.ndarray, X: np.ndarray, nodes: np.ndarray) -> float:
-    """Local variation of merging a set of nodes: the definition, dense, in float64.
-
-    ``|| (I - P^+ P) X ||^2 / (|C| - 1)`` in the spectral norm of the local Laplacian of the set C:
-    weights inside count once, weights that leave it twice, all others not.
-
-    Args:
-        A: Symmetric adjacency ``[n, n]``.
-        mass: Masses ``[n]``.
-        X: Rows ``[n, K]``.
-        nodes: The set, at least two nodes.
-
-    Reference:
-        Loukas, arXiv 1808.10650, section 4.1.
-    """
-    W = A.toarray()
-    inside = np.zeros(W.shape[0], dtype=bool)
-    inside[nodes] = True
-    W = np.where(inside[:, None] & inside, W, np.where(inside[:, None] ^ inside, 2 * W, 0))
-    L = np.diag(W.sum(axis=1)) - W
-    mean = mass[nodes] @ X[nodes] / mass[nodes].sum()
-    moved = np.zeros_like(X)
-    moved[nodes] = X[nodes] - mean
-    return float(np.linalg.norm(moved.T @ L @ moved, 2)) / (len(nodes) - 1)
 
 
 def _orthonormal(A: csr_array, B: np.ndarray) -> np.ndarray:

@@ -1,26 +1,4 @@
-r"""What a group costs and saves: bias against variance, in theory and from data.
-
-**Risk gap.** What a group costs and saves relative to another is bias against variance. Let
-:math:`\tau_G^2` be the error of the best map in the commutant under the *actual* covariance of
-the inputs; for Gaussian data the least-squares estimate of the means part has the exact risk
-(Hocking and Thompson's S_p)
-
-.. math::
-    R_G = \tau_G^2 \Bigl(1 + \tfrac1s\Bigr) \frac{s - 2}{s - p - 2}, \qquad p = k\, c_{in},
-
-so :math:`R_G - R_{G'}` has the bias :math:`\tau_G^2 - \tau_{G'}^2` and a variance that grows with
-the commutant. :math:`\tau_G^2` is the covariance-weighted distance of the true map from the
-commutant, plus the noise. The textbook formula (:func:`isotropic_risk_gap`) uses the Frobenius
-distance of :meth:`~gsym.PermutationGroup.project` instead, which is the same only for white
-inputs: under correlation it charges for directions that never occur, and the projection is not
-the best map. :func:`expected_risk` is the version for any covariance. From data,
-:math:`\hat\tau_G^2` is the training error over the residual degrees of freedom, and the rest of
-the left-out error is the variance.
-
-Reference:
-    Huang, Levie, Villar, arXiv 2308.10436 (risk gap); Hocking 1976, Thompson 1978 (S_p). The
-    covariance-aware form is ours.
-"""
+"""Merging by risk: clusters joined by the smallest increase of the estimated prediction risk."""
 
 from __future__ import annotations
 
@@ -32,128 +10,9 @@ from torch import Tensor
 from gsym._validate import check_edge_index
 from gsym.coarsening._request import Method, Request
 from gsym.coarsening.hierarchy import Hierarchy
-from gsym.errors import GroupError, SignalError
-from gsym.groups import Partition, PermutationGroup
+from gsym.errors import SignalError
 from gsym.risk.orbit_ridge import MEAN_PENALTIES
-from gsym.risk.ridge import as_clusters
 from gsym.risk.samples import Samples, denoising
-
-
-def isotropic_risk_gap(
-    theta: Tensor,
-    group: PermutationGroup | Partition,
-    num_signals: int,
-    *,
-    noise_variance: float,
-    input_variance: float = 1.0,
-) -> float:
-    """Risk of least squares less that of its projection on a group, for white Gaussian inputs.
-
-    The textbook formula, kept as a reference: positive where the group helps. One channel, no
-    constant. It is exact for white inputs only, and needs more signals than nodes.
-
-    Args:
-        theta: True map ``[n, n]``, or ``[n]`` for an invariant one.
-        group: The group.
-        num_signals: Signals to fit from, more than ``n + 1``.
-        noise_variance: Variance of the noise on every target.
-        input_variance: Variance of every input.
-
-    Example:
-        >>> theta = torch.eye(3, dtype=torch.float64)
-        >>> isotropic_risk_gap(theta, Partition.single(3), 10, noise_variance=6.0)
-        7.0
-
-    Reference:
-        Huang, Levie, Villar, arXiv 2308.10436, the linear regression theorem; its constants as
-        checked by simulation.
-    """
-    clusters, theta = as_clusters(group), theta.double()
-    n = clusters.num_nodes
-    if theta.shape not in ((n,), (n, n)):
-        raise GroupError(f"theta must be [{n}] or [{n}, {n}]; got {list(theta.shape)}")
-    if num_signals <= n + 1:
-        raise SignalError(f"the formula needs more than {n + 1} signals; got {num_signals}")
-    if theta.dim() == 2:
-        rest = theta - clusters.project(theta)
-        saved = n * n - clusters.commutant_dim()
-    else:
-        orbits = clusters.node_orbits()
-        mean = theta.new_zeros(orbits.num_orbits).index_add(0, orbits.index, theta) / orbits.sizes
-        rest = theta - mean[orbits.index]
-        saved = n - orbits.num_orbits
-    variance = noise_variance * saved / (num_signals - n - 1)
-    return float(variance - input_variance * (rest**2).sum())
-
-
-def expected_risk(
-    theta: Tensor,
-    partition: Partition,
-    num_signals: int,
-    *,
-    noise_variance: float,
-    covariance: Tensor | None = None,
-) -> tuple[float, float]:
-    r"""Bias and variance of least squares in the commutant, for inputs of any covariance.
-
-    One channel, Gaussian inputs of mean 0, ``y = theta x + noise``, a constant per cluster fitted.
-    The risk per node of the fit is ``noise_variance + bias + variance``. The bias is the distance
-    of ``theta`` from the commutant in the norm of the covariance. The variance of the means part
-    is exact, :math:`\tau^2` times :math:`(1 + 1/s)(s - 2)/(s - k - 2) - 1` for each of the k
-    outputs. That of the own values is the first order in 1 / s of the sandwich formula,
-    :math:`\sum_c \mathrm{Var}(\tilde x_c^\top r_c) / (s\, E|\tilde x_c|^2)`, with
-    :math:`\tilde x_c` the deviations from the mean and :math:`r_c` what D leaves; by Isserlis'
-    theorem the numerator is a sum of traces of products of covariances.
-
-    Args:
-        theta: True map ``[n, n]``.
-        partition: The clusters.
-        num_signals: Signals to fit from, more than ``k + 2``.
-        noise_variance: Variance of the noise on every target.
-        covariance: Covariance of the inputs ``[n, n]``; white if ``None``.
-
-    Returns:
-        Bias and variance, per node.
-
-    Example:
-        >>> theta = torch.eye(4, dtype=torch.float64)
-        >>> bias, variance = expected_risk(theta, Partition.single(4), 23, noise_variance=1.0)
-        >>> bias < 1e-12, round(variance, 3)
-        (True, 0.035)
-    """
-    n, k = partition.num_nodes, partition.num_clusters
-    if theta.shape != (n, n) or (covariance is not None and covariance.shape != (n, n)):
-        raise GroupError(f"theta and covariance must be [{n}, {n}]; got {list(theta.shape)}")
-    if num_signals <= k + 2:
-        raise SignalError(f"{k} clusters need more than {k + 2} signals; got {num_signals}")
-    weight = theta.double().numpy()
-    sigma = np.eye(n) if covariance is None else covariance.double().numpy()
-    sizes = np.array(partition.sizes)
-    pool = np.zeros((k, n))
-    pool[partition.labels.numpy(), np.arange(n)] = 1 / np.sqrt(sizes)[partition.labels.numpy()]
-    inputs = pool @ sigma @ pool.T
-    outputs = pool @ weight @ sigma @ weight.T @ pool.T
-    cross = pool @ weight @ sigma @ pool.T
-    misfit = np.trace(outputs - cross @ np.linalg.pinv(inputs) @ cross.T)
-    s = num_signals
-    inflation = (1 + 1 / s) * (s - 2) / (s - k - 2) - 1
-    bias, variance = misfit, (misfit + k * noise_variance) * inflation
-    for nodes in (cluster.numpy() for cluster in partition.clusters()):
-        c = len(nodes)
-        if c == 1:
-            continue
-        center = np.eye(c) - 1 / c
-        x = center @ sigma[np.ix_(nodes, nodes)] @ center
-        target = center @ weight[nodes]
-        shared = target @ sigma[:, nodes] @ center
-        own = np.trace(shared) / np.trace(x)
-        crossed = shared - own * x
-        rest = target @ sigma @ target.T - own * (shared + shared.T) + own**2 * x
-        bias += np.trace(rest)
-        rest = rest + noise_variance * center
-        score = np.trace(x @ rest) + np.trace(crossed @ crossed)
-        variance += score / (s * np.trace(x))
-    return float(bias / n), float(variance / n)
 
 
 def merge_by_risk(
@@ -178,7 +37,7 @@ def merge_by_risk(
     drawn towards its mean as far as pairs differ by chance, as they do when signals are few.
     Nothing here is the similarity of the signals: two nodes merge when they *respond* and *act*
     alike. The regression is fitted anew as clusters merge, so its noise falls along the way; its
-    strength is chosen by generalised cross-validation.
+    penalty is chosen by generalised cross-validation.
 
     Args:
         x: Inputs ``[s, n, c_in]`` or ``[s, n]``.
@@ -245,8 +104,8 @@ def merge_by_risk(
             merges.append((names[a], names[b]))
             names[a] = n + len(merges) - 1
         state.merge(pairs)
-        gone = {b for _, b in pairs}
-        kept = [c for c in range(len(names)) if c not in gone]
+        merged = {b for _, b in pairs}
+        kept = [c for c in range(len(names)) if c not in merged]
         names = [names[c] for c in kept]
         if allowed is not None:
             for a, b in pairs:
@@ -279,17 +138,17 @@ class _Merging:
         self.cross = np.zeros((n, self.ci, self.co))
         self.square = np.zeros(n)
         self.tiny = 1e-9 * max(np.trace(self.raw[0]) / len(self.raw[0]), 1e-300)
-        self.strength, self.tuned_at = 0.0, np.inf
+        self.penalty, self.tuned_at = 0.0, np.inf
 
     def increase(self) -> tuple[NDArray, float]:
         """What merging each pair adds to the summed error, ``[k, k]``, and what all save alike."""
         k, ci, co = len(self.sizes), self.ci, self.co
         gram, cross, square = self.centred
         if k < 0.8 * self.tuned_at:
-            self.strength, self.tuned_at = self._tune(), k
-        inverse = np.linalg.inv(gram + self.strength * np.eye(len(gram)))
+            self.penalty, self.tuned_at = self._tune(), k
+        inverse = np.linalg.inv(gram + self.penalty * np.eye(len(gram)))
         weight = inverse @ cross
-        degrees = len(gram) - self.strength * np.trace(inverse) + 1
+        degrees = len(gram) - self.penalty * np.trace(inverse) + 1
         left = max(1 - degrees / self.rows, 0.05)
         rest = square - weight.T @ cross - cross.T @ weight + weight.T @ gram @ weight
         # Blocks of channels: [k, k, c, c'] with the cluster pair in front.
@@ -297,18 +156,18 @@ class _Merging:
         contrast_square = self._contrast(weight @ weight.T, ci, ci)
         contrast_own = self._contrast(weight, ci, co)
         others = contrast_square - contrast_own @ contrast_own.swapaxes(-1, -2)
-        lost = np.trace(_solve_pairs(contrast_inverse, others), axis1=-2, axis2=-1)
-        before = np.trace(self._contrast(rest, co, co), axis1=-2, axis2=-1)
+        penalty_increase = np.trace(_solve_pairs(contrast_inverse, others), axis1=-2, axis2=-1)
+        residual = np.trace(self._contrast(rest, co, co), axis1=-2, axis2=-1)
         gram_pair, cross_pair, square_pair = self._deviations()
         own = square_pair - self._explained(gram_pair, cross_pair)
         alone = self.square - self._explained(self.gram, self.cross)
-        rise = own - alone[:, None] - alone[None, :]
+        rss_increase = own - alone[:, None] - alone[None, :]
         noise = ci * np.trace(rest) / (self.rows * left)
-        lost = _shrink(np.maximum(lost, 0.0), noise, ci * k * co)
-        gain = lost / left**2 + rise - before
+        penalty_increase = _shrink(np.maximum(penalty_increase, 0.0), noise, ci * k * co)
+        gain = penalty_increase / left**2 + rss_increase - residual
         after = max(1 - (degrees - ci) / self.rows, 0.05)
         # What all pairs share is the inflation of the residuals before and after.
-        typical = before.sum() / (k * (k - 1))
+        typical = residual.sum() / (k * (k - 1))
         saved = np.trace(rest) * (1 / after**2 - 1 / left**2) - typical * (1 / left**2 - 1)
         return gain, float(saved)
 
@@ -338,12 +197,12 @@ class _Merging:
         values = np.maximum(values, 0.0)
         scores = ((vectors.T @ cross) ** 2).sum(1)
         best = np.inf, 0.0
-        for strength in max(values.mean(), 1e-300) * MEAN_PENALTIES:
-            shrunk = values + strength
-            rest = np.trace(square) - (scores * (values + 2 * strength) / shrunk**2).sum()
+        for penalty in max(values.mean(), 1e-300) * MEAN_PENALTIES:
+            shrunk = values + penalty
+            rest = np.trace(square) - (scores * (values + 2 * penalty) / shrunk**2).sum()
             left = 1 - (1 + (values / shrunk).sum()) / self.rows
             if left > 0.02:
-                best = min(best, (max(rest, 0.0) / left**2, float(strength)))
+                best = min(best, (max(rest, 0.0) / left**2, float(penalty)))
         return best[1]
 
     def _contrast(self, matrix: NDArray, rows: int, columns: int) -> NDArray:
