@@ -193,11 +193,11 @@ CASES = {
     },
     "SubgraphConv": Case(
         "SubgraphConv",
-        lambda: OnEgoNetworks(3, 2, 4),
+        lambda: OnEgoNetworks(3, 2, 16),  # whole vectors
         (_numbers(2, TABLES.first.numel(), 3), _numbers(2, N, 2, seed=1)),
         None,
     ),
-    "SPEN": Case("SPEN", lambda: OnGraph(3, 2, [4, 4, 4], dropout=0.0), (X[0],), None),
+    "SPEN": Case("SPEN", lambda: OnGraph(3, 2, [16, 16, 4], dropout=0.0), (X[0],), None),
     "Penguin node": _space(Penguin, 3, 2, 8, num_layers=2, alpha="node", group=SORTED),
 }
 

@@ -53,7 +53,11 @@ class Backend:
     - ``edge_mlp_sum(stage, tables)``: messages and moves, which are empty without ``coord``, and
       ``edge_mlp_grads(stage, tables, grad_total, grad_moved)``: the gradients by name;
     - ``subgraph_linear(tensors, tables)`` and ``subgraph_linear_grads(tensors, tables, grad)``:
-      the map of pairs to pairs, of tensors in the order of the operator.
+      the map of pairs to pairs, of tensors in the order of the operator;
+    - ``lifted_maps(tensors, tables)`` and ``lifted_maps_grads(tensors, tables, by_pair, by_node,
+      wanted)``: maps on ego-networks averaged, as the operators of :mod:`gsym.kernels._lifted`;
+    - ``graph_sums(x, tables)`` and ``graph_spread(grad, tables)``: traces and totals of pairs on
+      ego-networks, see there.
 
     To add a back-end, write a module with some of these and list it in ``BACKENDS``; the rows that
     it does not compute are those of ``native``, and the rest is composed of torch. The parity

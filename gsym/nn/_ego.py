@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gsym import kernels
 from gsym.errors import GraphError
+from gsym.kernels._lifted import LiftedTables
 from gsym.kernels._transforms import undisturbed
 from gsym.kernels.subgraphs import Subgraphs
-from gsym.nn._lifted import LiftedTables
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,7 +41,8 @@ class EgoTables:
         """Tables of maps that all subgraphs share, made when they are first asked for."""
         if not self._kept:
             with undisturbed():
-                self._kept.append(LiftedTables.build(self))
+                parts = self.subgraphs, self.node, self.pair, self.first, self.second
+                self._kept.append(LiftedTables.build(*parts))
         return self._kept[0]
 
     def graphs(self, batch: Tensor, count: int) -> tuple[kernels.Segments, kernels.Segments]:

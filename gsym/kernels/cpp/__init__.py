@@ -9,6 +9,13 @@ import torch
 
 from gsym.kernels.cpp.edges import edge_mlp_grads, edge_mlp_sum
 from gsym.kernels.cpp.library import NUMBER_TYPES
+from gsym.kernels.cpp.lifted import (
+    are_lifted_maps,
+    graph_spread,
+    graph_sums,
+    lifted_maps,
+    lifted_maps_grads,
+)
 from gsym.kernels.cpp.nodes import (
     are_whole_vectors,
     linear_pair,
@@ -32,8 +39,12 @@ __all__ = [
     "edge_mlp_sum",
     "gather_dot",
     "gather_sum",
+    "graph_spread",
+    "graph_sums",
     "indexed_linear",
     "indexed_outer",
+    "lifted_maps",
+    "lifted_maps_grads",
     "linear_pair",
     "linear_pair_grads",
     "row_mlp",
@@ -64,4 +75,6 @@ def takes(op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:
             return False
     if dtype not in NUMBER_TYPES:
         return False
+    if op == "lifted_maps":
+        return are_lifted_maps(given)
     return op not in ("row_mlp", "linear_pair") or are_whole_vectors(given)

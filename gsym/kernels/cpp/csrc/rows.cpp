@@ -41,11 +41,6 @@ template <typename T, typename I> struct Product {
 
 inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Whole vectors that hold a number of channels.
-template <typename T> inline int64_t padded(int64_t count) {
-  return parts(count, LANES<T>) * LANES<T>;
-}
-
 template <bool WRITTEN = false, typename T> inline void prefetch(const T *row, int64_t count) {
   for (int64_t c = 0; c < count; c += 64 / sizeof(T)) __builtin_prefetch(row + c, WRITTEN);
 }

@@ -64,6 +64,23 @@ template <typename T> inline const Vec<T> &at(const T *x) {
   return *reinterpret_cast<const Vec<T> *>(x);
 }
 
+// Whole vectors that hold a number of channels.
+template <typename T> inline int64_t padded(int64_t count) {
+  return (count + LANES<T> - 1) / LANES<T> * LANES<T>;
+}
+
+template <typename T> inline void add(T *to, const T *from, int64_t count) {
+  int64_t j = 0;
+  for (; j + LANES<T> <= count; j += LANES<T>) at(to + j) += at(from + j);
+  for (; j < count; j++) to[j] += from[j];
+}
+
+template <typename T> inline void add_scaled(T *to, const T *from, T factor, int64_t count) {
+  int64_t j = 0;
+  for (; j + LANES<T> <= count; j += LANES<T>) at(to + j) += at(from + j) * factor;
+  for (; j < count; j++) to[j] += from[j] * factor;
+}
+
 template <typename T> inline T sum(Vec<T> x) {
   T total = 0;
   for (int i = 0; i < LANES<T>; i++) total += x[i];
