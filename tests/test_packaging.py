@@ -67,3 +67,9 @@ def test_every_direct_dependency_has_a_tested_version():
     # torch-scatter is built on demand, for the torch that is there.
     asked = set().union(*(direct(extra) for extra in EXTRAS)) - {"torch-scatter"}
     assert asked <= set(constraints())
+
+
+def test_the_citation_names_the_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {PROJECT['version']}\n" in text
+    assert "arXiv:2308.10436" in text
