@@ -451,13 +451,11 @@ def check_clamp(clamp: float | None) -> None:
         raise ValueError(f"clamp must be a length between 1e-15 and 1e15; got {clamp}")
 
 
-def check_samples(values: object, what: str = "x") -> np.ndarray:
-    """Return signals as float64 ``[samples, n, c]``; ``[samples, n]`` is one channel.
-
-    Reads the values: belongs where data come in, never into a forward pass.
-    """
+def as_samples(values: object, what: str = "x") -> np.ndarray:
+    """Real numbers of any kind of array as ``[samples, n, c]``; ``[samples, n]`` is one channel."""
     refuse_masked(values, what, SignalError)
     if isinstance(values, Tensor):
+        check_dense(what, values, SignalError, values=True)
         values = values.detach().cpu()
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     try:
@@ -473,10 +471,20 @@ def check_samples(values: object, what: str = "x") -> np.ndarray:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or 0 in array.shape:
+        hint = f"; one signal is {what}[None]" if array.ndim == 1 else ""
         raise SignalError(
             f"{what} must be [samples, nodes, channels] or [samples, nodes], none of them 0; "
-            f"got shape {list(given)}"
+            f"got shape {list(given)}{hint}"
         )
+    return array
+
+
+def check_samples(values: object, what: str = "x") -> np.ndarray:
+    """Signals as :func:`as_samples` reads them, in float64 and finite.
+
+    Reads the values: belongs where data come in, never into a forward pass.
+    """
+    array = as_samples(values, what)
     bad = np.flatnonzero(~np.isfinite(array).all(axis=(0, 2)))
     if bad.size:
         first = ", ".join(map(str, bad[:5])) + (", ..." if bad.size > 5 else "")

@@ -28,7 +28,7 @@ ROOMS = {
     "_files": {"errors", "_validate", "_graphs", "groups"},
     "risk": {"errors", "_validate", "_graphs", "groups"},
     "coarsening": {"errors", "_validate", "_child", "_graphs", "groups", "risk"},
-    "choosing": {"errors", "_validate", "_files", "groups", "risk", "coarsening"},
+    "choosing": {"errors", "_validate", "_graphs", "_files", "groups", "risk", "coarsening"},
     "nn": {"errors", "_validate", "groups", "kernels"},
     "check": {"groups"},
     "transforms": {"errors", "_validate", "_graphs", "_ego", "groups", "coarsening", "nn", "check"},

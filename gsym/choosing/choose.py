@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from gsym._validate import check_edge_index, check_edge_weight, check_whole, warn
+from gsym._graphs import Graph, as_graph
+from gsym._validate import check_whole, warn
 from gsym.choosing.choice import Candidate, GroupChoice, Words, judge
 from gsym.choosing.criteria import CRITERIA, ChoiceData, Criterion, Entry, group_of
 from gsym.choosing.criteria.cross_validation import CrossValidation, Score, check_folds
@@ -37,7 +38,7 @@ def choose_group(
     signs: Literal["auto"] | None = None,
     score: Score | None = None,
     criterion: str | Criterion = "ridge",
-    edge_index: Tensor | None = None,
+    edge_index: Any = None,
     edge_weight: Tensor | None = None,
     swaps: str | None = "auto",
     levels: Sequence[int] | None = None,
@@ -97,7 +98,8 @@ def choose_group(
             as infinite.
         criterion: How candidates are judged: a name of ``gsym.choosing.CRITERIA``, or an object
             of :class:`gsym.choosing.Criterion`.
-        edge_index: Graph ``[2, e]`` for swaps and for the page; by default the hierarchy's.
+        edge_index: Graph for swaps and for the page, ``[2, e]`` or what :func:`gsym.as_graph`
+            reads; by default the hierarchy's.
         edge_weight: Weights ``[e]`` of ``edge_index``, which swaps have to keep; 1 where ``None``.
         swaps: ``"auto"``: where clusters of equal size can be exchanged without changing the
             coarse graph, also offer the group with the exchanges, unless they are too many to
@@ -189,7 +191,10 @@ def choose_group(
         standardize=standardize,
         **observed,
     )
-    _check_candidates(groups, samples, edge_index, edge_weight)
+    _check_candidates(groups, samples)
+    if edge_index is not None:
+        graph = _read_graph(edge_index, edge_weight, samples)
+        edge_index, edge_weight = graph.edge_index, graph.edge_weight
     dependence = serial_dependence(residuals(samples))
     samples = _leave_out(samples, block, gap, dependence)
     warn_values(samples, dependence.length if dependence.found else 1)
@@ -339,12 +344,7 @@ def _pair(candidate: tuple[Any, ...], number: int) -> Reps:
     return candidate[0], candidate[1]
 
 
-def _check_candidates(
-    groups: Sequence[Entry],
-    data: Samples,
-    edge_index: Tensor | None,
-    edge_weight: Tensor | None,
-) -> None:
+def _check_candidates(groups: Sequence[Entry], data: Samples) -> None:
     if not groups:
         raise ValueError("choose_group needs at least one candidate; got none")
     for number, entry in enumerate(groups):
@@ -357,12 +357,15 @@ def _check_candidates(
             )
         if isinstance(entry, tuple):
             check_reps(data, group, *entry)
-    if edge_index is not None:
-        check_edge_index(edge_index, data.num_nodes)
-        check_edge_weight(edge_weight, edge_index.size(1))
-        check_orientation(data.x, edge_index)
-        if edge_weight is not None:
-            warn_distances(data.x, edge_index, edge_weight)
+
+
+def _read_graph(edge_index: Any, edge_weight: Tensor | None, data: Samples) -> Graph:
+    """The graph in any form, once it is known to fit the signals."""
+    graph = as_graph(edge_index, data.num_nodes, edge_weight)
+    check_orientation(data.x, graph.edge_index)
+    if graph.edge_weight is not None:
+        warn_distances(data.x, graph.edge_index, graph.edge_weight)
+    return graph
 
 
 def spread_levels(levels: Sequence[int], count: int) -> list[int]:

@@ -34,7 +34,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
             hierarchy of :func:`gsym.coarsening.methods.risk.merge_by_risk` where targets are on
             the nodes, otherwise the trivial group and S_n.
         simplest: Take the smallest model within one standard error instead of the best.
-        edge_index: Graph for swaps.
+        edge_index: Graph for swaps, in any form that :func:`gsym.as_graph` reads.
         edge_weight: Weights of the graph, which swaps have to keep.
         swaps: As in :func:`gsym.choose_group`.
         block: As in :func:`gsym.choose_group`; the predictor is fitted with the block and gap that
@@ -65,7 +65,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         candidates: Hierarchy | Iterable[PermutationGroup | Partition] | None = None,
         *,
         simplest: bool = False,
-        edge_index: Tensor | None = None,
+        edge_index: Any = None,
         edge_weight: Tensor | None = None,
         swaps: str | None = "auto",
         block: int | Literal["auto"] = 1,

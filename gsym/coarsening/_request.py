@@ -13,10 +13,10 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from gsym._graphs import Graph, as_graph
-from gsym._validate import check_whole, warn
+from gsym._validate import check_samples, check_whole, warn
 from gsym.coarsening._graph import Merges, relative, undirected
 from gsym.coarsening.hierarchy import Hierarchy, check_levels
-from gsym.errors import ClusteringError
+from gsym.errors import ClusteringError, SignalError
 from gsym.groups import Partition
 
 
@@ -70,8 +70,8 @@ class Request:
         edge_index: Any,
         num_nodes: int | None,
         edge_weight: Tensor | None,
-        signals: Tensor | None,
-        targets: Tensor | None,
+        signals: Any,
+        targets: Any,
         levels: Sequence[int] | None,
         seed: int,
         height: int | None,
@@ -104,15 +104,17 @@ class Request:
         if edge_index is not None and not isinstance(edge_index, Tensor):
             graph = as_graph(edge_index, num_nodes, edge_weight)
             num_nodes = graph.num_nodes
+        if signals is not None:
+            signals = check_samples(signals, "signals")
         n = _number_of_nodes(num_nodes, signals, height, width)
         if edge_index is not None and graph is None:
             graph = as_graph(edge_index, n, edge_weight)
         if signals is not None:
-            signals = _check_signals(signals, n, "signals")
+            signals = _on_nodes(signals, n, "signals")
         if targets is not None and signals is not None:
-            targets = _check_signals(targets, n, "targets")
+            targets = _on_nodes(targets, n, "targets")
             if targets.size(0) != signals.size(0):
-                raise ClusteringError(
+                raise SignalError(
                     f"signals and targets must be pairs; got {signals.size(0)} and "
                     f"{targets.size(0)} samples"
                 )
@@ -223,11 +225,11 @@ class Request:
 
 
 def _number_of_nodes(
-    num_nodes: int | None, signals: Tensor | None, height: int | None, width: int | None
+    num_nodes: int | None, signals: np.ndarray | None, height: int | None, width: int | None
 ) -> int:
     if num_nodes is None:
-        if isinstance(signals, Tensor) and signals.dim() in (2, 3):
-            num_nodes = signals.size(1)
+        if signals is not None:
+            num_nodes = signals.shape[1]
         elif height is not None and width is not None:
             num_nodes = height * width
         else:
@@ -238,28 +240,9 @@ def _number_of_nodes(
     return num_nodes
 
 
-def _check_signals(signals: Tensor, n: int, what: str) -> Tensor:
+def _on_nodes(values: object, n: int, what: str) -> Tensor:
     """Signals as float64 ``[samples, n, c]`` on the CPU, finite."""
-    if not isinstance(signals, Tensor):
-        raise TypeError(f"{what} must be a tensor [samples, n, c]; got {type(signals).__name__}")
-    if signals.is_complex() or signals.dtype == torch.bool:
-        raise ClusteringError(f"{what} must be real numbers; got {signals.dtype}")
-    if signals.dim() not in (2, 3):
-        hint = f"; one signal is {what}[None]" if signals.dim() == 1 else ""
-        raise ClusteringError(
-            f"{what} must be [samples, n] or [samples, n, c]; got {list(signals.shape)}{hint}"
-        )
-    if signals.size(1) != n:
-        raise ClusteringError(f"expected {n} nodes on axis 1 of {what}; got {signals.size(1)}")
-    values = signals.detach().cpu().double()
-    values = values[..., None] if values.dim() == 2 else values
-    if not values.size(0) or not values.size(2):
-        raise ClusteringError(f"{what} hold no samples; got {list(signals.shape)}")
-    bad = (~torch.isfinite(values)).any(dim=2).any(dim=0).nonzero().view(-1).tolist()
-    if bad:
-        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise ClusteringError(
-            f"{what} must be finite; {len(bad)} of {n} nodes hold NaN or infinity: {shown}; fill "
-            "the gaps or leave out these samples or nodes"
-        )
-    return values
+    checked = torch.from_numpy(check_samples(values, what))
+    if checked.size(1) != n:
+        raise SignalError(f"expected {n} nodes on axis 1 of {what}; got {checked.size(1)}")
+    return checked

@@ -19,10 +19,10 @@ def coarsen(
     edge_index: Any = None,
     num_nodes: int | None = None,
     edge_weight: Tensor | None = None,
-    signals: Tensor | None = None,
+    signals: Any = None,
     method: str = "auto",
     *,
-    targets: Tensor | None = None,
+    targets: Any = None,
     levels: Sequence[int] | None = None,
     seed: int = 0,
     height: int | None = None,
@@ -50,7 +50,7 @@ def coarsen(
             ``None`` where signals or the shape of an image suffice.
         num_nodes: Number of nodes; may be left out where the graph, signals or an image tell it.
         edge_weight: Similarities ``[e]``, not negative; 1 where ``None``.
-        signals: Signals ``[samples, n]`` or ``[samples, n, c]``.
+        signals: Signals ``[samples, n]`` or ``[samples, n, c]``, real numbers of any kind of array.
         method: One of the above. The default depends on what is given, not on what is installed;
             on 14 real graphs ``paris`` is the best nested method by modularity, conductance and
             balance, ``ward`` is closer to the spectrum; see *Methods of coarsening* in the
@@ -68,7 +68,8 @@ def coarsen(
     Raises:
         ClusteringError: An unknown method (the nearest names are given), a method without the
             input it needs or with one it would ignore, levels out of range, a graph without
-            edges, negative weights, signals that are not finite.
+            edges, negative weights.
+        SignalError: Signals or targets of another shape, or that are not finite.
         GraphError: Edges out of range, weights that are not finite.
         ImportError: A package that is not installed; the message names the extra.
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import check_samples, check_whole
+from gsym._validate import as_samples, check_samples, check_whole
 from gsym.errors import SignalError
 from gsym.groups import Representation
 
@@ -306,13 +306,7 @@ def observed_samples(
             raise SignalError(
                 f"{error}, or say which entries are missing with mask= or missing=float('nan')"
             ) from None
-    array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-    array = np.asarray(array)
-    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
-        check_samples(array, what)
-    array = array.astype(np.float64)
-    if array.ndim == 2:
-        array = array[:, :, None]
+    array = as_samples(values, what).astype(np.float64)
     seen = np.ones(array.shape, dtype=bool)
     if missing is not None:
         seen = (array != missing) & ~np.isnan(array)

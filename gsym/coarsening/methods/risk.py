@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsym._validate import check_edge_index
+from gsym._graphs import as_graph
 from gsym.coarsening._request import Method, Request
 from gsym.coarsening.hierarchy import Hierarchy
 from gsym.errors import SignalError
@@ -16,7 +18,7 @@ from gsym.risk.samples import Samples, denoising
 
 
 def merge_by_risk(
-    x: object, y: object, *, edge_index: Tensor | None = None, block: int = 1
+    x: object, y: object, *, edge_index: Any = None, block: int = 1
 ) -> tuple[Tensor, Tensor]:
     r"""Merge clusters bottom-up by the smallest increase of the estimated prediction risk.
 
@@ -76,9 +78,8 @@ def merge_by_risk(
     n = data.num_nodes
     allowed = None
     if edge_index is not None:
-        check_edge_index(edge_index, n)
         allowed = np.zeros((n, n), dtype=bool)
-        ends = edge_index.cpu().numpy()
+        ends = as_graph(edge_index, n).edge_index.cpu().numpy()
         allowed[ends[0], ends[1]] = allowed[ends[1], ends[0]] = True
     state = _Merging(data)
     numbers = data.num_signals * data.num_entries
