@@ -55,40 +55,48 @@ def by_pattern(seen: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
         yield np.flatnonzero(which.ravel() == i), pattern
 
 
-def read_patterns(given: Any, n: int, c: int, seed: int) -> list[NDArray]:
+def read_patterns(given: Any, seen: NDArray, shape: tuple[int, int], seed: int) -> list[NDArray]:
     """What is seen of a signal, boolean ``[n c]`` each, for weights to be judged by.
 
     Args:
-        given: A share of nodes that are hidden, or masks ``[p, n]`` of what is seen.
-        n: Number of nodes.
-        c: Number of channels.
+        given: A share of nodes that are hidden, masks ``[p, n]`` of what is seen, or ``None``: as
+            the signals themselves, or a share where these have no gaps.
+        seen: What is observed of the signals, ``[s, n c]``.
+        shape: Nodes n and channels c.
         seed: Seeds what is drawn.
 
     Raises:
         SignalError: A share outside 0 to 1, or masks of another shape or that hide nothing.
     """
+    n, c = shape
     if n < 2:
         raise SignalError("one node leaves nothing to fill it from; use objective='likelihood'")
-    if given is None or np.ndim(given) == 0:
-        share = _HIDDEN if given is None else float(given)
-        if not 0 < share < 1:
-            raise SignalError(f"the share of hidden nodes must lie between 0 and 1; got {share:g}")
-        rng = np.random.default_rng(seed)
-        hidden = min(max(1, round(share * n)), n - 1)
-        masks = np.ones((_PATTERNS, n), dtype=bool)
-        for mask in masks:
-            mask[rng.choice(n, hidden, replace=False)] = False
-    else:
+    if given is None and not seen.all():
+        return _thinned(seen)
+    if given is not None and np.ndim(given) > 0:
         masks = np.asarray(given)
         if masks.ndim != 2 or masks.shape[1] != n or masks.dtype != bool:
             raise SignalError(
                 f"patterns must be a share, or boolean [p, {n}]; got {masks.dtype} "
                 f"{list(masks.shape)}"
             )
-        masks = np.unique(masks, axis=0)
-        masks = masks[masks.any(1) & ~masks.all(1)]
-        if not len(masks):
-            raise SignalError("patterns must hide some nodes and leave some")
-        kept = np.linspace(0, len(masks) - 1, min(len(masks), _MOST_PATTERNS))
-        masks = masks[kept.astype(int)]
+        return _thinned(np.repeat(masks, c, axis=1))
+    share = _HIDDEN if given is None else float(given)
+    if not 0 < share < 1:
+        raise SignalError(f"the share of hidden nodes must lie between 0 and 1; got {share:g}")
+    rng = np.random.default_rng(seed)
+    hidden = min(max(1, round(share * n)), n - 1)
+    masks = np.ones((_PATTERNS, n), dtype=bool)
+    for mask in masks:
+        mask[rng.choice(n, hidden, replace=False)] = False
     return list(np.repeat(masks, c, axis=1))
+
+
+def _thinned(masks: NDArray) -> list[NDArray]:
+    """Some of the distinct patterns that hide and show something."""
+    masks = np.unique(masks, axis=0)
+    masks = masks[masks.any(1) & ~masks.all(1)]
+    if not len(masks):
+        raise SignalError("patterns must hide some nodes and leave some")
+    kept = np.linspace(0, len(masks) - 1, min(len(masks), _MOST_PATTERNS))
+    return list(masks[kept.astype(int)])

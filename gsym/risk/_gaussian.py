@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 
 class DenseGaussian:
@@ -66,6 +66,13 @@ class DenseGaussian:
         # What is known exactly but for rounding has no negative variance.
         own = np.diagonal(self.covariance)[hidden]
         return mean, np.maximum(own - (half**2).sum(0), 1e-15 * own)
+
+    def regression(self, seen: NDArray, hidden: NDArray) -> tuple[NDArray, NDArray]:
+        """Coefficients ``[o, u]`` of hidden coordinates, and the covariance ``[u, u]`` left."""
+        across = self.covariance[np.ix_(seen, hidden)]
+        root = cholesky(self.covariance[np.ix_(seen, seen)], lower=True)
+        B = cho_solve((root, True), across)
+        return B, self.covariance[np.ix_(hidden, hidden)] - across.T @ B
 
     def sample(self, rows: int, rng: np.random.Generator) -> NDArray:
         """Random rows, ``[rows, d]``."""

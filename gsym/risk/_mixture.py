@@ -13,10 +13,12 @@ from scipy.optimize import minimize
 from gsym.risk._gaussian import DenseGaussian
 
 # Weights are kept within these times the mean variance: the ridge bounds the condition.
-FLOOR, CEILING = 1e-8, 1e3
+FLOOR, CEILING = 1e-8, 1e2
 # Of the projected gradient, in units of the loss per entry.
 TOLERANCE = 1e-6
 _STEPS, _RESTARTS = 500, 4
+# Above so many coordinates, patterns of hidden entries are shared out among folds.
+_MANY = 64
 # Weights below this share of all are looked at again: there the gradient on a logarithmic scale
 # is nearly 0 whichever way the weight should go.
 _SMALL = 1e-3
@@ -34,6 +36,16 @@ class Fold:
 
     terms: NDArray
     held: Sequence[tuple[NDArray, NDArray]]
+
+    @property
+    def whole(self) -> NDArray:
+        """Held-out signals without gaps, ``[h, d]``."""
+        found = [errors for seen, errors in self.held if seen.all()]
+        return found[0] if found else np.zeros((0, self.terms.shape[1]))
+
+    def gaussian(self, weights: NDArray, errors: NDArray) -> DenseGaussian:
+        """The Gaussian of these weights and of the signals to train on."""
+        return DenseGaussian(np.tensordot(weights, self.terms, 1))
 
 
 @dataclass(frozen=True)
@@ -87,32 +99,36 @@ def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
     """Squared error of the conditional mean of hidden entries, over their squares.
 
     Args:
-        folds: With whole held-out signals.
-        patterns: Which entries are seen, ``[d]`` each.
+        folds: Of which held-out signals without gaps are taken.
+        patterns: Which entries are seen, ``[d]`` each; of many coordinates, every fold takes some.
     """
-    cases = [(np.flatnonzero(p), np.flatnonzero(~p)) for p in patterns]
+    cases = []
+    for f, fold in enumerate(folds):
+        step = 1 if fold.terms.shape[1] <= _MANY else min(len(folds), len(patterns))
+        own = patterns[f % step :: step]
+        cases.append([(np.flatnonzero(p), np.flatnonzero(~p)) for p in own])
     squares = sum(
-        float((errors[:, u] ** 2).sum())
-        for fold in folds
-        for _, errors in fold.held
-        for _, u in cases
+        float((fold.whole[:, u] ** 2).sum())
+        for fold, own in zip(folds, cases, strict=True)
+        for _, u in own
     )
+    squares = max(squares, 1e-300)
 
     def loss(weights: NDArray) -> tuple[float, NDArray]:
         value, gradient = 0.0, np.zeros(len(weights))
-        for fold in folds:
+        for fold, own in zip(folds, cases, strict=True):
             Sigma = np.tensordot(weights, fold.terms, 1)
             G = np.zeros_like(Sigma)
-            for _, errors in fold.held:
-                for o, u in cases:
-                    inverse, _ = inverse_and_log_det(Sigma[np.ix_(o, o)])
-                    A = errors[:, o] @ inverse
-                    R = errors[:, u] - A @ Sigma[np.ix_(o, u)]
-                    value += float((R**2).sum())
-                    # dR = -A dSigma_ou + A dSigma_oo B^T, B^T = Sigma_oo^-1 Sigma_ou
-                    Q = A.T @ R
-                    G[np.ix_(o, u)] -= 2 * Q
-                    G[np.ix_(o, o)] += 2 * Q @ (Sigma[np.ix_(u, o)] @ inverse)
+            errors = fold.whole
+            for o, u in own:
+                inverse, _ = inverse_and_log_det(Sigma[np.ix_(o, o)])
+                A = errors[:, o] @ inverse
+                R = errors[:, u] - A @ Sigma[np.ix_(o, u)]
+                value += float((R**2).sum())
+                # dR = -A dSigma_ou + A dSigma_oo Sigma_oo^-1 Sigma_ou
+                Q = A.T @ R
+                G[np.ix_(o, u)] -= 2 * Q
+                G[np.ix_(o, o)] += 2 * Q @ (Sigma[np.ix_(u, o)] @ inverse)
             gradient += fold.terms.reshape(len(weights), -1) @ G.ravel()
         return value / squares, gradient / squares
 
@@ -174,25 +190,15 @@ def _violation(weights: NDArray, slope: NDArray) -> tuple[float, NDArray]:
 def inverse_and_log_det(Sigma: NDArray) -> tuple[NDArray, float]:
     """Inverse and log determinant of a positive definite matrix."""
     L, info = lapack.dpotrf(Sigma, lower=1, clean=1)
+    # Rounding at a condition of 1e15, which a search may try: the smallest change that helps.
+    for jitter in (1e-13, 1e-11, 1e-9, 1e-7):
+        if info == 0:
+            break
+        shifted = Sigma + jitter * np.trace(Sigma) * np.eye(len(Sigma))
+        L, info = lapack.dpotrf(shifted, lower=1, clean=1)
     if info != 0:
-        # Rounding at a condition of 1e16: the smallest change that makes it definite.
-        Sigma = Sigma + 1e-12 * np.trace(Sigma) / len(Sigma) * np.eye(len(Sigma))
-        L = np.linalg.cholesky(Sigma)
+        raise np.linalg.LinAlgError("a sum of covariances is not positive definite")
     log_det = 2 * float(np.log(np.diagonal(L)).sum())
     half, _ = lapack.dpotri(L, lower=1)
     inverse = np.tril(half)
     return inverse + np.tril(inverse, -1).T, log_det
-
-
-def scale_of(weights: NDArray, folds: Sequence[Fold], patterns: Sequence[NDArray]) -> float:
-    """The factor at which standardised errors of hidden entries have mean square 1."""
-    square, count = 0.0, 0
-    for fold in folds:
-        model = DenseGaussian(np.tensordot(weights, fold.terms, 1))
-        for _, errors in fold.held:
-            for p in patterns:
-                o, u = np.flatnonzero(p), np.flatnonzero(~p)
-                mean, variance = model.conditional(errors[:, o], o, u)
-                square += float(((errors[:, u] - mean) ** 2 / variance).sum())
-                count += mean.size
-    return square / count

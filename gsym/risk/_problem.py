@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from gsym.errors import SignalError
 from gsym.groups import ClusterGroup, Partition
+from gsym.risk._em import Completed
 from gsym.risk._gaussian import DenseGaussian
 from gsym.risk._mixture import Fold, Loss, likelihood
 from gsym.risk._split import Products, SplitFold, SplitGaussian, meet_of, split_likelihood
@@ -22,6 +22,10 @@ _MOST_NUMBERS = 2**30
 # and 25 to 400 signals.
 _CROSSOVER = 0.25
 
+# Up to so many nodes, those that are nearly constant are kept at a least variance, which the split
+# form cannot have.
+_MOST_FLOORED = 4096
+
 Rows = Sequence[tuple[NDArray, NDArray]]
 
 
@@ -31,60 +35,71 @@ class Problem:
 
     Attributes:
         likelihood: Minus the log density of held-out signals.
-        folds: Dense folds, for other objectives; none in the split form.
+        folds: What each trains on and holds out.
         finish: The Gaussian of all signals from weights.
     """
 
     likelihood: Loss
-    folds: Sequence[Fold]
+    folds: Sequence[Fold | SplitFold]
     finish: Callable[[NDArray], DenseGaussian | SplitGaussian]
 
+    @property
+    def dense(self) -> list[Fold]:
+        """The folds, where they are dense; none in the split form."""
+        return [fold for fold in self.folds if isinstance(fold, Fold)]
 
-def make_problem(terms: Terms, x: NDArray, rows: Rows, *, split: bool | None = None) -> Problem:
-    """The terms of signals ``[s, n, c]`` in every fold, and of all.
+
+def make_problem(
+    terms: Terms,
+    data: Completed,
+    shape: tuple[int, int],
+    rows: Rows,
+    *,
+    split: bool | None = None,
+) -> Problem:
+    """The terms of signals in every fold, and of all.
 
     Args:
         terms: What to add up.
-        x: The signals.
+        data: The signals, ``[s, n c]``.
+        shape: Nodes n and channels c.
         rows: Rows to train on and rows held out, by fold.
         split: Whether to use the split form; ``None``: where it can be had and is faster.
 
     Raises:
         SignalError: Terms of all folds that would not fit into memory.
     """
-    s, n, c = x.shape
-    made = terms.of(x)
-    levels = _partitions(made) if c == 1 and split is not False else None
+    (n, c), s = shape, len(data.filled)
+    made = terms.of(data.filled.reshape(s, n, c))
+    plain = c == 1 and not data.uncertain and split is not False
+    plain = plain and (split is True or n > _MOST_FLOORED or not data.is_still())
+    levels = _partitions(made) if plain else None
     if levels is not None:
         k = meet_of(levels, n).num_clusters
         ratio = (k * s * s + k**3 + s**3) * 2 / n**3
         if split or (ratio < _CROSSOVER and k * (s * s + k) < _MOST_NUMBERS):
-            return _split_problem(terms, x[:, :, 0], rows, levels)
+            return _split_problem(terms, data.filled, rows, levels)
     d, m = n * c, len(made) + 1
     if len(rows) * m * d * d > _MOST_NUMBERS:
         raise SignalError(
             f"{m} terms of {d} x {d} in {len(rows)} folds need "
             f"{len(rows) * m * d * d / 2**27:.0f} GiB; give coarser clusters as levels, without "
-            'kernels, swaps and channels, and objective="likelihood": nothing is n x n then'
+            "kernels, swaps, channels and gaps, and objective='likelihood': nothing is n x n then"
         )
-    flat = x.reshape(s, -1)
-    errors = flat - flat.mean(0)
-    folds = [make_fold(terms, x, train, held) for train, held in rows]
-    whole = stack(made, errors.T @ errors / s)
+    folds = [make_fold(terms, data, shape, train, held) for train, held in rows]
+    whole = stack(made, data.covariance(np.arange(s))[1])
     return Problem(
         likelihood(folds), folds, lambda weights: DenseGaussian(np.tensordot(weights, whole, 1))
     )
 
 
-def make_fold(terms: Terms, x: NDArray, train: NDArray, held: NDArray) -> Fold:
-    """Terms of the signals to train on ``[s, n, c]``, and the errors of those held out."""
-    flat = x.reshape(len(x), -1)
-    mean = flat[train].mean(0)
-    errors = flat[train] - mean
-    return Fold(
-        stack(terms.of(x[train]), errors.T @ errors / len(train)),
-        [(np.ones(flat.shape[1], dtype=bool), flat[held] - mean)],
-    )
+def make_fold(
+    terms: Terms, data: Completed, shape: tuple[int, int], train: NDArray, held: NDArray
+) -> Fold:
+    """Terms of the signals to train on, and the errors of those held out."""
+    mean, S = data.covariance(train)
+    made = terms.of(data.filled[train].reshape(len(train), *shape))
+    return Fold(stack(made, S), data.held(held, mean))
 
 
 def _split_problem(
@@ -102,13 +117,7 @@ def _split_problem(
             own, its = found, Products.of(errors, meet_of(found, n))
         folds.append(SplitFold(its, own, train, held))
     whole = SplitFold(products, levels, np.arange(s), np.arange(0))
-
-    def finish(weights: NDArray) -> SplitGaussian:
-        d, N, trivial = whole.parts(weights)
-        B = math.sqrt(trivial / s) * errors.T if trivial else np.zeros((n, 0))
-        return SplitGaussian(products.fine.labels.numpy(), d, N, B)
-
-    return Problem(split_likelihood(folds), (), finish)
+    return Problem(split_likelihood(folds), folds, lambda weights: whole.gaussian(weights, errors))
 
 
 def _partitions(made: Sequence[GroupTerm | KernelTerm]) -> list[Partition | None] | None:

@@ -131,6 +131,18 @@ class SplitFold:
         trivial = float(weights[self.trivial].sum())
         return inner @ self.d_terms, np.tensordot(inner, self.N_terms, 1), trivial
 
+    def gaussian(self, weights: NDArray, errors: NDArray) -> SplitGaussian:
+        """The Gaussian of these weights.
+
+        Args:
+            weights: Of every term.
+            errors: Signals to train on, less their mean, ``[t, n]``.
+        """
+        d, N, trivial = self.parts(weights)
+        count = len(errors) if trivial else 0
+        B = math.sqrt(trivial / len(errors)) * errors[:count].T
+        return SplitGaussian(self.products.fine.labels.numpy(), d, N, B)
+
     def loss(self, weights: NDArray) -> tuple[float, NDArray]:
         """Minus log density of the held-out signals, without constants, and its gradient."""
         d, N, trivial = self.parts(weights)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from gsym._validate import warn
 from gsym.errors import SignalError
+from gsym.risk._em import Completed
+from gsym.risk._fills import Combined
 from gsym.risk._folds import make_folds
 from gsym.risk._gaps import by_pattern, read_observed, read_patterns
-from gsym.risk._mixture import fit_weights, imputation, scale_of
-from gsym.risk._problem import make_problem
+from gsym.risk._model import OBJECTIVES, fit_model
 from gsym.risk._terms import GroupTerm, Terms, read_terms
 from gsym.risk._weights import Weights
 
@@ -37,6 +38,9 @@ class SymmetricCovariance(BaseEstimator):
     explained by which symmetry*. They are chosen on held-out signals: by predictive likelihood,
     or by the error of filling in hidden entries.
 
+    No variance in S is less than a quarter of the mean one over the number of signals: a node that
+    was nearly constant in a fit and jumps then does not carry others off.
+
     Follows scikit-learn's covariance estimators. Samples are signals on n nodes, ``[s, n]`` or
     with channels ``[s, n, c]``; covariances are of the ``n c`` coordinates, channels innermost.
 
@@ -51,8 +55,12 @@ class SymmetricCovariance(BaseEstimator):
         edge_index: Graph, int64 ``[2, e]`` or what :func:`gsym.as_graph` reads: adds diffusion
             along it, of time 1 and 8.
         edge_weight: Weights ``[e]``; 1 where ``None``.
-        objective: ``"likelihood"``, or ``"imputation"``: squared error of hidden entries, with
-            a scale at which standardised errors are 1 on average.
+        objective: What chooses the weights: ``"likelihood"`` of held-out signals, or
+            ``"imputation"``: squared error of hidden entries of theirs, with a scale at which
+            standardised errors are 1 on average. ``"auto"``: likelihood, and gaps are filled by a
+            combination of the conditional means of both, of Ledoit and Wolf's estimate, and of the
+            5 and 15 nearest signals, with shares of least held-out error; up to 4096
+            coordinates, weights by imputation error up to 1024.
         patterns: How entries to be filled are missing: a share of them, missing at random, or
             masks of what is observed, boolean ``[p, n]``, of which 16 are used.
         block: Consecutive signals that depend on each other; ``"auto"`` tests for that. Folds of
@@ -61,6 +69,7 @@ class SymmetricCovariance(BaseEstimator):
 
     Attributes:
         weights_: By name of the term; prints as a line. The ridge is the last.
+        fills_: Shares of what fills gaps; prints as a line.
         covariance_: ``[n c, n c]``.
         location_: Means, ``[n]`` or ``[n, c]``.
         precision_: Inverse of the covariance.
@@ -73,7 +82,8 @@ class SymmetricCovariance(BaseEstimator):
 
     Raises:
         SignalError: Fewer than four signals, more levels than signals, NaN, signals that never
-            vary, and what :mod:`parameters <gsym.risk._terms>` cannot be.
+            vary, a node that is
+            never observed, and parameters that do not fit.
         GroupError: Levels on other nodes, or of other channels.
 
     Cost:
@@ -109,7 +119,7 @@ class SymmetricCovariance(BaseEstimator):
         positions: Any = None,
         edge_index: Any = None,
         edge_weight: Any = None,
-        objective: Literal["likelihood", "imputation"] = "likelihood",
+        objective: Literal["auto", "likelihood", "imputation"] = "auto",
         patterns: Any = None,
         block: int | Literal["auto"] = "auto",
         seed: int = 0,
@@ -124,44 +134,45 @@ class SymmetricCovariance(BaseEstimator):
         self.block = block
         self.seed = seed
 
-    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> SymmetricCovariance:
+    def fit(
+        self, X: Any, y: Any = None, *, observed: Any = None, groups: Any = None
+    ) -> SymmetricCovariance:
         """Estimate the weights and the covariance.
 
         Args:
             X: Signals ``[s, n]`` or ``[s, n, c]``.
             y: Ignored.
+            observed: Which entries are, as in :meth:`conditional`; all by default. Others are
+                completed by EM: weights and what they expect in the gaps are found in turn.
             groups: Trial or subject of each signal, ``[s]``: folds keep them whole.
         """
-        x = self._signals(X, reset=True)
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}"
+            )
+        seen = read_observed(_array(X), observed)
+        # Without gaps as it came, because scikit-learn also judges what is no array.
+        x = self._signals(X if observed is None else np.where(seen, _array(X), 0.0), reset=True)
         s, n, c = x.shape
-        flat = x.reshape(s, -1)
-        mean = flat.mean(0)
-        self._check_varies(flat - mean)
+        data = Completed(x.reshape(s, -1), seen.reshape(s, -1))
+        errors = data.centred()
+        _check_varies(errors, data.seen)
         terms = read_terms(
             self.levels, self.kernels, self.positions, self.edge_index, self.edge_weight, n, c
         )
         _check_levels(terms, s)
-        whole = self.objective == "likelihood"
-        problem = make_problem(
-            terms, x, make_folds(flat - mean, self.block, groups), split=None if whole else False
-        )
-        start = np.full(len(terms.names) + 1, 1 / (len(terms.names) + 1))
-        fitted = fit_weights(problem.likelihood, start)
-        scale = 1.0
-        if self.objective == "imputation":
-            patterns = read_patterns(self.patterns, n, c, self.seed)
-            # From the likelihood's weights, the least of them raised: no slope is too flat.
-            near = np.maximum(fitted.weights, 1e-3 * fitted.weights.sum())
-            fitted = fit_weights(imputation(problem.folds, patterns), near)
-            scale = scale_of(fitted.weights, problem.folds, patterns)
-        elif not whole:
-            raise ValueError(
-                f'objective must be "likelihood" or "imputation"; got {self.objective!r}'
-            )
-        weights = scale * fitted.weights
-        self.weights_ = Weights(zip((*terms.names, "ridge"), weights.tolist(), strict=True))
-        self.loss_, self.optimality_ = fitted.loss, fitted.optimality
-        self._gaussian = problem.finish(weights)
+        patterns: list[NDArray] = []
+        if self.objective == "imputation" or (self.objective == "auto" and n > 1):
+            patterns = read_patterns(self.patterns, data.seen, (n, c), self.seed)
+        rows = make_folds(errors, self.block, groups)
+        self._model = fit_model(terms, data, (n, c), rows, self.objective, patterns)
+        main = "imputation" if self.objective == "imputation" else "likelihood"
+        named = zip((*terms.names, "ridge"), self._model.weights[main].tolist(), strict=True)
+        self.weights_ = Weights(named)
+        fill = self._model.fill
+        self.fills_ = Weights(fill.shares if isinstance(fill, Combined) else {main: 1.0})
+        self.loss_, self.optimality_ = self._model.fitted.loss, self._model.fitted.optimality
+        mean = self._model.mean
         self.location_ = mean.reshape(n, c) if np.ndim(X) == 3 else mean
         return self
 
@@ -169,7 +180,7 @@ class SymmetricCovariance(BaseEstimator):
     def covariance_(self) -> NDArray:
         """The covariance, ``[n c, n c]``."""
         check_is_fitted(self, "weights_")
-        return self._gaussian.dense()
+        return self._model.gaussian.dense()
 
     @property
     def precision_(self) -> NDArray:
@@ -208,7 +219,7 @@ class SymmetricCovariance(BaseEstimator):
     def mahalanobis(self, X: Any) -> NDArray:
         """Squared Mahalanobis distances of signals, ``[s]``."""
         check_is_fitted(self, "weights_")
-        return self._gaussian.squares(self._errors(X))
+        return self._model.gaussian.squares(self._errors(X))
 
     def log_prob(self, X: Any, observed: Any = None) -> NDArray:
         """Log density of what is observed of each signal, ``[s]``.
@@ -221,7 +232,7 @@ class SymmetricCovariance(BaseEstimator):
         out = np.empty(len(errors))
         for rows, pattern in by_pattern(seen):
             kept = np.flatnonzero(pattern)
-            part = self._gaussian.restricted(kept)
+            part = self._model.gaussian.restricted(kept)
             out[rows] = part.log_density(errors[np.ix_(rows, kept)])
         return out
 
@@ -234,17 +245,21 @@ class SymmetricCovariance(BaseEstimator):
         out = np.empty(len(errors))
         for rows, pattern in by_pattern(seen):
             kept = np.flatnonzero(pattern)
-            part = self._gaussian.restricted(kept)
+            part = self._model.gaussian.restricted(kept)
             out[rows] = part.squares(errors[np.ix_(rows, kept)]) / len(kept)
         return out
 
-    def conditional(self, X: Any, observed: Any) -> tuple[NDArray, NDArray]:
+    def conditional(
+        self, X: Any, observed: Any, *, transductive: bool = False
+    ) -> tuple[NDArray, NDArray]:
         """Mean and variance of every entry, given those that are observed.
 
         Args:
             X: Signals ``[s, n]`` or ``[s, n, c]``; what is not observed is not read and may be NaN.
             observed: Which entries are, boolean, shaped as X, as one signal, or ``[s, n]`` for
                 all channels of a node.
+            transductive: Whether what is observed of these signals teaches, too: weights and
+                covariance are estimated anew with them, for this call only.
 
         Returns:
             Both shaped as X. What is observed is returned as it came, with variance 0.
@@ -254,36 +269,39 @@ class SymmetricCovariance(BaseEstimator):
                 what is.
 
         Cost:
-            One factorisation for each distinct pattern of what is observed.
+            One factorisation for each distinct pattern of what is observed; in vain if
+            transductive, which takes some fits with gaps and is never split.
         """
         errors, seen = self._with_gaps(X, observed)
+        given, model, center = _array(X), self._model, self.location_.ravel()
+        if transductive and not seen.all():
+            model = model.taught(errors + center, seen)
+            errors += np.where(seen, center - model.mean, 0.0)
+            center = model.mean
         mean, variance = errors.copy(), np.zeros_like(errors)
         for rows, pattern in by_pattern(seen):
             o, u = np.flatnonzero(pattern), np.flatnonzero(~pattern)
             if len(u):
-                filled = self._gaussian.conditional(errors[np.ix_(rows, o)], o, u)
+                filled = model.fill.both(errors[rows], o, u)
                 mean[np.ix_(rows, u)], variance[np.ix_(rows, u)] = filled
-        mean += self.location_.ravel()
-        given = np.asarray(X.detach().cpu() if isinstance(X, Tensor) else X, dtype=np.float64)
-        mean = np.where(seen, given.reshape(mean.shape), mean)
+        mean = np.where(seen, given.reshape(mean.shape), mean + center)
         return mean.reshape(given.shape), variance.reshape(given.shape)
 
-    def impute(self, X: Any, observed: Any) -> NDArray:
-        """Signals with the entries that are not observed filled in by their conditional mean."""
-        return self.conditional(X, observed)[0]
+    def impute(self, X: Any, observed: Any, *, transductive: bool = False) -> NDArray:
+        """The mean of :meth:`conditional`: signals with what is not observed filled in."""
+        return self.conditional(X, observed, transductive=transductive)[0]
 
     def sample(self, n_samples: int = 1, random_state: int | None = None) -> NDArray:
         """Random signals of the fitted Gaussian, ``[n_samples, n]`` or ``[n_samples, n, c]``."""
         check_is_fitted(self, "weights_")
-        drawn = self._gaussian.sample(n_samples, np.random.default_rng(random_state))
+        drawn = self._model.gaussian.sample(n_samples, np.random.default_rng(random_state))
         return (drawn + self.location_.ravel()).reshape(n_samples, *self.location_.shape)
 
     def _signals(self, X: Any, *, reset: bool = False) -> NDArray:
         """Signals checked, ``[s, n, c]``."""
-        X = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
         x = validate_data(
             self,
-            X,
+            X.detach().cpu().numpy() if isinstance(X, Tensor) else X,
             reset=reset,
             allow_nd=True,
             dtype=np.float64,
@@ -305,23 +323,34 @@ class SymmetricCovariance(BaseEstimator):
     def _with_gaps(self, X: Any, observed: Any) -> tuple[NDArray, NDArray]:
         """Signals less their mean ``[s, d]``, 0 where not observed, and which entries are."""
         check_is_fitted(self, "weights_")
-        X = X.detach().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X)
+        X = _array(X)
         seen = read_observed(X, observed)
         errors = self._errors(np.where(seen, X, 0.0))
         seen = seen.reshape(errors.shape)
         return np.where(seen, errors, 0.0), seen
 
-    def _check_varies(self, errors: NDArray) -> None:
-        size = np.abs(errors).max(0)
-        if size.max() == 0:
-            raise SignalError("the signals never vary: there is no covariance to estimate")
-        still = np.flatnonzero(size <= 1e-12 * size.max())
-        if still.size:
-            first = ", ".join(map(str, still[:5])) + (", ..." if still.size > 5 else "")
-            warn(
-                f"{still.size} of {size.size} coordinates never vary ({first}); their variance "
-                "comes from the levels that pool them with others, and from the ridge"
-            )
+
+def _array(X: Any) -> NDArray:
+    return X.detach().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X)
+
+
+def _check_varies(errors: NDArray, seen: NDArray) -> None:
+    never = np.flatnonzero(~seen.any(0))
+    if never.size:
+        raise SignalError(
+            f"{never.size} coordinates are never observed, the first being {never[0]}; leave their "
+            "nodes out, or give signals that show them"
+        )
+    size = np.abs(errors).max(0)
+    if size.max() == 0:
+        raise SignalError("the signals never vary: there is no covariance to estimate")
+    still = np.flatnonzero(size <= 1e-12 * size.max())
+    if still.size:
+        first = ", ".join(map(str, still[:5])) + (", ..." if still.size > 5 else "")
+        warn(
+            f"{still.size} of {size.size} coordinates never vary ({first}); their variance "
+            "comes from the levels that pool them with others, and from the ridge"
+        )
 
 
 def _check_levels(terms: Terms, signals: int) -> None:

@@ -182,16 +182,91 @@ def test_conditional_is_the_textbook_formula():
     assert (variance[seen] == 0).all()
 
 
-@pytest.mark.parametrize("objective", ["likelihood", "imputation"])
+@pytest.mark.parametrize("objective", ["auto", "likelihood", "imputation"])
 def test_intervals_are_calibrated(objective):
     inside = []
-    for seed in range(5):
-        x, place, _ = correlated(260, 30, seed)
-        cov = SymmetricCovariance(positions=place, objective=objective).fit(x[:60])
-        seen = np.random.default_rng(seed).uniform(size=(200, 30)) > 0.3
+    for seed in range(4):
+        x, place, _ = correlated(260, 20, seed)
+        cov = SymmetricCovariance("auto", positions=place, objective=objective).fit(x[:60])
+        seen = np.random.default_rng(seed).uniform(size=(200, 20)) > 0.3
         mean, variance = cov.conditional(x[60:], seen)
         inside.append((np.abs(mean - x[60:]) < 1.645 * np.sqrt(variance))[~seen].mean())
     assert 0.88 < np.mean(inside) < 0.92
+
+
+def test_auto_combines_what_fills_best():
+    # Two kinds of signals that no Gaussian tells apart: the nearest do.
+    rng = np.random.default_rng(0)
+    kinds = rng.standard_normal((12, 16))
+    kinds -= kinds.mean(0)
+    x = kinds[rng.integers(12, size=300)] + 0.1 * rng.standard_normal((300, 16))
+    errors = {}
+    seen = rng.uniform(size=(150, 16)) > 0.4
+    for objective in ("auto", "likelihood"):
+        cov = SymmetricCovariance(objective=objective, patterns=0.4).fit(x[:150])
+        errors[objective] = float(((cov.impute(x[150:], seen) - x[150:]) ** 2).mean())
+        assert sum(cov.fills_.values()) == pytest.approx(1)
+    assert errors["auto"] < 0.8 * errors["likelihood"]
+    assert set(cov.fills_) == {"likelihood"}
+
+
+def test_a_jump_of_a_still_node_carries_nothing_off():
+    x, _, _ = correlated(60, 8)
+    x[:, 3] *= 1e-4
+    cov = SymmetricCovariance().fit(x[:40])
+    new, seen = x[40:].copy(), np.arange(8) < 4
+    calm = cov.impute(new, seen)
+    new[:, 3] = 5.0
+    assert np.abs(cov.impute(new, seen) - calm)[:, 4:].max() < 5
+    # What the covariance of the signals says moves by thousands.
+    C = np.cov(x[:40].T)
+    B = np.linalg.solve(C[:4, :4], C[:4, 4:])
+    assert np.abs((new - x[40:])[:, :4] @ B).max() > 1000
+
+
+@pytest.mark.parametrize("objective", ["auto", "likelihood"])
+def test_gaps_in_training_signals_cost_little(objective):
+    x, place, true = correlated(100, 10)
+    seen = np.random.default_rng(1).uniform(size=x.shape) > 0.3
+    fit = {"positions": place, "objective": objective}
+    gaps = SymmetricCovariance(**fit).fit(np.where(seen, x, np.nan), observed=seen)
+    zeros = SymmetricCovariance(**fit).fit(np.where(seen, x, 0.0))
+    assert gaps.error_norm(true) < 0.5 * zeros.error_norm(true)
+
+
+def test_completion_is_a_fixed_point_of_the_likelihood():
+    # One group and no ridge to speak of: EM for the group-averaged covariance of normal signals.
+    x = normal(300, 5) @ np.linalg.cholesky(0.5 + 0.5 * np.eye(5)).T
+    seen = np.random.default_rng(0).uniform(size=x.shape) > 0.3
+    seen[:, 0] |= ~seen.any(1)
+    cov = SymmetricCovariance([PermutationGroup.symmetric(5)], objective="likelihood").fit(
+        np.where(seen, x, np.nan), observed=seen
+    )
+    best = cov.log_prob(x, seen).sum()
+    for shift in (0.9, 1.1):
+        C = cov.covariance_
+        off = shift * (C - np.diag(np.diag(C))) + np.diag(np.diag(C))
+        total = 0.0
+        for row, kept in zip(x - cov.location_, seen, strict=True):
+            o = np.flatnonzero(kept)
+            S = off[np.ix_(o, o)]
+            total -= 0.5 * (
+                np.linalg.slogdet(2 * np.pi * S)[1] + row[o] @ np.linalg.solve(S, row[o])
+            )
+        assert total < best + 0.5
+
+
+def test_signals_to_be_filled_teach():
+    gained = []
+    for seed in range(2):
+        x, place, _ = correlated(120, 12, seed)
+        seen = np.random.default_rng(seed).uniform(size=(100, 12)) > 0.3
+        cov = SymmetricCovariance(positions=place, objective="likelihood").fit(x[:20])
+        before = cov.covariance_
+        alone, taught = (cov.impute(x[20:], seen, transductive=t) for t in (False, True))
+        gained.append(((taught - x[20:]) ** 2).sum() / ((alone - x[20:]) ** 2).sum())
+        np.testing.assert_array_equal(cov.covariance_, before)
+    assert max(gained) < 0.99
 
 
 def test_channels_go_together():
@@ -282,7 +357,7 @@ def test_trials_are_never_split():
 
 
 def test_follows_scikit_learn():
-    check_estimator(SymmetricCovariance())
+    check_estimator(SymmetricCovariance(objective="likelihood"))
 
 
 X = normal(8, 4)
@@ -329,6 +404,8 @@ def test_bad_gaps_are_refused(observed, message):
     cov = SymmetricCovariance(objective="likelihood").fit(X)
     with pytest.raises(ValueError, match=message):
         cov.conditional(GAPS, observed)
+    with pytest.raises(ValueError, match=message):
+        SymmetricCovariance().fit(GAPS, observed=observed)
 
 
 def test_what_is_odd_is_said():

@@ -7,6 +7,7 @@ import torch
 
 from gsym import Partition, SymmetricCovariance
 from gsym.risk import _problem
+from gsym.risk._em import Completed
 from gsym.risk._folds import make_folds
 from gsym.risk._gaussian import DenseGaussian
 from gsym.risk._problem import make_problem
@@ -31,14 +32,15 @@ def both(levels, x):
     terms = read_terms(levels, (), None, None, None, n, 1)
     flat = x[:, :, 0]
     rows = make_folds(flat - flat.mean(0), 1)
-    return [make_problem(terms, x, rows, split=split) for split in (True, False)]
+    data = Completed(flat, np.ones(flat.shape, dtype=bool))
+    return [make_problem(terms, data, (n, 1), rows, split=split) for split in (True, False)]
 
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_loss_and_gradient_are_those_of_the_dense_form(name):
     split, dense = both(LEVELS[name], signals())
-    assert not split.folds and dense.folds
-    m = dense.folds[0].terms.shape[0]
+    assert not split.dense and dense.dense
+    m = dense.dense[0].terms.shape[0]
     weights = np.random.default_rng(1).uniform(0.05, 0.5, m)
     value, slope = split.likelihood(weights)
     expected, dense_slope = dense.likelihood(weights)
@@ -49,7 +51,7 @@ def test_loss_and_gradient_are_those_of_the_dense_form(name):
 @pytest.mark.parametrize("name", LEVELS)
 def test_gaussian_is_that_of_the_dense_form(name):
     split, dense = both(LEVELS[name], signals())
-    weights = np.random.default_rng(1).uniform(0.05, 0.5, dense.folds[0].terms.shape[0])
+    weights = np.random.default_rng(1).uniform(0.05, 0.5, dense.dense[0].terms.shape[0])
     ours, theirs = split.finish(weights), dense.finish(weights)
     assert isinstance(ours, SplitGaussian) and isinstance(theirs, DenseGaussian)
     rng = np.random.default_rng(2)
@@ -132,8 +134,8 @@ def test_the_faster_form_is_taken(monkeypatch):
     for crossover in (0.25, 0.0):
         monkeypatch.setattr(_problem, "_CROSSOVER", crossover)
         fits[crossover] = SymmetricCovariance(levels, objective="likelihood").fit(x)
-    assert isinstance(fits[0.25]._gaussian, SplitGaussian)
-    assert isinstance(fits[0.0]._gaussian, DenseGaussian)
+    assert isinstance(fits[0.25]._model.gaussian, SplitGaussian)
+    assert isinstance(fits[0.0]._model.gaussian, DenseGaussian)
     seen = np.arange(120) % 3 > 0
     for split, dense in zip(*(fit.conditional(x[:2], seen) for fit in fits.values()), strict=True):
         np.testing.assert_allclose(split, dense, rtol=1e-4, atol=1e-4)
