@@ -127,6 +127,54 @@ def test_other_ways_to_choose(folder, capsys, extra):
     assert (folder / "report.html").stat().st_size > 20_000
 
 
+@pytest.fixture
+def mirrored(folder):
+    """Two arms at a spine; the first channel of x and of y changes its sign with their exchange."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 6, 2))
+    side = np.array([1, -1, 2, -2, 0, 0.0])[:, None]
+    up = (x[..., 1:] + x[..., :1] ** 2) * np.array([1, 1, 3, 3, -1, 2.0])[:, None]
+    y = side * x[..., ::-1] + np.concatenate([0 * up, up], -1) + 0.1 * rng.normal(size=x.shape)
+    edges = np.array([(0, 2), (1, 3), (2, 4), (3, 4), (4, 5)])
+    np.savetxt("arms.csv", edges, fmt="%d", delimiter=",")
+    np.savez("poses.npz", x=x)
+    np.savez("lifted.npz", y=y)
+    return ("choose", "--graph", "arms.csv", "--signals", "poses.npz", "--targets", "lifted.npz")
+
+
+SENTENCE = "Nodes 0 and 1, 2 and 3 are interchangeable if channel 0 of x and 0 of y change sign."
+
+
+def test_signs_are_found_or_given(mirrored, capsys):
+    found = json.loads(run(capsys, *mirrored, "--signs", "auto", "--json").out)
+    assert found["signs"]["sentence"] == SENTENCE
+    given = run(capsys, *mirrored, "--signs", "x0:-1", "y0:-1", "--json").out
+    by_name = {c["sentence"]: c for c in json.loads(given)["candidates"]}
+    pair = by_name[SENTENCE]
+    rep = gsym.Representation.from_dict(pair["in_rep"])
+    assert rep.signs.tolist() == [[-1, 1]]
+    wrong = json.loads(run(capsys, *mirrored, "--signs", "x1:-1", "y1:-1", "--json").out)
+    best = min(c["score"] for c in wrong["candidates"] if c["in_rep"])
+    assert pair["score"] < best
+    run(capsys, *mirrored, "--signs", "auto", "--out", "page.html")
+    assert SENTENCE in Path("page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x:1"], "--signs takes auto, or words such as x:-1, x0:-1 and y2:-1; got 'x:1'"),
+        (["x2:-1"], "--signs x2:-1: signals have 2 channels, counted from 0"),
+        (["y:-1", "auto"], "--signs takes auto, or words"),
+    ],
+)
+def test_wrong_signs_are_one_line(mirrored, capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, *mirrored, "--signs", *words)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_pixels_are_drawn_as_a_grid(folder, capsys, monkeypatch):
     drawn = {}
     monkeypatch.setattr(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from rich.console import Console
+from torch import Tensor
 
 from gsym._cli._common import (
     Block,
@@ -27,10 +30,14 @@ from gsym._cli._common import (
     save_labels,
 )
 from gsym._console import UsageError, check_outputs, print_json, say, steps
-from gsym._files import read_inputs, read_partitions, read_positions
+from gsym._files import Graph, read_inputs, read_partitions, read_positions
 from gsym.choosing import CRITERIA, Candidate, choose_group
-from gsym.groups.partition import Partition
+from gsym.choosing.choose import MAX_LEVELS, spread_levels
+from gsym.choosing.signs import small_symmetries
+from gsym.coarsening import Hierarchy
+from gsym.groups import Partition, Representation, automorphisms
 
+Signs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="{auto,x:-1,y0:-1 ...}")]
 Criteria = Annotated[str, tyro.conf.arg(help=f"How groups are judged: {', '.join(CRITERIA)}.")]
 
 
@@ -49,6 +56,7 @@ def choose(
     block: Block = None,
     gap: int = 0,
     criterion: Criteria = "ridge",
+    signs: Signs = (),
     standardize: Standard = None,
     mask: File = None,
     missing: Number = None,
@@ -90,6 +98,10 @@ def choose(
         gap: Samples on either side of a block that are left out of the fit with it; with auto, as
             many as depend on each other.
         criterion: How groups are judged.
+        signs: Channels that change their sign with an exchange of nodes, as what points to the
+            side does under a mirror. With auto, they are looked for; x:-1 says that all channels
+            of the signals do, x0:-1 that the first does, and y0:-1 the first of the targets.
+            The exchanges are those that keep the graph.
         standardize: With node, every node's mean is taken off and its standard deviation divided
             out.
         mask: Which signals were observed: a file of ones and zeros in the form of the signals.
@@ -148,6 +160,11 @@ def choose(
             block = "auto" if read.is_series else 1
         if missing is None and any(v is not None and bool(v.isnan().any()) for v in (x, y)):
             missing = math.nan
+        if signs and signs != ("auto",):
+            offered = candidates
+            if isinstance(candidates, Hierarchy):
+                offered = [candidates[k] for k in spread_levels(candidates.levels, MAX_LEVELS)]
+            candidates = [*offered, *_pairs(signs, x, y, loaded, n)]
         step("Estimating risks")
         # The graph of a hierarchy comes with its weights.
         given = None if getattr(candidates, "edge_index", None) is not None else loaded
@@ -156,6 +173,7 @@ def choose(
             x,
             y,
             criterion=criterion,
+            signs="auto" if signs == ("auto",) else None,
             edge_index=None if given is None else given.edge_index,
             edge_weight=None if given is None else given.edge_weight,
             swaps=None if no_swaps else "auto",
@@ -186,6 +204,7 @@ def choose(
                 "block": choice.block,
                 "gap": choice.gap,
                 "candidates": [_record(c) for c in choice.candidates],
+                "signs": None if choice.signs is None else _record(choice.signs.best),
                 "labels": _labels(choice.best),
                 "names": node_names,
                 "read": [summary.record() for summary in read.summaries],
@@ -220,4 +239,56 @@ def _record(candidate: Candidate) -> dict[str, Any]:
         "bias",
         "variance",
     )
-    return {"group": str(candidate.group)} | {name: getattr(candidate, name) for name in names}
+    reps = {
+        name: None if rep is None else rep.to_dict()
+        for name, rep in (("in_rep", candidate.in_rep), ("out_rep", candidate.out_rep))
+    }
+    return (
+        {"group": candidate.name, "sentence": candidate.sentence}
+        | {name: getattr(candidate, name) for name in names}
+        | reps
+    )
+
+
+def _pairs(
+    signs: Sequence[str], x: Tensor | None, y: Tensor | None, graph: Graph | None, n: int
+) -> list[tuple[Representation, Representation | None]]:
+    """Representations with the given signs of every exchange that keeps the graph."""
+    if graph is None:
+        raise UsageError(
+            "--signs says which channels change sign as nodes of the graph exchange; give --graph"
+        )
+    assert x is not None  # the option is required
+    counts = {"x": x.shape[2] if x.ndim == 3 else 1, "y": 0}
+    if y is None:
+        counts["y"] = counts["x"]
+    elif y.ndim > 1:
+        counts["y"] = y.shape[2] if y.ndim == 3 else 1
+    rows = {letter: [1] * count for letter, count in counts.items()}
+    for word in signs:
+        found = re.fullmatch(r"([xy])(\d*):-1", word)
+        if found is None:
+            raise UsageError(
+                f"--signs takes auto, or words such as x:-1, x0:-1 and y2:-1; got {word!r}"
+            )
+        letter, channel = found[1], found[2]
+        if channel and int(channel) >= counts[letter]:
+            raise UsageError(
+                f"--signs {word}: {'signals' if letter == 'x' else 'targets'} have "
+                f"{counts[letter]} channels, counted from 0"
+            )
+        for place in [int(channel)] if channel else range(counts[letter]):
+            rows[letter][place] = -1
+    if y is None:
+        rows["y"] = rows["x"]
+    kept = automorphisms(graph.edge_index, n, graph.edge_weight)
+    groups = list(small_symmetries(kept)) if kept.exact else []
+    if not groups:
+        raise UsageError("--signs: no exchange of nodes of order two keeps the graph")
+    return [
+        (
+            Representation.from_signs(group, [rows["x"]]),
+            Representation.from_signs(group, [rows["y"]]) if counts["y"] else None,
+        )
+        for group in groups
+    ]
