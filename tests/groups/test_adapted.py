@@ -7,11 +7,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from general_groups import GROUPS, cyclic, elements
 
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.groups import Orbits, adapted
 from gsym.groups.adapted import AdaptedBasis, find_basis
-from tests.general_groups import GROUPS, cyclic, elements
 
 # S4 wr S6 has 10^11 elements.
 SMALL = {name: GROUPS[name] for name in GROUPS if name != "S4 wr S6"}
