@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from general_groups import cyclic, mirror
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
@@ -37,6 +38,8 @@ GENERAL = PermutationGroup.from_cycles(N, [(0, 1, 2)], [(3, 4)])
 FLIPPED = ClusterGroup(
     Partition([0, 1, 0, 1, 2, 2, 3]), swaps=PermutationGroup.from_cycles(4, [(0, 1)])
 )
+# Large enough for the blocks of an adapted basis, with the map to them as a matrix and by rows.
+TORUS, HALVES = cyclic(4, 4), mirror(16, 2)
 POSE = Representation.from_signs(FLIPPED, [[-1, 1, 1]])
 # A self-loop, two edges of one pair and a node that hears nobody.
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 1, 1, 5, 0], [1, 2, 0, 4, 4, 0, 0, 3, 5]])
@@ -139,6 +142,12 @@ CASES = {
     "OrbitLinear unsorted": _linear(3, 2, UNSORTED),
     "OrbitLinear swaps": _linear(3, 2, TURNED),
     "OrbitLinear general": _linear(3, 2, GENERAL),
+    "OrbitLinear blocks": Case(
+        "OrbitLinear", lambda: OrbitLinear(24, 24, TORUS), (_numbers(2, 16, 24),), None
+    ),
+    "OrbitLinear blocks by row": Case(
+        "OrbitLinear", lambda: OrbitLinear(32, 32, HALVES), (_numbers(2, 16, 32),), None
+    ),
     "OrbitLinear S_n": _linear(3, 2),
     "OrbitLinear one channel": Case("OrbitLinear", lambda: OrbitLinear(3, 1, UNSORTED), (X,), None),
     "OrbitLinear low_rank": _linear(3, 2, UNSORTED, mixing="low_rank", rank=2),

@@ -14,6 +14,7 @@ from gsym import kernels
 from gsym._validate import check_edge_index
 from gsym.errors import GroupError
 from gsym.groups import ClusterGroup
+from gsym.nn._blocks import BlockTables
 from gsym.nn._modules import TabledModule, Tables
 
 # Full mixing above this is refused: its k^2 weight matrices outgrow any activation.
@@ -27,13 +28,16 @@ class _FullTables(Tables):
     share: Tensor  # of the nodes that every cluster has, float64 [k]
     pairs: kernels.Segments | None
     first: Tensor | None  # one position of each pair orbit
+    blocks: BlockTables | None  # where they are faster than the matrix
 
 
 class FullMixing(TabledModule[_FullTables]):
     """Every ordered pair of clusters has a matrix, tied along the orbits of the swaps.
 
     Without swaps ``weight[s, :, t, :]`` carries the mean of cluster s to cluster t, stored as the
-    one matrix that the product needs. With swaps there is one ``weight[orbit]`` per pair orbit.
+    one matrix that the product needs. With swaps there is one ``weight[orbit]`` per pair orbit,
+    whichever way the product takes: the blocks of an adapted basis, which follow from these
+    weights, are no parameters, and training follows the weights per orbit.
     """
 
     def __init__(self, in_channels: int, out_channels: int, group: ClusterGroup) -> None:
@@ -41,6 +45,7 @@ class FullMixing(TabledModule[_FullTables]):
         k = group.partition.num_clusters
         check_mixing_memory(k * k, in_channels, out_channels, group)
         self.num_clusters, self.group = k, group
+        self._channels = in_channels, out_channels
         pairs = self._tables(torch.device("cpu")).pairs
         if pairs is None:
             self.weight = nn.Parameter(torch.empty(k, in_channels, k, out_channels))
@@ -49,25 +54,33 @@ class FullMixing(TabledModule[_FullTables]):
 
     def _build_tables(self) -> _FullTables:
         sizes = torch.tensor(self.group.partition.sizes).double()
-        pairs = first = None
+        pairs = first = blocks = None
         if self.group.swaps is not None:
             orbits = self.group.cluster_pair_orbits()
             # Source first: pair (t, s) is read at position s * k + t.
             pairs = kernels.Segments(orbits.index.t().reshape(-1), orbits.num_orbits)
             first = pairs.order[pairs.pointers[:-1]]
-        return _FullTables(sizes / sizes.sum(), pairs, first)
+            blocks = BlockTables.of(self.group.swaps, *self._channels)
+        return _FullTables(sizes / sizes.sum(), pairs, first, blocks)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the product runs block by block, not by :meth:`matrix`."""
+        return self._tables(self.weight.device).blocks is not None
 
     def matrix(self) -> Tensor:
         """The map from all means to all clusters, ``[k * in, k * out]``."""
         pairs, k = self._tables(self.weight.device).pairs, self.num_clusters
         if pairs is None:
             return self.weight.flatten(2).flatten(0, 1)
-        table = kernels.segment_gather(self.weight.flatten(1), pairs)
-        blocks = table.view(k, k, *self.weight.shape[1:])
-        return blocks.transpose(1, 2).flatten(2).flatten(0, 1)
+        table, (_, a, b) = kernels.segment_gather(self.weight.flatten(1), pairs), self.weight.shape
+        return table.view(k, k, a, b).transpose(1, 2).reshape(k * a, k * b)
 
     def forward(self, means: Tensor) -> Tensor:
         """Mix means ``[..., k, in]`` to ``[..., k, out]``."""
+        blocks = self._tables(means.device).blocks
+        if blocks is not None:
+            return blocks.apply(means, self.weight)
         return (means.flatten(-2) @ self.matrix()).unflatten(
             -1, (self.num_clusters, self.weight.size(-1))
         )
