@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def check_whole(value: object, what: str, error: type[ValueError] = ValueError) 
     if isinstance(value, bool):
         raise error(f"{what} must be a whole number; got {value}")
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(cast(SupportsIndex, value))
     except TypeError:
         raise error(f"{what} must be a whole number; got {value!r:.80}") from None
 
@@ -208,9 +209,9 @@ def check_edge_index_type(edge_index: object) -> Tensor:
             f"edge_index must be a dense tensor [2, e]; got layout {edge_index.layout} and shape "
             f"{list(edge_index.shape)}{_TO_EDGE_INDEX}"
         )
-    tensor = edge_index
+    tensor: Any = edge_index
     if is_wrapper(edge_index):
-        tensor = edge_index.as_tensor()  # type: ignore[attr-defined]
+        tensor = tensor.as_tensor()
     check_dense("edge_index", tensor, GraphError, values=False)
     if tensor.dim() != 2 or tensor.size(0) != 2:
         hint = "; transpose it" if tensor.dim() == 2 and tensor.size(1) == 2 else ""

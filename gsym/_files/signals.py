@@ -193,7 +193,7 @@ def load_targets(
         FileError: As :func:`load_signals`.
     """
     path, _ = split_source(source)
-    told = {"first_row": first_row, "first_column": first_column}
+    told: dict[str, Any] = {"first_row": first_row, "first_column": first_column}
     if path.suffix.lower() in (*SUFFIXES, *FRAMES):
         summary = Summary(path)
         table = read_table(path, summary, num_nodes, first_row, first_column)
@@ -214,7 +214,7 @@ def load_targets(
             return load_targets(f"{path}:{named[0]}", num_nodes)
         only = next(iter(arrays.values())) if len(arrays) == 1 else None
         if only is None or not (np.ndim(only) == 1 or (np.ndim(only) == 2 and only.shape[1] == 1)):
-            return load_signals(source, num_nodes, "targets", **told)  # type: ignore[arg-type]
+            return load_signals(source, num_nodes, "targets", **told)
         summary, times = Summary(path), None
     values = _numbers(path, "targets", only).astype(np.float64).reshape(-1)
     if not np.isfinite(values).all():
@@ -310,8 +310,7 @@ def read_names(source: str) -> list[str]:
     if not names:
         raise FileError(f"{path}: is empty")
     if len(set(names)) != len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise FileError(f"{path}: names must differ; {twice!r:.60} stands there twice")
     return names
 
@@ -332,8 +331,8 @@ def _arrays(source: str) -> tuple[Path, dict[str, Any]]:
     text = read_text(path)
     cells = text.head(1)[0]
     # Labels and positions are small numbers: a header has words.
-    first = "sample" if not text.short_header and _has_no_word(cells) else "ids"
-    table = read_table(path, Summary(path), text.columns, first, "node")  # type: ignore[arg-type]
+    first: FirstRow = "sample" if not text.short_header and _has_no_word(cells) else "ids"
+    table = read_table(path, Summary(path), text.columns, first, "node")
     return path, {"": table.values}
 
 

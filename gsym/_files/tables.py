@@ -230,7 +230,7 @@ def _first_column(
         return "node" if any(map(_LIKE_NUMBER.fullmatch, cells)) else "label"
     values = np.array([_float(cell, text) for cell in cells])
     steps = np.diff(values)
-    if name is not None and _UNNAMED.fullmatch(header[column]):  # type: ignore[index]
+    if header is not None and _UNNAMED.fullmatch(header[column]):
         return "index"
     if text.short_header and column == 0:
         return "index"

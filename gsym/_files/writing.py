@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
         FileError: Its folder does not exist or cannot be written.
     """
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    given: dict[str, Any] = dict(arrays)
+    np.savez_compressed(buffer, **given)
     write_bytes(path, buffer.getvalue())
 
 

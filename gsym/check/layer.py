@@ -121,7 +121,7 @@ class _Kit:
         if not self.moves_channels:
             return self.group.commutant_dim()
         layer = self.make_layer(self.group)
-        widths = int(layer.in_channels), int(layer.out_channels)  # type: ignore[arg-type]
+        widths = _widths(layer)
         sides = [
             Representation.trivial(self.group, width) if rep is None else rep
             for rep, width in zip((self.in_rep, self.out_rep), widths, strict=True)
@@ -156,7 +156,7 @@ class _Kit:
                 parameter.copy_(torch.randn(parameter.shape, generator=self.random))
 
     def signal(self, layer: nn.Module, *batch: int) -> Tensor:
-        shape = (*batch, self.group.num_nodes, int(layer.in_channels))  # type: ignore[arg-type]
+        shape = (*batch, self.group.num_nodes, _in_channels(layer))
         return torch.randn(shape, generator=self.random, dtype=torch.float64)
 
     def equivariant(self) -> None:
@@ -213,10 +213,9 @@ class _Kit:
             raise _Skip("the layer is not linear in the signal")
         layer = self.layer()
         n = self.group.num_nodes
-        widths = int(layer.in_channels), int(layer.out_channels)  # type: ignore[arg-type]
+        widths = _widths(layer)
         expected = self.dimension if self.moves_channels else self.dimension * math.prod(widths)
-        basis = torch.eye(n * int(layer.in_channels), dtype=torch.float64)  # type: ignore[arg-type]
-        basis = basis.view(-1, n, int(layer.in_channels))  # type: ignore[arg-type]
+        basis = torch.eye(n * widths[0], dtype=torch.float64).view(-1, n, widths[0])
         maps = []
         with torch.no_grad():
             x, y = self.signal(layer, 2), self.signal(layer, 2)
@@ -354,3 +353,12 @@ def _leaves(output: Tensor) -> list[Tensor]:
             found.append(node.variable)
         stack.extend(next_node for next_node, _ in node.next_functions)
     return found
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Channels that a layer takes and gives."""
+    return _in_channels(layer), int(layer.out_channels)
+
+
+def _in_channels(layer: Any) -> int:
+    return int(layer.in_channels)

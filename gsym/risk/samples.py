@@ -125,7 +125,7 @@ class Samples:
             raise SignalError(f'standardize must be "node" or None; got {standardize!r:.80}')
         block = check_whole(block, "block", SignalError)
         gap = check_whole(gap, "gap", SignalError)
-        flat = np.ndim(y) == 1  # type: ignore[arg-type]
+        flat = _axes(y) == 1
         masks = mask if isinstance(mask, tuple) else (mask, None if flat else mask)
         inputs, seen_x = observed_samples(x, "x", masks[0], missing)
         targets, seen_y = observed_samples(
@@ -286,6 +286,13 @@ class Samples:
     def products(self) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
         """:meth:`moments` of every node."""
         return self.moments(self.x, self.y)
+
+
+def _axes(values: Any) -> int:
+    try:
+        return int(np.ndim(values))
+    except ValueError:  # a ragged list, which is refused where it is read
+        return 0
 
 
 def observed_samples(

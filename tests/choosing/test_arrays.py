@@ -107,3 +107,8 @@ def test_the_same_graphs_are_refused(call, fault):
     graph, error = BAD_GRAPHS[fault]
     with pytest.raises(error, match=r"graph|edge|node|adjacency"):
         call(graph=graph)
+
+
+def test_ragged_targets_are_named():
+    with pytest.raises(SignalError, match="y must be real numbers"):
+        choose_group(LEVELS, X, [[1.0, 2.0], [3.0]])

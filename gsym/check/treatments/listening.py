@@ -86,7 +86,8 @@ def _renormed(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for name, part, own in list(own_parameters(layer)):
-            if own == "weight" and part._parameters[own].dim() > 1:  # type: ignore[union-attr]
+            held = part._parameters[own]
+            if own == "weight" and held is not None and held.dim() > 1:
                 treat(part)
                 treated.append((name, part))
     if not treated:
