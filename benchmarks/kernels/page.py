@@ -26,7 +26,7 @@ from benchmarks.kernels.bars import (
     SWEEP,
 )
 from benchmarks.kernels.cases import CASES, OURS, READING
-from benchmarks.kernels.measure import COPY, GROWTH, PROCESSES, PRODUCT, TURN
+from benchmarks.kernels.measure import COPY, GROWTH, LEAST_ROUNDS, PROCESSES, PRODUCT, TURN
 from benchmarks.kernels.rows import FILE, Row, read_rows
 from benchmarks.suite.errors import BenchmarkError
 
@@ -105,13 +105,15 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
         threads = f" ({row.threads} threads)" if row.device == "cpu" else ""
         where = f"on {row.machine}{threads} with torch {row.torch} at commit {row.commit}"
         runs.setdefault((where, row.profile), []).append(row)
+    brief = sorted({goal.bar for goal in GOALS if goal.brief})
     made = (f"by `{_command(out, own)}` {where}" for (where, _), own in sorted(runs.items()))
     return [
         f"Made {'; '.join(made)}. All rows stand in "
         f"[{FILE}]({FILE}), this page shows those of the bars and the largest of every other case.",
         "",
         "Every round times the variants in an order drawn anew, float32, each after one call that "
-        f"does not count, and a step that is shorter than {TURN:g} ms as often as fits into that "
+        "does not count (after none where a step takes more than a second), "
+        f"and a step that is shorter than {TURN:g} ms as often as fits into that "
         "time; a *ratio* is the median over rounds of the time over that of gsym, with its "
         "quartiles, so above 1 gsym is faster. In the row of "
         "the *copy* it is the bandwidth of gsym over that of the copy, in the row of the *matrix "
@@ -129,7 +131,8 @@ def _introduction(out: Path, rows: Sequence[Row]) -> list[str]:
         "*THP* are transparent huge pages for torch (`THP_MEM_ALLOC_ENABLE`): with them a fresh "
         "large tensor costs fewer page faults, which helps code that makes many. gsym has them "
         "from NumPy, in either setting, where a result has 4 MiB or more. Each case has a process "
-        f"of its own, and where it carries a bar {PROCESSES}, which share the rounds.",
+        f"of its own, and where it carries a bar {PROCESSES}, which share the rounds; of "
+        f"{', '.join(brief)}, whose peers take seconds a call, one measures {LEAST_ROUNDS} rounds.",
     ]
 
 

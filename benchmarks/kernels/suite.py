@@ -28,11 +28,13 @@ from benchmarks.kernels.bars import (
     PLAIN,
     SETTINGS,
     SWEEP,
+    Goal,
     Size,
 )
 from benchmarks.kernels.cases import CASES, OURS
 from benchmarks.kernels.measure import (
     GROWTH,
+    LEAST_ROUNDS,
     PROCESSES,
     Job,
     Timed,
@@ -213,7 +215,10 @@ def run(job: Job) -> Iterator[tuple[Workload, list[Row]]]:
 def _rows(clock: _Worker, job: Job) -> list[Row]:
     """The rows of a job of one workload; bars take all rounds, in several processes."""
     (workload,), processes = job.workloads, 1
-    if _is_judged(job, workload):
+    goals = _goals(job, workload)
+    if any(goal.brief for goal in goals):
+        job = replace(job, rounds=LEAST_ROUNDS, seconds=math.inf)
+    elif goals:
         processes = PROCESSES
         job = replace(job, rounds=job.rounds // processes, seconds=math.inf)
     found: dict[str, Timed] = {}
@@ -224,9 +229,9 @@ def _rows(clock: _Worker, job: Job) -> list[Row]:
     return [row for mode, timed in found.items() for row in make_rows(job, workload, mode, timed)]
 
 
-def _is_judged(job: Job, workload: Workload) -> bool:
+def _goals(job: Job, workload: Workload) -> list[Goal]:
     key = job.device, workload.case, workload.size
-    return any((g.device, g.case, g.size) == key and job.setting in g.settings for g in GOALS)
+    return [g for g in GOALS if (g.device, g.case, g.size) == key and job.setting in g.settings]
 
 
 class _Worker:

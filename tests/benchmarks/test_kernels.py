@@ -232,6 +232,12 @@ def test_a_bar_takes_all_rounds_in_several_processes(monkeypatch):
         assert asked == expected
         assert [(row.variant, row.rounds) for row in rows] == [(OURS, 9), (COPY, 9)]
         assert rows[0].median_ms == (2 if n == 20 else 1)
+    asked.clear()
+    brief = Goal("C11", "permute_rows", size, FORWARD, COPY, 1, brief=True)
+    monkeypatch.setattr(suite, "GOALS", [brief])
+    workload = Workload("permute_rows", size, (FORWARD,), False)
+    suite._rows(Worker(), Job("cpu", PLAIN, "standard", 9, 1.0, (workload,)))
+    assert asked == [(3, math.inf)]
 
 
 def test_the_plan_of_one_bar():
