@@ -21,7 +21,7 @@ from gsym.risk._terms import Terms, stack
 OBJECTIVES = ("auto", "likelihood", "imputation")
 # Rounds of weights and completion for signals with gaps, steps of a completion, and how little
 # the last one moves.
-_ROUNDS, _STEPS, _SETTLED = 2, 15, 1e-3
+_ROUNDS, _STEPS, _FOLD_STEPS, _SETTLED = 2, 15, 4, 1e-3
 # So many held-out signals without gaps judge fills.
 _FEWEST_WHOLE = 8
 # Up to so many coordinates, weights by imputation error and other fills are worth their time.
@@ -201,22 +201,35 @@ def _fit_density(
     start = np.full(m, 1 / m) if start is None else start
     problem = make_problem(terms, data, shape, rows, split=split)
     fitted = fit_weights(problem.likelihood, start)
+    every = np.arange(len(data.filled))
+    own = [data] * len(rows)
     for _ in range(_ROUNDS if data.uncertain else 0):
-        data = _settled(terms, data, shape, fitted.weights)
-        problem = make_problem(terms, data, shape, rows, split=False)
+        # Every fold completes by what it trains on: a completion by all would know what is held.
+        own = [
+            _settled(terms, before, shape, fitted.weights, train, _FOLD_STEPS)
+            for before, (train, _) in zip(own, rows, strict=True)
+        ]
+        data = _settled(terms, data, shape, fitted.weights, every, _STEPS)
+        problem = make_problem(terms, data, shape, rows, split=False, completed=own)
         fitted = fit_weights(problem.likelihood, fitted.weights)
     return data, problem, fitted
 
 
-def _settled(terms: Terms, data: Completed, shape: tuple[int, int], weights: NDArray) -> Completed:
-    """Gaps filled by the Gaussian that they make, with weights as they are: EM."""
-    every = np.arange(len(data.filled))
-    made = terms.of(data.filled.reshape(len(every), *shape))
+def _settled(
+    terms: Terms,
+    data: Completed,
+    shape: tuple[int, int],
+    weights: NDArray,
+    rows: NDArray,
+    steps: int,
+) -> Completed:
+    """Gaps filled by the Gaussian that some rows make, with weights as they are: EM."""
+    made = terms.of(data.filled[rows].reshape(len(rows), *shape))
     # Every term has the trace of S. A scale other than 1 allows for new signals, and would be
     # applied again at every step.
     weights = weights / weights.sum()
-    for _ in range(_STEPS):
-        mean, S = data.covariance(every)
+    for _ in range(steps):
+        mean, S = data.covariance(rows)
         gaussian = DenseGaussian(np.tensordot(weights, stack(made, S), 1))
         new = data.expected(mean, gaussian)
         moved = float(((new.filled - data.filled) ** 2).sum())

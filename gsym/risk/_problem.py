@@ -56,6 +56,7 @@ def make_problem(
     rows: Rows,
     *,
     split: bool | None = None,
+    completed: Sequence[Completed] | None = None,
 ) -> Problem:
     """The terms of signals in every fold, and of all.
 
@@ -65,6 +66,7 @@ def make_problem(
         shape: Nodes n and channels c.
         rows: Rows to train on and rows held out, by fold.
         split: Whether to use the split form; ``None``: where it can be had and is faster.
+        completed: The signals as each fold completes them; as all do by default.
 
     Raises:
         SignalError: Terms of all folds that would not fit into memory.
@@ -86,7 +88,10 @@ def make_problem(
             f"{len(rows) * m * d * d / 2**27:.0f} GiB; give coarser clusters as levels, without "
             "kernels, swaps, channels and gaps, and objective='likelihood': nothing is n x n then"
         )
-    folds = [make_fold(terms, data, shape, train, held) for train, held in rows]
+    folds = [
+        make_fold(terms, own, shape, train, held)
+        for own, (train, held) in zip(completed or [data] * len(rows), rows, strict=True)
+    ]
     whole = stack(made, data.covariance(np.arange(s))[1])
     return Problem(
         likelihood(folds), folds, lambda weights: DenseGaussian(np.tensordot(weights, whole, 1))

@@ -266,7 +266,7 @@ def test_signals_to_be_filled_teach():
         alone, taught = (cov.impute(x[20:], seen, transductive=t) for t in (False, True))
         gained.append(((taught - x[20:]) ** 2).sum() / ((alone - x[20:]) ** 2).sum())
         np.testing.assert_array_equal(cov.covariance_, before)
-    assert max(gained) < 0.99
+    assert np.mean(gained) < 0.97
 
 
 def test_channels_go_together():
