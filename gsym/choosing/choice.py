@@ -52,7 +52,8 @@ class Candidate:
         bias: How much worse the best map in the commutant is than in that of the best candidate,
             0 where it is better; ``None`` where the criterion estimates no residual variance.
         variance: What estimating the map from these signals costs; ``None`` as for ``bias``.
-            ``score = noise + bias + variance`` with the same noise for all candidates.
+            ``score = noise + bias + variance``, where the noise is the residual variance of the
+            best candidate, the same for all.
         residual_variance: Estimated error of the best map in the commutant, or ``None``.
         matrix: Fitted map between cluster means, targets first, averaged over channels,
             ``[k, k]``; ``None`` above 512 clusters, or where the criterion fits none.
@@ -375,7 +376,7 @@ def _attribute(found: Sequence[Candidate]) -> Sequence[Candidate]:
 
 
 def standard_error(values: NDArray, parts: NDArray, serial: bool) -> tuple[float, float]:
-    """Standard error of a mean of left-out errors, and its degrees of freedom.
+    """Standard error of a mean of leave-one-out errors, and its degrees of freedom.
 
     The spread of the errors alone takes the fits as given. Without some of the signals they would
     be others, which matters where signals are few: the jackknife over parts says by how much.

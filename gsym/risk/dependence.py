@@ -10,8 +10,9 @@ many nodes may change quickly on the whole and share a small part that lasts for
 correlations are small one by one, but they add up, and their sum is what the fit gains by them.
 
 Reference:
-    Left-out error with a gap: Burman, Chow and Nolan 1994, Racine 2000. The sum of correlations up
-    to where they are chance: Geyer 1992; for blocks, Politis and White 2004. The rule is ours.
+    Leave-one-out error with a gap: Burman, Chow and Nolan 1994, Racine 2000. The sum of
+    correlations up to where they are chance: Geyer 1992; for blocks, Politis and White 2004. The
+    rule is ours.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ come do not at 50). With degree 2,
 so the Gram matrix needs no products. The smaller of the two sides is decomposed. The standard
 deviations are not estimated again without the signals that are left out.
 
-**Errors.** The error of a block is the *root* of its mean squared left-out error, in the units of
-the targets. A few unusual signals carry most of a mean of squares, and they would decide instead
-of the symmetry.
+**Errors.** The error of a block is the *root* of its mean squared leave-one-out error, in the units
+of the targets. A few unusual signals carry most of a mean of squares, and they would decide
+instead of the symmetry.
 
 Reference:
     Allen 1974 (leave-one-out error of ridge).
@@ -161,7 +161,7 @@ class Monomials:
         self._scale = self._squares.sum() / rows
 
     def errors(self, targets: NDArray) -> NDArray:
-        """Squared left-out errors of every column, summed over the signals of each block.
+        """Squared leave-one-out errors of every column, summed over the signals of each block.
 
         Args:
             targets: Images of targets ``[s, m, q]``.

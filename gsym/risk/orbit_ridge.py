@@ -27,11 +27,11 @@ class TiedRidge:
         v: The same of the targets, ``[s, k, c_out]``.
         clusters: The group.
         data: Where they come from.
-        strength: Weight of the penalty, or ``None``.
+        penalty: Ridge penalty, or ``None``.
     """
 
     def __init__(
-        self, u: NDArray, v: NDArray, clusters: ClusterGroup, data: Samples, strength: float | None
+        self, u: NDArray, v: NDArray, clusters: ClusterGroup, data: Samples, penalty: float | None
     ) -> None:
         pairs, orbits = clusters.cluster_pair_orbits(), clusters.cluster_orbits()
         channels = u.shape[2]
@@ -67,30 +67,30 @@ class TiedRidge:
         sizes = np.repeat(pairs.sizes.numpy(), channels).astype(float)
         scale = np.diagonal(total)[: len(sizes)].sum() / sizes.sum()
         grid = (scale if scale > 0 else 1.0) * MEAN_PENALTIES
-        grid = grid if strength is None else np.array([strength])
+        grid = grid if penalty is None else np.array([penalty])
         # The penalty draws towards the shared own-value map, which sits on the diagonal orbits.
         diagonal = np.zeros((len(left_out), pairs.num_orbits, channels, v.shape[2]))
         diagonal[:, np.unique(np.diagonal(index))] = data.drift[:, None]
         towards = diagonal.reshape(len(left_out), len(sizes), -1)
         table = []
         for value in grid:
-            penalty = np.append(value * sizes, np.zeros(orbits.num_orbits))
+            added = np.append(value * sizes, np.zeros(orbits.num_orbits))
             right = kept_cross.copy()
             right[:, : len(sizes)] += value * sizes[:, None] * towards
-            weight = np.linalg.solve(kept + np.diag(penalty), right)
+            weight = np.linalg.solve(kept + np.diag(added), right)
             error = square - 2 * (weight * judged_cross).sum((1, 2))
             table.append(np.maximum(error + (weight * (judged @ weight)).sum((1, 2)), 0.0))
         found = np.array(table)
         judged_by, chosen = select(found)
         self.errors = found[judged_by, np.arange(len(left_out))]
-        self.strength = float(grid[chosen])
-        system = total + np.diag(np.append(self.strength * sizes, np.zeros(orbits.num_orbits)))
+        self.penalty = float(grid[chosen])
+        system = total + np.diag(np.append(self.penalty * sizes, np.zeros(orbits.num_orbits)))
         tied = np.linalg.solve(system, total_cross)
         used_up = float(np.trace(np.linalg.solve(system, total)))
         rest = square.sum() - 2 * (tied * total_cross).sum() + (tied * (total @ tied)).sum()
         rows = len(u) * u.shape[1]
-        self.noise = float(rest / max(rows - used_up, 1e-9) * u.shape[1])
-        self.degrees = used_up * v.shape[2]
+        self.residual_variance = float(rest / max(rows - used_up, 1e-9) * u.shape[1])
+        self.degrees_of_freedom = used_up * v.shape[2]
         table_of_pairs = tied[: len(sizes)].reshape(pairs.num_orbits, channels, -1)[index]
         # Sources first, as the other paths store it.
         self.weight = table_of_pairs.transpose(1, 2, 0, 3).reshape(u.shape[1] * channels, -1)

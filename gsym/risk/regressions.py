@@ -22,7 +22,7 @@ class MeansRidge:
             ``m c_in`` numbers of a row are features of every target.
         targets: ``[s * copies, m', c_out]``.
         left_out: What is left out together.
-        strength: Weight of the penalty, or ``None``.
+        penalty: Ridge penalty, or ``None``.
         copies: Images of each signal under the swaps.
         drift: Change of the map ``[blocks, c_in, c_out]`` that is taken off the targets of block
             b, the same for each of m features; ``None`` for none.
@@ -33,7 +33,7 @@ class MeansRidge:
         features: NDArray,
         targets: NDArray,
         left_out: LeftOut,
-        strength: float | None,
+        penalty: float | None,
         copies: int = 1,
         drift: NDArray | None = None,
     ) -> None:
@@ -55,7 +55,7 @@ class MeansRidge:
         both = both.reshape(rows, -1)
         scores = self._left.T @ both
         scale = self._squares.sum() / rank if rank else 1.0
-        grid = scale * MEAN_PENALTIES if strength is None else np.array([copies * strength])
+        grid = scale * MEAN_PENALTIES if penalty is None else np.array([copies * penalty])
         table, training = [], []
         for value in grid:
             shrink = self._squares / (self._squares + value)
@@ -66,13 +66,13 @@ class MeansRidge:
         judged_by, chosen = select(found)
         self.errors = found[judged_by, np.arange(len(left_out))]
         self._weight_of_penalty = grid[chosen]
-        self.strength = float(grid[chosen] / copies)
+        self.penalty = float(grid[chosen] / copies)
         shrink = self._squares / (self._squares + grid[chosen])
         # Tied rows repeat each other: per output, 1 / copies of the trace is fitted.
-        self.degrees = (1.0 + shrink.sum()) / copies * wanted.shape[1]
+        self.degrees_of_freedom = (1.0 + shrink.sum()) / copies * wanted.shape[1]
         # The trace of (I - H)^2, by which pure noise is reduced in the training error.
         free = (rows - 1.0 - rank + ((1 - shrink) ** 2).sum()) / copies
-        self.noise = training[chosen] / max(free, 1e-9)
+        self.residual_variance = training[chosen] / max(free, 1e-9)
 
     @cached_property
     def weight(self) -> NDArray:
@@ -188,7 +188,7 @@ class OwnRidge:
         starts: NDArray,
         sizes: NDArray,
         orbit: NDArray,
-        strength: float | None,
+        penalty: float | None,
     ) -> None:
         large = sizes > 1
         used, inverse = np.unique(orbit[large], return_inverse=True)
@@ -209,7 +209,7 @@ class OwnRidge:
         self._gram, self._cross = gram.sum(0), cross.sum(0)
         scale = np.trace(self._gram.sum(0)) / (freedom.sum() * gram.shape[-1])
         grid = (scale if scale > 0 else 1.0) * OWN_PENALTIES
-        grid = grid if strength is None else np.array([strength])
+        grid = grid if penalty is None else np.array([penalty])
         eye = np.eye(gram.shape[-1])
         kept, kept_cross = self._gram - removed, self._cross - removed_cross
         table = []
@@ -223,16 +223,16 @@ class OwnRidge:
         errors = np.array(table)
         judged_by, chosen = select(errors)
         self.errors = errors[judged_by, np.arange(len(data.left_out))]
-        self.strength = float(grid[chosen])
-        penalty = self.strength * freedom[:, None, None] * eye
-        self._tied = _solve(self._gram + penalty, self._cross)
-        used_up = np.trace(_solve(self._gram + penalty, self._gram), axis1=1, axis2=2)
+        self.penalty = float(grid[chosen])
+        added = self.penalty * freedom[:, None, None] * eye
+        self._tied = _solve(self._gram + added, self._cross)
+        used_up = np.trace(_solve(self._gram + added, self._gram), axis1=1, axis2=2)
         rest = square.sum(0) - (self._tied * self._cross).sum((1, 2))
-        rest -= self.strength * freedom * (self._tied**2).sum((1, 2))
+        rest -= self.penalty * freedom * (self._tied**2).sum((1, 2))
         rows = data.num_signals * freedom
-        self.degrees = used_up.sum() * v.shape[-1]
+        self.degrees_of_freedom = used_up.sum() * v.shape[-1]
         ratio = freedom / np.maximum(rows - used_up, 1e-9)
-        self.noise = float((np.maximum(rest, 0.0) * ratio).sum())
+        self.residual_variance = float((np.maximum(rest, 0.0) * ratio).sum())
 
     @property
     def weight(self) -> NDArray:
@@ -260,8 +260,12 @@ class SpreadRidge(MeansRidge):
     """An invariant regression with its weights copied to the clusters of each orbit."""
 
     def __init__(self, ridge: MeansRidge, orbit: NDArray, root: NDArray, channels: int) -> None:
-        self.errors, self.noise, self.degrees = ridge.errors, ridge.noise, ridge.degrees
-        self.strength, self._ridge = ridge.strength, ridge
+        self.errors, self.residual_variance, self.degrees_of_freedom = (
+            ridge.errors,
+            ridge.residual_variance,
+            ridge.degrees_of_freedom,
+        )
+        self.penalty, self._ridge = ridge.penalty, ridge
         self._orbit, self._root, self._channels = orbit, root, channels
 
     @cached_property

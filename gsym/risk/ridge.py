@@ -20,8 +20,8 @@ Clusters of one node have means alone. Exchanges of clusters tie T and D along o
 **Leave-one-out error.** The error of each block b of signals under the fit to all others comes
 from the block hat matrix: for the means :math:`(I - H_{bb})^{-1} e_b` with b the rows of the block,
 for the own values by taking the block off the Gram matrix. :math:`D_0` is fitted again for every
-block. At a fixed penalty the left-out error is linear in the targets, so with the errors of the
-regression for targets y and for targets x, that for :math:`y - D_0(b)\, x` is their difference.
+block. At a fixed penalty the error is linear in the targets, so with the errors of the regression
+for targets y and for targets x, that for :math:`y - D_0(b)\, x` is their difference.
 A gap leaves the signals around the block out of the fit too: b then names more rows than are
 judged. All this equals fitting anew without the block, to rounding.
 
@@ -71,7 +71,7 @@ def commutant_ridge(
     out_rep: Representation | None = None,
     block: int = 1,
     gap: int = 0,
-    strength: float | None = None,
+    penalty: float | None = None,
     standardize: str | None = None,
     mask: object = None,
     missing: float | None = None,
@@ -87,7 +87,7 @@ def commutant_ridge(
         out_rep: How it moves those of y; leave it out for an invariant map.
         block: Consecutive signals left out together.
         gap: Signals on either side of a block that are left out of the fit as well.
-        strength: Ridge penalty; ``None`` chooses by the leave-one-out error.
+        penalty: Ridge penalty; ``None`` chooses by the leave-one-out error.
         standardize: ``"node"`` for z-scores of every node, see
             :class:`gsym.risk.samples.Samples`.
         mask: Which entries were observed, boolean ``[s, n]`` or ``[s, n, c]``, or one for x and
@@ -118,7 +118,7 @@ def commutant_ridge(
         (True, torch.Size([50, 6, 1]))
     """
     data = Samples(x, y, block=block, gap=gap, standardize=standardize, mask=mask, missing=missing)
-    return fit_group(data, group, strength=strength, reps=check_reps(data, group, in_rep, out_rep))
+    return fit_group(data, group, penalty=penalty, reps=check_reps(data, group, in_rep, out_rep))
 
 
 # How a group moves the channels of inputs and of targets; None: those of targets stay.
@@ -129,17 +129,17 @@ def fit_group(
     data: Samples,
     group: PermutationGroup | Partition,
     *,
-    strength: float | None = None,
+    penalty: float | None = None,
     reps: Reps | None = None,
 ) -> CommutantRidge:
     """:func:`commutant_ridge` on data and representations that have been checked."""
     clusters = as_clusters(group)
     if clusters.num_nodes != data.num_nodes:
         raise GroupError(f"the group acts on {clusters.num_nodes} nodes but x has {data.num_nodes}")
-    fit = fit_to_all(data, clusters, strength, reps)
-    parts = _parts(data) if strength is None or not data.is_plain else []
+    fit = fit_to_all(data, clusters, penalty, reps)
+    parts = _parts(data) if penalty is None or not data.is_plain else []
     if parts:
-        fit.judge(data, parts, [fit_to_all(part.train, clusters, strength, reps) for part in parts])
+        fit.judge(data, parts, [fit_to_all(part.train, clusters, penalty, reps) for part in parts])
     return fit
 
 
@@ -184,7 +184,7 @@ def _parts(data: Samples) -> list[_Part]:
 def fit_to_all(
     data: Samples,
     clusters: ClusterGroup,
-    strength: float | None = None,
+    penalty: float | None = None,
     reps: Reps | None = None,
 ) -> CommutantRidge:
     """The fit to all signals, whose leave-one-out errors are those of the closed form.
@@ -194,28 +194,28 @@ def fit_to_all(
     its end.
     """
     if reps is not None:
-        return _solve_represented(data.tied(*reps), clusters, strength, reps)
-    fit = _solve_group(data, clusters, (strength, strength))
+        return _solve_represented(data.tied(*reps), clusters, penalty, reps)
+    fit = _solve_group(data, clusters, (penalty, penalty))
     if data.observed[1] is None:
         return fit
     for _ in range(_MOST_FILLS):
-        chosen = fit.strengths
+        chosen = fit.penalties
         for _ in range(_MOST_FILLS):
             data, moved = data.filled(fit.apply(data.x))
             fit = _solve_group(data, clusters, chosen)
             if moved < _FILLED:
                 break
-        fit = _solve_group(data, clusters, (strength, strength))
-        if fit.strengths == chosen:
+        fit = _solve_group(data, clusters, (penalty, penalty))
+        if fit.penalties == chosen:
             break
     return fit
 
 
 def _solve_group(
-    data: Samples, clusters: ClusterGroup, strengths: tuple[float | None, float | None]
+    data: Samples, clusters: ClusterGroup, penalties: tuple[float | None, float | None]
 ) -> CommutantRidge:
     """Regression of the means and of the own values, with a penalty each or the best."""
-    strength = strengths[0]
+    penalty = penalties[0]
     partition = clusters.partition
     order = partition.order.numpy()
     sizes = np.array(partition.sizes)
@@ -223,21 +223,21 @@ def _solve_group(
     root = np.sqrt(sizes)[:, None]
     u = np.add.reduceat(data.x[:, order], starts, axis=1) / root
     if data.invariant:
-        means: MeansRidge | TiedRidge = _invariant_ridge(u, data, clusters, strength)
+        means: MeansRidge | TiedRidge = _invariant_ridge(u, data, clusters, penalty)
         return CommutantRidge(data, clusters, means, None)
     v = np.add.reduceat(data.y[:, order], starts, axis=1) / root
     if clusters.swaps is None:
-        means = MeansRidge(u, v, data.left_out, strength, drift=data.drift)
+        means = MeansRidge(u, v, data.left_out, penalty, drift=data.drift)
     else:
         elements = _elements(clusters.swaps)
         if elements is not None:
-            means = _augmented_ridge(u, v, elements, data, strength)
+            means = _augmented_ridge(u, v, elements, data, penalty)
         else:
-            means = TiedRidge(u, v, clusters, data, strength)
+            means = TiedRidge(u, v, clusters, data, penalty)
     own = None
     if sizes.max() > 1:
         orbit = clusters.cluster_orbits().index.numpy()
-        own = OwnRidge(data, u, v, order, starts, sizes, orbit, strengths[1])
+        own = OwnRidge(data, u, v, order, starts, sizes, orbit, penalties[1])
     return CommutantRidge(data, clusters, means, own)
 
 
@@ -287,7 +287,7 @@ def check_reps(
 
 
 def _solve_represented(
-    data: Samples, clusters: ClusterGroup, strength: float | None, reps: Reps
+    data: Samples, clusters: ClusterGroup, penalty: float | None, reps: Reps
 ) -> CommutantRidge:
     """The regression of all images of the signals under a group that moves channels as well."""
     moves_in, moves_out = moves_of(*reps)
@@ -300,7 +300,7 @@ def _solve_represented(
         features,
         targets.reshape(rows * m, *data.y.shape[1:]),
         data.left_out,
-        strength,
+        penalty,
         copies=m,
         drift=None if data.invariant else data.drift,
     )
@@ -342,13 +342,13 @@ class CommutantRidge:
 
     Attributes:
         group: The group.
-        errors: Left-out squared error per number to predict, ``[blocks]``; where targets are
+        errors: Leave-one-out squared error per number to predict, ``[blocks]``; where targets are
             missing, scaled so that their mean is the risk, and ``nan`` where none was observed.
         jackknife: Risk of the group without each of several parts of the signals, from which the
             standard error of the risk follows where signals are few; empty otherwise.
-        noise: Estimate of the error of the best map in the commutant, same unit: the training
-            error over the residual degrees of freedom.
-        degrees: Effective number of free weights of the fit.
+        residual_variance: Estimated error of the best map in the commutant, same unit: the
+            training error over the residual degrees of freedom.
+        degrees_of_freedom: Effective degrees of freedom of the fit.
     """
 
     def __init__(
@@ -367,12 +367,16 @@ class CommutantRidge:
         self._totals = means.errors if own is None else means.errors + own.errors
         self._per_block = (data.left_out.stops - data.left_out.starts) * data.num_entries
         self.errors: NDArray = self._totals / self._per_block
-        noise = means.noise + (0.0 if own is None else own.noise)
+        noise = means.residual_variance + (0.0 if own is None else own.residual_variance)
         # What the shared map has fitted is not free either.
         free = max(1 - data.own_degrees / (data.num_signals * data.num_entries), 0.05)
         seen = data.observed[1]
-        self.noise = float(noise / data.num_entries / free / (1 if seen is None else seen.mean()))
-        self.degrees = float(means.degrees + (0.0 if own is None else own.degrees))
+        self.residual_variance = float(
+            noise / data.num_entries / free / (1 if seen is None else seen.mean())
+        )
+        self.degrees_of_freedom = float(
+            means.degrees_of_freedom + (0.0 if own is None else own.degrees_of_freedom)
+        )
 
     def judge(self, data: Samples, parts: Sequence[_Part], fits: Sequence[CommutantRidge]) -> None:
         """Take the errors of blocks from fits to other signals."""
@@ -395,7 +399,7 @@ class CommutantRidge:
 
     @property
     def risk(self) -> float:
-        """Left-out squared error per number to predict: the mean of all signals."""
+        """Leave-one-out squared error per number to predict: the mean of all signals."""
         return float(self._totals.sum() / self._per_block.sum())
 
     @property
@@ -404,9 +408,9 @@ class CommutantRidge:
         return self._scale[1]
 
     @property
-    def strengths(self) -> tuple[float, float | None]:
-        """Weight of the penalty for the means and for the own values."""
-        return self._means.strength, None if self._own is None else self._own.strength
+    def penalties(self) -> tuple[float, float | None]:
+        """Ridge penalty for the means and for the own values."""
+        return self._means.penalty, None if self._own is None else self._own.penalty
 
     @cached_property
     def weight_own(self) -> NDArray:
@@ -491,7 +495,8 @@ class CommutantRidge:
         return y
 
     def __repr__(self) -> str:
-        return f"CommutantRidge({self.group}: risk {self.risk:.4g}, {self.degrees:.1f} degrees)"
+        free = f"{self.degrees_of_freedom:.1f} degrees of freedom"
+        return f"CommutantRidge({self.group}: risk {self.risk:.4g}, {free})"
 
 
 def _elements(swaps: PermutationGroup) -> NDArray | None:
@@ -512,23 +517,23 @@ def _elements(swaps: PermutationGroup) -> NDArray | None:
 
 
 def _augmented_ridge(
-    u: NDArray, v: NDArray, elements: NDArray, data: Samples, strength: float | None
+    u: NDArray, v: NDArray, elements: NDArray, data: Samples, penalty: float | None
 ) -> MeansRidge:
     """The regression of all images of the signals: its solution is tied by uniqueness."""
     m = len(elements)
     features = u[:, elements].reshape(len(u) * m, *u.shape[1:])
     targets = v[:, elements].reshape(len(v) * m, *v.shape[1:])
-    return MeansRidge(features, targets, data.left_out, strength, copies=m, drift=data.drift)
+    return MeansRidge(features, targets, data.left_out, penalty, copies=m, drift=data.drift)
 
 
 def _invariant_ridge(
-    u: NDArray, data: Samples, clusters: ClusterGroup, strength: float | None
+    u: NDArray, data: Samples, clusters: ClusterGroup, penalty: float | None
 ) -> MeansRidge | TiedRidge:
     """One number per signal from the means, summed over orbits of clusters."""
     orbit = clusters.cluster_orbits().index.numpy()
     count = np.bincount(orbit)
     pooled = sum_rows(u, orbit, len(count)) / np.sqrt(count)[:, None]
-    ridge = MeansRidge(pooled, data.y, data.left_out, strength)
+    ridge = MeansRidge(pooled, data.y, data.left_out, penalty)
     if len(count) == len(orbit):
         return ridge
     return SpreadRidge(ridge, orbit, np.sqrt(count), u.shape[2])

@@ -75,7 +75,7 @@ def simulate(theta, partition, signals, noise, covariance, draws, rng):
         x = rng.standard_normal((signals, n)) @ root.T
         y = x @ theta.T + noise * rng.standard_normal(x.shape)
         # The weak penalty stands for least squares.
-        fit = commutant_ridge(x, y, partition, strength=1e-7)
+        fit = commutant_ridge(x, y, partition, penalty=1e-7)
         zero = fit.predict(np.zeros((1, n))).numpy()[0, :, 0]
         eye = fit.predict(np.eye(n)).numpy()[..., 0] - zero
         off = eye.T - theta

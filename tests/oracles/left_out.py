@@ -81,7 +81,7 @@ def table_of_errors(group, clusters, x, y, penalties, block, gap):
     return out
 
 
-def left_out_errors(group, x, y, *, block=1, gap=0, strength=None, clusters=None):
+def left_out_errors(group, x, y, *, block=1, gap=0, penalty=None, clusters=None):
     """Mean squared error of each block under a fit that has not seen it or the gap around it.
 
     Args:
@@ -90,14 +90,14 @@ def left_out_errors(group, x, y, *, block=1, gap=0, strength=None, clusters=None
         y: Targets.
         block: Signals judged together.
         gap: Signals left out around them.
-        strength: Penalty; ``None`` chooses one for means and one for deviations, for each block
+        penalty: Of the ridge; ``None`` chooses one for means and one for deviations, for each block
             that which suits the others.
         clusters: The same group with its clusters, which say what are means and deviations.
     """
     clusters = as_clusters(group) if clusters is None else as_clusters(clusters)
     entries = np.array([len(b) for b, _ in windows(len(x), block, gap)]) * y[0].size
-    if strength is not None:
-        return table_of_errors(group, clusters, x, y, [strength], block, gap).sum((0, 1)) / entries
+    if penalty is not None:
+        return table_of_errors(group, clusters, x, y, [penalty], block, gap).sum((0, 1)) / entries
     P = pool(clusters)
     k = round(float(np.trace(P)))
     m = np.einsum("ij,sjc->sic", P, x)

@@ -173,13 +173,13 @@ class TestBaselinesAndGaps:
         x, y = draw(signals=40)
         seen = np.random.default_rng(1).random(y.shape) > 0.3
         both = (np.ones_like(seen), seen)
-        fit = commutant_ridge(x, np.where(seen, y, np.nan), LEVELS[3], mask=both, strength=1e-6)
+        fit = commutant_ridge(x, np.where(seen, y, np.nan), LEVELS[3], mask=both, penalty=1e-6)
         # S_n has an own-value weight, a weight of the mean and a constant.
         features = np.stack([x, np.repeat(x.mean(1, keepdims=True), 24, 1), np.ones_like(x)], -1)
         weight = np.linalg.lstsq(features[seen], y[seen])[0]
         assert np.abs(fit.predict(x).numpy()[..., 0] - features @ weight).max() < 0.02
         # What is hidden has no say.
-        again = commutant_ridge(x, np.where(seen, y, 99.0), LEVELS[3], mask=both, strength=1e-6)
+        again = commutant_ridge(x, np.where(seen, y, 99.0), LEVELS[3], mask=both, penalty=1e-6)
         assert again.risk == fit.risk
         complete = commutant_ridge(x, y, LEVELS[3]).risk
         assert fit.risk == pytest.approx(complete, rel=0.15)

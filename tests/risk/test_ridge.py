@@ -42,8 +42,8 @@ SHAPES = [(9, 1, 1, 1, 0), (7, 2, 3, 1, 0), (11, 2, 1, 3, 0), (12, 3, 2, 2, 1), 
 @pytest.mark.parametrize(("signals", "c_in", "c_out", "block", "gap"), SHAPES)
 def test_left_out_errors_are_those_of_refits(group, signals, c_in, c_out, block, gap):
     x, y = draw(signals, c_in, c_out)
-    fit = commutant_ridge(x, y, group, block=block, gap=gap, strength=0.7)
-    expected = left_out_errors(oracle(group), x, y, block=block, gap=gap, strength=0.7)
+    fit = commutant_ridge(x, y, group, block=block, gap=gap, penalty=0.7)
+    expected = left_out_errors(oracle(group), x, y, block=block, gap=gap, penalty=0.7)
     assert np.abs(fit.errors - expected).max() < 1e-8
     weights = np.diff(np.append(np.arange(0, signals, block), signals))
     assert fit.risk == pytest.approx(np.average(expected, weights=weights), abs=1e-8)
@@ -88,8 +88,8 @@ def test_levels_of_a_hierarchy_that_was_built_from_the_signals():
     x, y = rng.standard_normal((14, 8, 2)), rng.standard_normal((14, 8, 1))
     h = Hierarchy.from_merges(8, *merge_by_risk(x, y))
     for k in h.levels:
-        fit = commutant_ridge(x, y, h[k], strength=0.4)
-        expected = left_out_errors(oracle(ClusterGroup(h[k])), x, y, strength=0.4)
+        fit = commutant_ridge(x, y, h[k], penalty=0.4)
+        expected = left_out_errors(oracle(ClusterGroup(h[k])), x, y, penalty=0.4)
         assert np.abs(fit.errors - expected).max() < 1e-8
 
 
@@ -130,8 +130,8 @@ def test_a_gap_takes_the_neighbours_out():
     # Every signal comes three times: with neighbours in the fit each has seen its copies.
     x, y = (np.repeat(v, 3, axis=0) for v in draw(20, 1, 1))
     group = PermutationGroup.trivial(6)
-    alone = commutant_ridge(x, y, group, strength=1e-3)
-    apart = commutant_ridge(x, y, group, gap=2, strength=1e-3)
+    alone = commutant_ridge(x, y, group, penalty=1e-3)
+    apart = commutant_ridge(x, y, group, gap=2, penalty=1e-3)
     assert alone.risk < 0.6 * apart.risk
     with pytest.raises(ValueError, match="leave none of 60 signals to fit to"):
         commutant_ridge(x, y, group, gap=60)
@@ -142,21 +142,21 @@ def test_a_gap_takes_the_neighbours_out():
 def test_few_signals_and_many_channels():
     x, y = draw(4, 3, 2)
     group = GROUPS[0]
-    fit = commutant_ridge(x, y, group, strength=0.3)
-    assert np.abs(fit.errors - left_out_errors(group, x, y, strength=0.3)).max() < 1e-8
+    fit = commutant_ridge(x, y, group, penalty=0.3)
+    assert np.abs(fit.errors - left_out_errors(group, x, y, penalty=0.3)).max() < 1e-8
 
 
 @pytest.mark.parametrize("group", [GROUPS[2], GROUPS[3], GROUPS[4]], ids=str)
 def test_orbits_and_images_give_the_same_fit(group, monkeypatch):
     x, y = draw(12, 2, 2)
-    images = commutant_ridge(x, y, group, strength=0.5)
+    images = commutant_ridge(x, y, group, penalty=0.5)
     monkeypatch.setattr(module, "MAX_ELEMENTS", 1)
-    orbits = commutant_ridge(x, y, group, strength=0.5)
+    orbits = commutant_ridge(x, y, group, penalty=0.5)
     assert type(images._means) is not type(orbits._means)
     assert np.allclose(images.errors, orbits.errors, atol=1e-10)
     assert np.allclose(images.weight_means, orbits.weight_means, atol=1e-10)
     assert torch.allclose(images.predict(x), orbits.predict(x))
-    assert images.noise == pytest.approx(orbits.noise, rel=0.2)
+    assert images.residual_variance == pytest.approx(orbits.residual_variance, rel=0.2)
 
 
 def test_swaps_beyond_both_limits_are_refused():
@@ -184,7 +184,7 @@ class TestPredictor:
 
     def test_moves_under_a_permutation_outside(self, group):
         x, y = draw(20, 2, 1)
-        fit = commutant_ridge(x, y, group, strength=1e-3)
+        fit = commutant_ridge(x, y, group, penalty=1e-3)
         perms = (torch.tensor(p) for p in itertools.permutations(range(6)))
         perm = next((p for p in perms if not group.contains(p)), None)
         if perm is None:
@@ -230,7 +230,7 @@ def test_weights_are_those_of_an_orbit_linear():
 def test_one_number_per_signal(group):
     x, _ = draw(9, 2, 1)
     y = np.random.default_rng(1).standard_normal(9) + x.sum((1, 2))
-    fit = commutant_ridge(x, y, group, strength=0.7)
+    fit = commutant_ridge(x, y, group, penalty=0.7)
     nodes = group.node_orbits()
     centred, target = x - x.mean((0, 1)), y - y.mean()
     pool = np.stack([(nodes.index == o).double().numpy() for o in range(nodes.num_orbits)])
@@ -261,8 +261,8 @@ def test_noise_is_the_error_of_the_best_map():
     y = 2 * x + x.mean(1, keepdims=True) + 0.5 * rng.standard_normal(x.shape)
     for labels in ([0] * 6, [0, 0, 0, 1, 1, 1], list(range(6))):
         fit = commutant_ridge(x, y, Partition(labels))
-        assert fit.noise == pytest.approx(0.25, rel=0.06)
-        assert fit.risk > fit.noise
+        assert fit.residual_variance == pytest.approx(0.25, rel=0.06)
+        assert fit.risk > fit.residual_variance
 
 
 def test_data_are_left_alone():

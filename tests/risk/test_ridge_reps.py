@@ -38,7 +38,7 @@ def average(moves, values):
     return moves.images(flat).mean(1).reshape(values.shape)
 
 
-def oracle(reps, x, y, strength, block=1, gap=0):
+def oracle(reps, x, y, penalty, block=1, gap=0):
     """Errors of each block by regression in an orthonormal basis of the equivariant maps."""
     moves_in, moves_out = moves_of(*reps)
     p, q = x[0].size, y[0].size
@@ -66,8 +66,8 @@ def oracle(reps, x, y, strength, block=1, gap=0):
         ones = np.broadcast_to(constants.T, (len(x), *constants.T.shape))
         features = np.concatenate([features, ones], 2)
         a, z = features[kept].reshape(-1, features.shape[2]), rest[kept].reshape(-1)
-        penalty = np.diag(np.r_[np.full(len(basis), strength), np.zeros(len(constants))])
-        weight = np.linalg.solve(a.T @ a + penalty, a.T @ z)
+        added = np.diag(np.r_[np.full(len(basis), penalty), np.zeros(len(constants))])
+        weight = np.linalg.solve(a.T @ a + added, a.T @ z)
         out.append(((features[b] @ weight - rest[b]) ** 2).mean())
     return np.array(out)
 
@@ -78,7 +78,7 @@ def test_left_out_errors_are_those_of_refits(case, blocks):
     reps, (x, y) = CASES[case], draw(12)
     options = {"block": blocks[0], "gap": blocks[1]}
     fit = commutant_ridge(
-        x, y, reps[0].group, in_rep=reps[0], out_rep=reps[1], strength=0.7, **options
+        x, y, reps[0].group, in_rep=reps[0], out_rep=reps[1], penalty=0.7, **options
     )
     np.testing.assert_allclose(fit.errors, oracle(reps, x, y, 0.7, *blocks), atol=1e-8)
 

@@ -56,7 +56,7 @@ def _evaluate(entry: Entry, data: ChoiceData) -> Candidate:
         fit.errors,
         score=fit.risk,
         jackknife=fit.jackknife,
-        residual_variance=fit.noise,
+        residual_variance=fit.residual_variance,
         matrix=fit.matrix if small and not data.samples.invariant else None,
         in_rep=in_rep,
         out_rep=out_rep,
