@@ -751,26 +751,38 @@ def primitives() -> Iterator[Bad]:
         "tiles",
     )
     matrix, bias = torch.ones(6, 4), torch.ones(2, 2)
-    sizes = {
-        "empty cluster": torch.tensor([4.0, 0.0]),
-        "another sum": torch.tensor([2.0, 3.0]),
-        "negative": torch.tensor([6.0, -2.0]),
-        "NaN": torch.tensor([2.0, NAN]),
-        "integers": torch.tensor([2, 2]),
-        "float16": torch.tensor([2.0, 2.0]).half(),
-        "two axes": torch.ones(2, 1),
-        "a list": [2.0, 2.0],
-        "none": None,
-        "three clusters": torch.tensor([2.0, 1.0, 1.0]),
-    }
-    for name, table in (("tiles", tiles), ("runs", None)):
-        yield from slot(
-            c,
-            f"cluster_linear sizes, {name}",
-            lambda v, t=table: kernels.cluster_linear(x, weight, matrix, bias, v, t),
-            sizes,
-            "sizes|weight|cluster",
-        )
+    labels = torch.tensor([0, 0, 1, 1])
+    yield from slot(
+        c,
+        "Clusters labels",
+        lambda v: kernels.Clusters(v, 2, 3, 2),
+        {
+            "empty cluster": torch.zeros(4, dtype=torch.int64),
+            "negative": labels - 1,
+            "too large": labels + 1,
+            "fractions": labels.double(),
+            "two axes": labels[None],
+            "a list": labels.tolist(),
+            "none": None,
+            "on meta": labels.to("meta"),
+        },
+        "index|cluster",
+    )
+    rows = kernels.Clusters(labels, 2, 3, 2)
+    yield from slot(
+        c,
+        "cluster_linear clusters",
+        lambda v: kernels.cluster_linear(x, weight, matrix, bias, v),
+        {
+            "sizes": torch.tensor([2.0, 2.0]),
+            "tiles": tiles,
+            "none": None,
+            "another number of rows": kernels.Clusters(torch.tensor([0, 0, 1]), 2, 3, 2),
+            "three clusters": kernels.Clusters(torch.tensor([0, 1, 2, 2]), 3, 3, 2),
+            "on meta": rows.to("meta"),
+        },
+        "weight|cluster|index",
+    )
     order = torch.tensor([1, 0, 2, 3])
     orders = {
         "none": None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym.kernels import Clusters, Tiles
 
 
 def random_cluster_group(seed: int, max_nodes: int = 40) -> ClusterGroup:
@@ -68,3 +69,19 @@ def load_golden() -> dict[str, Tensor]:
         pytest.skip("no golden values; set GSYM_GOLDEN to the path of gnet_golden.npz")
     with np.load(path, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def make_clusters(
+    labels: Tensor, num_clusters: int, widths: tuple[int, int], *, runs: bool
+) -> Clusters:
+    """Clusters that are taken as runs of sorted rows, or as tiles, whatever suits them."""
+    chosen = Clusters(labels, num_clusters, *widths)
+    tables = Clusters(labels, num_clusters, 1, 1) if runs else chosen
+    if not runs and chosen._tiles is None:
+        tiles = Tiles(chosen.segments, *widths)
+        changed = {"_tiles": tiles, "_tile_tables": tiles._all_tables()}
+    else:
+        changed = {"_tiles": None, "_tile_tables": []} if runs else {}
+    forced: Clusters = object.__new__(Clusters)
+    forced._fill(**vars(tables) | changed | {"has_runs": runs})
+    return forced

@@ -9,7 +9,7 @@ import random
 import torch
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, ops
+from gsym.kernels import Clusters, Segments, Tiles, ops
 from gsym.kernels.cpp import library as cpp_library
 from gsym.kernels.subgraphs import Subgraphs
 from gsym.nn._norm import ELUGraphNorm
@@ -186,14 +186,12 @@ def clusters(draw):
         sizes[draw.randrange(k)] = 2000
     index = torch.repeat_interleave(torch.arange(k), sizes)
     index = index[torch.randperm(index.numel(), generator=draw.torch)]
-    segments = Segments.from_index(index, k)
-    segments = widened(segments) if draw.coin(0.3) else segments
     ins, outs = draw.width(), draw.width()
+    tied = Clusters(index, k, ins, outs)
     x = draw.numbers(*draw.batch(), index.numel(), ins)
     weight = draw.numbers(draw.choice([1, k]), ins, outs)
     matrix, bias = draw.numbers(k * ins, k * outs), draw.numbers(k, outs)
-    tiles = Tiles(segments, ins, outs)
-    agree(ops.cluster_linear, x, weight, matrix, bias, sizes.to(draw.dtype), tiles)
+    agree(kernels.cluster_linear, x, weight, matrix, bias, tied, draw.coin(0.3))
 
 
 def nodes(draw):

@@ -1,9 +1,10 @@
 """The stateless primitives that every layer is built on; they see tensors only."""
 
 from gsym.kernels._backends import backend, trace
+from gsym.kernels._cluster_ops import cluster_linear, takes_sorted
 from gsym.kernels._subgraph_ops import subgraph_linear
+from gsym.kernels.clusters import Clusters
 from gsym.kernels.ops import (
-    cluster_linear,
     edge_mlp_sum,
     gather_segment_sum,
     grouped_linear,
@@ -19,6 +20,7 @@ from gsym.kernels.ops import (
 from gsym.kernels.segments import Segments, Tiles
 
 __all__ = [
+    "Clusters",
     "Segments",
     "Tiles",
     "backend",
@@ -35,5 +37,6 @@ __all__ = [
     "segment_mean",
     "segment_sum",
     "subgraph_linear",
+    "takes_sorted",
     "trace",
 ]

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gsym.kernels._transforms import are_plain, is_transformed, looks_inside
+from gsym.kernels._transforms import is_eager, is_transformed, looks_inside
 
 _CONTIGUOUS = torch.contiguous_format
 _Keys, _Key = torch._C.DispatchKeySet, torch._C.DispatchKey
 _AUTOGRAD = _Keys(_Key.AutogradFunctionality) | _Keys(_Key.ADInplaceOrView)
 
 Compute = Callable[..., Any]
+Grads = Sequence[Tensor | None]
+
+
+class Context(Protocol):
+    """What the gradient of an operator is given of its call."""
+
+    saved_tensors: tuple[Any, ...]  # what it keeps, by default the tensors
+    rest: Sequence[Any]  # the arguments behind the tensors
+    dtype: torch.dtype  # of the first tensor
+    needs_input_grad: Sequence[bool]
 
 
 class Operator:
@@ -48,22 +58,23 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.registered(*args)
-        tensors, _ = self._split(args)
-        given = [x for x in tensors if x is not None]
-        if not looks_inside() and are_plain(*given):
+        tensors = args[0] if self._inputs is None else args[: self._inputs]
+        if is_eager(*tensors):
             return self.eager(*args)
-        if self._plain is not None and is_transformed(*given):
+        if self._plain is not None and is_transformed(*tensors):
             return self._plain(*args)
         return self.registered(*args)
 
     def eager(self, *args: Any) -> Any:
         """As a call, by who knows that nobody looks for operators."""
         if self._function is not None and torch.is_grad_enabled():
-            tensors, rest = self._split(args)
+            n = self._inputs
+            tensors, rest = (args[0], args[1:]) if n is None else (args[:n], args[n:])
             for x in tensors:
                 if x is not None and x.requires_grad:
                     return self._function.apply(*tensors, rest)
-        return self._below(args)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOGRAD):
+            return self.compute(*args)
 
     def fake(self, shapes: Compute) -> Compute:
         """Register what makes results without numbers, for tensors without numbers."""
@@ -75,21 +86,23 @@ class Operator:
         self._plain = function
         return function
 
-    def gradient(self, keep: Callable[[Sequence[Any], Any], Sequence[Any]]) -> Any:
+    def gradient(
+        self, keep: Callable[[Sequence[Any], Any], Sequence[Any]] | None = None
+    ) -> Callable[[Compute], Compute]:
         """Register a function ``backward(ctx, *grads)``, which returns one gradient per tensor.
 
-        It runs without autocast. Its ``ctx`` has ``saved_tensors``; ``rest``, the arguments behind
-        the tensors; ``dtype``, that of the first tensor; and ``needs_input_grad``.
+        It runs without autocast; ``ctx`` is a :class:`Context`.
 
         Args:
-            keep: Of the tensors and the results, what ``backward`` will be given.
+            keep: Of the tensors and the results, what ``backward`` will be given; by default the
+                tensors.
         """
 
         def register(backward: Compute) -> Compute:
             def save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
                 tensors, ctx.rest = self._split(inputs)
                 ctx.dtype = tensors[0].dtype
-                ctx.save_for_backward(*keep(tensors, output))
+                ctx.save_for_backward(*(keep(tensors, output) if keep else tensors))
 
             pull = without_autocast(backward)
 
@@ -104,9 +117,11 @@ class Operator:
                 def forward(ctx: Any, *args: Any) -> Any:
                     *tensors, ctx.rest = args
                     given = (tensors,) if self._inputs is None else tensors
-                    output = self._below((*given, *ctx.rest))
+                    # Autograd sees neither views nor what is written in place.
+                    with torch._C._ExcludeDispatchKeyGuard(_AUTOGRAD):
+                        output = self.compute(*given, *ctx.rest)
                     ctx.dtype = tensors[0].dtype
-                    ctx.save_for_backward(*keep(tensors, output))
+                    ctx.save_for_backward(*(keep(tensors, output) if keep else tensors))
                     return output
 
                 @staticmethod
@@ -124,11 +139,6 @@ class Operator:
         if self._inputs is None:
             return args[0], args[1:]
         return args[: self._inputs], args[self._inputs :]
-
-    def _below(self, args: Sequence[Any]) -> Any:
-        """Compute where autograd sees nothing, neither views nor what is written in place."""
-        with torch._C._ExcludeDispatchKeyGuard(_AUTOGRAD):
-            return self.compute(*args)
 
 
 def operator(inputs: int | None, *, parts: bool = False) -> Callable[[Compute], Operator]:
@@ -182,10 +192,11 @@ def _apart(compute: Compute) -> Compute:
 
     @wraps(compute)
     def call(*args: Any) -> Any:
-        results: Iterable[Tensor] = compute(*args)
-        return type(results)(  # type: ignore[call-arg]
+        results: list[Tensor] | tuple[Tensor, ...] = compute(*args)
+        apart = [
             x if x.untyped_storage().nbytes() == x.nbytes else x.clone(memory_format=_CONTIGUOUS)
             for x in results
-        )
+        ]
+        return apart if isinstance(results, list) else tuple(apart)
 
     return call

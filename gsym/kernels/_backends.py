@@ -9,15 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gsym.errors import BackendUnavailableError
 from gsym.kernels import cpp, native, reference
-from gsym.kernels._edges import EdgeStage
 from gsym.kernels.cpp import library
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -65,32 +64,39 @@ class Backend:
 
     Attributes:
         name: By which users ask for it.
-        loops: The module of the loops, imported when called for the first time. Besides loops it
-            has ``takes(op, *given, dtype=None)``: whether it computes an operator of these
-            tensors, or of ones of that type.
+        load: Imports the module of the loops, at first use. Besides loops it has ``takes(op,
+            *given, dtype=None)``: whether it computes an operator of these tensors, or of ones of
+            that type.
         lacks: Says what is needed to run here, or ``None`` where nothing is.
         devices: Types of devices that it runs on; all if there are none.
         primitives: What it offers; all if there are none.
         pools: Whether it sums a single segment itself. Otherwise torch does, and the gradient is
             a view.
+        sorts: Whether equal clusters are better sorted into runs than left where their rows lie.
     """
 
     name: str
-    loops: Callable[[], Any]
+    load: Callable[[], Any]
     lacks: Callable[[], str | None] = _nothing_lacks
     devices: Callable[[], tuple[str, ...]] = tuple
     primitives: tuple[str, ...] = ()
     pools: bool = True
+    sorts: bool = True
+
+    @cached_property
+    def loops(self) -> Any:
+        """The module of the loops."""
+        return self.load()
 
     def takes(self, op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:
         """Whether it computes an operator of what is given by loops of its own."""
-        loops = self.loops()
+        loops = self.loops
         return hasattr(loops, op) and loops.takes(op, *given, dtype=dtype)
 
 
 def loop(name: str, op: str, *given: Any, dtype: torch.dtype | None = None) -> Callable[..., Any]:
     """The loop of a back-end for an operator of what is given, or that of ``native``."""
-    loops = BACKENDS[name].loops()
+    loops = BACKENDS[name].loops
     own = getattr(loops, op, None)
     if own is not None and loops.takes(op, *given, dtype=dtype):
         return own
@@ -148,7 +154,7 @@ BACKENDS = {
     for backend in (
         Backend("reference", lambda: reference),
         Backend("native", lambda: native, pools=False),
-        Backend("cpp", lambda: cpp, _cpp_lacks, lambda: ("cpu",), pools=False),
+        Backend("cpp", lambda: cpp, _cpp_lacks, lambda: ("cpu",), pools=False, sorts=False),
         Backend(
             "torch_scatter",
             _torch_scatter,
@@ -172,7 +178,7 @@ class _State(threading.local):
     record: list[str] | None = None
 
 
-_state = _State()
+STATE = _State()
 
 
 @contextmanager
@@ -213,11 +219,11 @@ def backend(name: str) -> Iterator[None]:
     """
     if name != "auto":
         _named(name)
-    before, _state.default = _state.default, name
+    before, STATE.default = STATE.default, name
     try:
         yield
     finally:
-        _state.default = before
+        STATE.default = before
 
 
 @contextmanager
@@ -238,62 +244,46 @@ def trace() -> Iterator[list[str]]:
         ['native', 'reference']
     """
     ran: list[str] = []
-    before, _state.record = _state.record, ran
+    before, STATE.record = STATE.record, ran
     try:
         yield ran
     finally:
-        _state.record = before
+        STATE.record = before
 
 
-def choose(name: str, op: str, x: Tensor | EdgeStage) -> Backend:
-    """The back-end of a primitive ``op`` of ``x``, ``"auto"`` being the default in force."""
-    if name == "auto" and _state.default == _AUTO == "auto":
-        return BACKENDS[_fastest(x)]
-    chosen = _named(chosen_name(x) if name == "auto" else name)
+def choose(name: str, op: str, kind: str) -> Backend:
+    """The back-end of a primitive on a kind of device, ``"auto"`` being the default in force."""
+    if name == "auto":
+        name = _AUTO if STATE.default == "auto" else STATE.default
+        if name == "auto":
+            if kind == "cuda" and _HAS_TRITON:
+                return BACKENDS["triton"]
+            return BACKENDS["cpp" if kind == "cpu" and library.is_usable() else "native"]
+    chosen = _named(name)
     if chosen.primitives and op not in chosen.primitives:
         raise BackendUnavailableError(
             f'the back-end "{chosen.name}" has no {op}, only reductions of segments; use '
             'backend="auto"'
         )
     devices = chosen.devices()
-    if devices and x.device.type not in devices:
+    if devices and kind not in devices:
         raise BackendUnavailableError(
             f'the back-end "{chosen.name}" runs on {_WHERE[devices[0]]}, but the tensors are on '
-            f'{x.device}; move them, or use backend="auto"'
+            f'{kind}; move them, or use backend="auto"'
         )
     return chosen
 
 
-def chosen_name(x: Tensor | EdgeStage) -> str:
-    """The back-end of a primitive of ``x`` that is not told otherwise."""
-    if _state.default != "auto":
-        return _state.default
-    return _fastest(x) if _AUTO == "auto" else _AUTO
-
-
-def record(name: str) -> None:
-    """Tell a trace, if there is one, which back-end is about to compute."""
-    if _state.record is not None:
-        _state.record.append(name)
-
-
 def tell(chosen: Backend, op: str, *given: Any, dtype: torch.dtype | None = None) -> None:
-    """Tell a trace, if there is one, of a call whose loops are those of ``native``."""
-    if _state.record is not None and not chosen.takes(op, *given, dtype=dtype):
+    """Tell a trace, which is under way, of a call whose loops are those of ``native``."""
+    if not chosen.takes(op, *given, dtype=dtype):
         in_plain_torch()
 
 
 def in_plain_torch() -> None:
     """Say that the call under way, of a back-end with code of its own, does without it."""
-    if _state.record:
-        _state.record[-1] = "native"
-
-
-def _fastest(x: Tensor | EdgeStage) -> str:
-    kind = x.device.type
-    if kind == "cuda" and _HAS_TRITON:
-        return "triton"
-    return "cpp" if kind == "cpu" and library.is_usable() else "native"
+    if STATE.record:
+        STATE.record[-1] = "native"
 
 
 def _named(name: str) -> Backend:

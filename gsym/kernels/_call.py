@@ -9,33 +9,38 @@ import torch
 from torch import Tensor
 
 from gsym.kernels import _plain, reference
-from gsym.kernels._backends import choose, record
+from gsym.kernels._backends import STATE, choose
 from gsym.kernels._edges import EdgeStage
 from gsym.kernels._transforms import looks_inside
 from gsym.kernels.segments import Segments, Tiles
 
+_TABLES = (Segments, Tiles)
 
-def run(primitive: Callable[..., Any], backend: str, x: Any, *args: Any) -> Any:
+
+def run(primitive: Callable[..., Any], backend: str, alike: bool, x: Any, *args: Any) -> Any:
     """Call a primitive of operators on the back-end that is named, or what stands for it.
 
     Autocast is off inside: a primitive computes in the type that it is given.
+
+    Args:
+        primitive: One of :mod:`gsym.kernels._primitives`.
+        backend: Its name, or ``"auto"``.
+        alike: Whether the operands passed :func:`are_alike` and no index is a traced one.
+        x: The first operand.
+        *args: The others.
     """
-    op = primitive.__name__
-    chosen = choose(backend, op, x)
-    options: dict[str, Any] = {}
-    call = primitive
-    if chosen.name == "reference":
-        record(chosen.name)
-        call = getattr(reference, op) if isinstance(x, Tensor) else _define_edges
-    elif looks_inside() or any(map(_is_traced, args)):
-        record("native")
-        call = getattr(_plain, op)
-    else:
-        record(chosen.name)
-        options["backend"] = chosen
-    if not torch.is_autocast_enabled(x.device.type):
+    op, kind = primitive.__name__, x.device.type
+    chosen = choose(backend, op, kind)
+    name, call, options = chosen.name, primitive, {"backend": chosen}
+    if name == "reference":
+        call, options = getattr(reference, op) if isinstance(x, Tensor) else _define_edges, {}
+    elif not alike and (looks_inside() or _are_traced(args)):
+        name, call, options = "native", getattr(_plain, op), {}
+    if STATE.record is not None:
+        STATE.record.append(name)
+    if alike or not torch.is_autocast_enabled(kind):
         return call(x, *args, **options)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(kind, enabled=False):
         return call(x, *args, **options)
 
 
@@ -43,5 +48,9 @@ def _define_edges(stage: EdgeStage, source: Segments, segments: Segments) -> Any
     return reference.edge_mlp_sum(source=source, segments=segments, **stage.arguments())
 
 
-def _is_traced(value: object) -> bool:
-    return isinstance(value, Segments | Tiles) and value.is_traced
+def _are_traced(args: tuple[object, ...]) -> bool:
+    """Whether an index is not known yet."""
+    for value in args:  # noqa: SIM110  a generator takes twice as long, at every call
+        if isinstance(value, _TABLES) and value.is_traced:
+            return True
+    return False

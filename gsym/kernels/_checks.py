@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.kernels._transforms import is_eager
+from gsym.kernels._transforms import are_alike
+from gsym.kernels.clusters import Clusters
 from gsym.kernels.segments import Segments, Tiles
 
 
-def named_parts(name: str, value: Any, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
+def named_parts(name: str, value: Any, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors that come in one argument, by their own names."""
     if not isinstance(value, tuple):
         raise TypeError(
             f"{name} must be a tuple of {len(parts)} tensors; got {type(value).__name__}"
@@ -20,7 +22,8 @@ def named_parts(name: str, value: Any, parts: tuple[str, ...]) -> dict[str, Tens
     if len(value) != len(parts):
         raise ValueError(f"{name} must be a tuple of {len(parts)} tensors; got {len(value)}")
     for part, tensor in zip(parts, value, strict=True):
-        check_tensor(part, tensor)
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            check_tensor(_SAID.get(part, part), tensor)
     return dict(zip(parts, value, strict=True))
 
 
@@ -48,83 +51,221 @@ def casts(x: Tensor) -> bool:
 
 
 def check_edges(
-    receiver: Tensor,
-    source: Segments,
-    segments: Segments,
-    pos: Tensor | None,
-    given: dict[str, Tensor],
-) -> None:
-    """Sizes of what :func:`edge_mlp_sum` takes."""
-    check_segments("sender", given["sender"], source)
+    tensors: dict[str, Tensor], source: Segments, segments: Segments
+) -> dict[str, Tensor]:
+    """What :func:`edge_mlp_sum` takes, by the names of :class:`EdgeStage`, in one type."""
+    receiver, pos = tensors["receiver"], tensors.get("pos")
+    check_segments("receiver", receiver, segments)
+    if pos is not None:
+        check_segments("pos", pos, segments)
+        if not casts(receiver):  # autocast leaves coordinates as they are
+            check_type("receiver", receiver, "pos", pos)
+    others = {name: x for name, x in tensors.items() if name not in ("receiver", "pos")}
+    values = in_one_type("receiver", receiver, {_SAID.get(n, n): x for n, x in others.items()})
+    tensors = tensors | dict(zip(("receiver", *others), values, strict=True))
+    receiver, sender = tensors["receiver"], tensors["sender"]
+    check_segments("sender", sender, source)
     check_pair(source, segments, "edges")
     if not (segments.is_sorted or segments.is_traced):
         raise ValueError(
             "edges must be sorted by receiver; sort them with segments.order, and edge_attr alike"
         )
-    if (pos is None) != ("distance" not in given):
+    if (pos is None) != ("distance" not in tensors):
         raise ValueError("pos and distance go together; give both or neither")
-    if pos is None and "coord" in given:
+    if pos is None and "coord" in tensors:
         raise ValueError("coord, which moves coordinates, needs pos")
-    batch, h, entries = receiver.shape[:-2], receiver.size(-1), segments._index.size(0)
+    batch, entries = receiver.shape[:-2], segments._index.size(0)
     if pos is not None:
         check_shape("pos", pos, (receiver.size(-2), pos.size(-1)), batch)
-    attributes = 0
-    if "edge_attr" in given:
-        attr = given["edge_attr"]
+    attr = tensors.get("attr")
+    if attr is not None:
         if attr.dim() < 2 or attr.size(-1) == 0:
             raise ValueError(
                 f"edge_attr must be [..., {entries}, a], a at least 1; got {list(attr.shape)}"
             )
-        attributes = attr.size(-1)
-        check_shape("edge_attr", attr, (entries, attributes), batch)
-    shapes = {
-        "sender": receiver.shape,
-        "weight": (h, h),
-        "bias": (h,),
-        "distance": (h,),
-        "the weight of edge_attr": (h, attributes),
-        "gate": (1, h),
-        "the bias of gate": (1,),
-        "coord": (h, h),
-        "the bias of coord": (h,),
-        "the last weight of coord": (1, h),
-    }
-    for name, shape in shapes.items():
-        if name in given:
-            check_shape(name, given[name], shape)
+        check_shape("edge_attr", attr, (entries, attr.size(-1)), batch)
+    check_shape("sender", sender, receiver.shape)
+    for name, shape in _shapes(tensors).items():
+        if name in tensors:
+            check_shape(_SAID.get(name, name), tensors[name], shape)
+    return tensors
 
 
-def check_sizes(x: Tensor, sizes: Tensor, tiles: Tiles | None) -> None:
-    """What :func:`cluster_linear` takes for its clusters."""
-    check_free_rows(x)
-    check_device("x", x, "sizes", sizes)
-    if not sizes.is_floating_point() or sizes.dtype.itemsize < 4:
-        raise TypeError(f"sizes must be torch.float32 or torch.float64; got {sizes.dtype}")
-    if sizes.dim() != 1:
-        raise ValueError(f"sizes must be [k]; got {list(sizes.shape)}")
-    count = sizes.size(0)
-    if tiles is not None:
-        check_tiles(tiles)
-        check_rows("x", x, tiles.segments)
-        check_shape("sizes", sizes, (tiles.segments._count,))
-        if tiles.is_traced:
-            return
-        right, empty = tiles._sizes, tiles._has_empty
-    elif count == 0 or x.size(-2) % count:
-        raise ValueError(
-            f"without tiles the {x.size(-2)} rows of x must be equal runs, one for each of "
-            f"{count} sizes; give tiles"
-        )
+def fits_edges(tensors: dict[str, Tensor], source: Segments, segments: Segments) -> bool:
+    """Whether operands that are alike have the shapes of :func:`check_edges`."""
+    if not type(source) is type(segments) is Segments or not segments.is_sorted:
+        return False
+    receiver, pos, attr = tensors["receiver"], tensors.get("pos"), tensors.get("attr")
+    if receiver.dim() < 2 or receiver.shape != tensors["sender"].shape:
+        return False
+    *batch, n, _ = receiver.shape
+    entries, device = segments._index.size(0), receiver.device
+    for index in (source, segments):
+        if index._pointers.size(0) != n + 1 or index._index.size(0) != entries:
+            return False
+        if index._index.device != device:
+            return False
+    if pos is None:
+        if "distance" in tensors or "coord" in tensors:
+            return False
     else:
-        size = x.size(-2) // count
-        right, empty = torch.full_like(sizes, size, dtype=torch.float64), size == 0
-    if sizes.device.type != "cpu" or not is_eager(x, sizes):
-        return  # to look at values would wait for a device, or is not possible at all
-    if empty or not torch.equal(sizes.double(), right):
-        raise ValueError(
-            "sizes must count the rows of every cluster, and no cluster may be empty; got "
-            f"{sizes.tolist()[:8]} for {right.long().tolist()[:8]} rows"
+        if "distance" not in tensors or pos.dim() < 2:
+            return False
+        own = n, pos.size(-1)
+        if pos.shape != own and pos.shape != (*batch, *own):
+            return False
+    if attr is not None:
+        if attr.dim() < 2 or attr.size(-1) == 0:
+            return False
+        own = entries, attr.size(-1)
+        if attr.shape != own and attr.shape != (*batch, *own):
+            return False
+    for name, shape in _shapes(tensors).items():
+        x = tensors.get(name)
+        if x is not None and x.shape != shape:
+            return False
+    return True
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of an edge stage."""
+    h, attr = tensors["receiver"].size(-1), tensors.get("attr")
+    square, vector, row = (h, h), (h,), (1, h)
+    return {
+        "weight": square,
+        "bias": vector,
+        "distance": vector,
+        "attr_weight": (h, 0 if attr is None else attr.size(-1)),
+        "gate": row,
+        "gate_bias": (1,),
+        "coord": square,
+        "coord_bias": vector,
+        "coord_last": row,
+    }
+
+
+# How messages name the tensors that come in one argument.
+_SAID = {
+    "attr": "edge_attr",
+    "attr_weight": "the weight of edge_attr",
+    "gate_bias": "the bias of gate",
+    "coord_bias": "the bias of coord",
+    "coord_last": "the last weight of coord",
+}
+
+
+def check_clusters(x: Tensor, clusters: Clusters) -> None:
+    """The rows of clusters, and whether these are some."""
+    check_free_rows(x)
+    if not isinstance(clusters, Clusters):
+        raise TypeError(
+            f"clusters must be Clusters; got {type(clusters).__name__}; make them with "
+            "Clusters(labels, num_clusters, in_channels, out_channels)"
         )
+    why = "the clusters have one label per row"
+    check_size("x", x, clusters.num_rows, why, clusters.segments)
+
+
+def fits_rows(x: Tensor, segments: Segments) -> bool:
+    """Whether there is one row per entry of an index that is no traced one."""
+    if type(segments) is not Segments or x.dim() < 2:
+        return False
+    index = segments._index
+    return x.size(-2) == index.size(0) and index.device == x.device
+
+
+def fits_segments(y: Tensor, segments: Segments) -> bool:
+    """Whether there is one row per segment of an index that is no traced one."""
+    if type(segments) is not Segments or y.dim() < 2:
+        return False
+    return y.size(-2) == segments._pointers.size(0) - 1 and segments._index.device == y.device
+
+
+def fits_entries(x: Tensor, source: Segments, segments: Segments, weight: Tensor | None) -> bool:
+    """Whether a sparse matrix of entries that are alike has the columns of ``x``."""
+    if not fits_segments(x, source) or type(segments) is not Segments:
+        return False
+    entries = segments._index.size(0)
+    if source._index.size(0) != entries or segments._index.device != x.device:
+        return False
+    return weight is None or weight.shape == (entries,) or weight.shape == (*x.shape[:-2], entries)
+
+
+def fits_matrices(
+    x: Tensor, weight: Tensor, shared: Tensor | None, count: int, batch: tuple[int, ...]
+) -> bool:
+    """Whether there is one matrix, or one for each of ``count`` groups of rows, and its row."""
+    if weight.dim() != 3 or weight.size(1) != x.size(-1) or weight.size(0) not in (1, count):
+        return False
+    own = count, weight.size(2)
+    return shared is None or shared.shape == own or shared.shape == (*batch, *own)
+
+
+def fits_clusters(
+    x: Tensor, weight: Tensor, matrix: Tensor | None, bias: Tensor, clusters: Clusters
+) -> bool:
+    """Whether operands that are alike have the shapes that :func:`cluster_linear` takes."""
+    if type(clusters) is not Clusters or x.dim() < 2 or weight.dim() != 3:
+        return False
+    count, (matrices, width, out) = clusters.num_clusters, weight.shape
+    if x.size(-2) != clusters.num_rows or x.size(-1) != width or x.device != clusters._order.device:
+        return False
+    if matrices not in (1, count):
+        return False
+    if matrix is not None and matrix.shape != (count * width, count * out):
+        return False
+    return bias.shape == (count, out) or (
+        matrix is None and bias.shape == (*x.shape[:-2], count, out)
+    )
+
+
+def fits_mlp(x: Any, first: Any, last: Any, extra: Tensor | None) -> bool:
+    """Whether operands are alike and have the shapes that :func:`row_mlp` takes."""
+    if not (type(first) is type(last) is tuple and len(first) == len(last) == 2):
+        return False
+    weights = (*first, *last) if extra is None else (*first, *last, extra)
+    if not are_alike(x, *weights) or x.dim() < 2:
+        return False
+    width = x.size(-1)
+    if extra is not None:
+        if extra.shape[:-1] != x.shape[:-1]:
+            return False
+        width += extra.size(-1)
+    weight, bias, second, second_bias = weights[:4]
+    hidden, out = weight.size(-1), second.size(-1)
+    return (
+        weight.shape == (1, width, hidden)
+        and bias.shape == (1, hidden)
+        and second.shape == (1, hidden, out)
+        and second_bias.shape == (1, out)
+    )
+
+
+def check_mlp(x: Tensor, first: Any, last: Any, extra: Tensor | None) -> tuple[Any, ...]:
+    """What :func:`row_mlp` takes, in one type."""
+    check_free_rows(x)
+    operands: dict[str, Tensor | None] = {"extra": extra}
+    operands |= named_parts("first", first, ("first", "the bias of first"))
+    operands |= named_parts("last", last, ("last", "the bias of last"))
+    x, extra, *weights = in_one_type("x", x, operands)
+    width = x.size(-1)
+    if extra is not None:
+        if extra.shape[:-1] != x.shape[:-1]:
+            raise ValueError(
+                f"extra must have the rows of x, {list(x.shape[:-1])}; got {list(extra.shape)}"
+            )
+        width += extra.size(-1)
+    check_map("first", weights[0], weights[1], width)
+    check_map("last", weights[2], weights[3], weights[0].size(2))
+    return x, (weights[0], weights[1]), (weights[2], weights[3]), extra
+
+
+def fits_pair(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> bool:
+    """Whether operands that are alike have the shapes that :func:`linear_pair` takes."""
+    if x.dim() < 2 or weight.dim() != 3 or weight.shape != other.shape:
+        return False
+    out = weight.size(2)
+    return weight.shape == (1, x.size(-1), out) and bias.shape == (1, out)
 
 
 def check_map(name: str, weight: Tensor, bias: Tensor, width: int) -> None:

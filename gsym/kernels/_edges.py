@@ -67,6 +67,12 @@ class EdgeStage:
 
     def widened(self, kept: torch.dtype | None = None) -> dict[str, Tensor]:
         """The tensors in float32 at least, lest squares overflow; all but ``pos`` may be kept."""
+        wide = self.tensors["receiver"].dtype
+        for x in self.tensors.values():
+            if x.dtype != wide or wide.itemsize < 4:
+                break
+        else:
+            return self.tensors
         types = [x.dtype for x in self.tensors.values()]
         wide = torch.float64 if torch.float64 in types else torch.float32
         return {

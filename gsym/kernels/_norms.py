@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from gsym.kernels._autograd import derive
-from gsym.kernels._backends import chosen_name
+from gsym.kernels._backends import choose
 from gsym.kernels._transforms import is_eager, is_transformed
-from gsym.kernels.cpp.library import NUMBER_TYPES, call, check_sizes, library, pointer
+from gsym.kernels.cpp.library import (
+    NUMBER_TYPES,
+    addresses,
+    call,
+    check_sizes,
+    library,
+)
 from gsym.kernels.native.memory import new_empty
 from gsym.kernels.segments import Segments
 
@@ -51,7 +57,9 @@ def elu_norm(
 
 def _takes(tensors: Sequence[Tensor], segments: Segments) -> bool:
     x = tensors[0]
-    if not is_eager(*tensors) or segments.is_traced or chosen_name(x) != "cpp":
+    if not is_eager(*tensors) or segments.is_traced:
+        return False
+    if choose("auto", "elu_norm", x.device.type).name != "cpp":
         return False
     if torch.is_autocast_enabled("cpu") or x.dtype not in NUMBER_TYPES or x.dim() != 2:
         return False
@@ -104,5 +112,9 @@ def _run(
     table = segments._pointers.long()
     sizes = rows, segments.num_segments, c, torch.get_num_threads()
     given = [table, x, *weights, *stored]
-    pointers = (c_void_p * len(results))(*map(pointer, results))
-    call(f"{name}_{NUMBER_TYPES[x.dtype]}", _Norm(*sizes, eps, *map(pointer, given)), pointers)
+    at = (c_void_p * len(results))(*addresses(results))
+    call(
+        f"{name}_{NUMBER_TYPES[x.dtype]}",
+        _Norm(*sizes, eps, *addresses(given)),
+        at,
+    )

@@ -3,7 +3,7 @@
 Raw loops of a back-end compute; see :class:`gsym.kernels._backends.Backend` for what they are
 given. Operators come in adjoint pairs, each the gradient of the other, which makes them
 differentiable to any order. Tables of an index come in one list: ``index, order, pointers`` of
-:class:`gsym.kernels.Segments`, or what :func:`links` and ``Tiles`` make.
+:class:`gsym.kernels.Segments`, their ``_links``, or the tables of ``Tiles``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gsym.kernels import _plain
-from gsym.kernels._autograd import derive, operator
+from gsym.kernels._autograd import Context, Grads, derive, operator
 from gsym.kernels._backends import BACKENDS, loop
 from gsym.kernels._edges import EdgeOptions, EdgeStage, EdgeTables
 from gsym.kernels._plain import accumulation_type
 from gsym.kernels.native.memory import take_rows
-from gsym.kernels.segments import Segments, TileTables
+from gsym.kernels.segments import TileTables
 
 
 def flat(x: Tensor) -> Tensor:
@@ -42,22 +42,25 @@ def _nothing(tensors: Any, output: Any) -> tuple[()]:
 def segment_sum(x: Tensor, tables: list[Tensor], wide: bool, backend: str) -> Tensor:
     """Sums of the rows of every segment, in the type of ``x`` or in that of sums."""
     dtype = accumulation_type(x.dtype) if wide else x.dtype
-    return _as(x, loop(backend, "segment_sum", x, dtype=dtype)(flat(x), *tables, dtype))
+    run = loop(backend, "segment_sum", x, dtype=dtype)
+    if x.dim() == 3:
+        return run(x, *tables, dtype)
+    return _as(x, run(flat(x), *tables, dtype))
 
 
 @segment_sum.fake
-def _(x, tables, wide, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, tables: list[Tensor], wide: bool, backend: str) -> Tensor:
     dtype = accumulation_type(x.dtype) if wide else x.dtype
     return x.new_empty(*x.shape[:-2], tables[2].size(0) - 1, x.size(-1), dtype=dtype)
 
 
 @segment_sum.plain
-def _(x, tables, wide, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, tables: list[Tensor], wide: bool, backend: str) -> Tensor:
     return _plain.add(x, tables[0], tables[2].size(0) - 1, wide)
 
 
 @segment_sum.gradient(_nothing)
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     tables, _, backend = ctx.rest
     return (segment_gather(grad.to(ctx.dtype), tables, backend),)
 
@@ -69,17 +72,17 @@ def segment_gather(y: Tensor, tables: list[Tensor], backend: str) -> Tensor:
 
 
 @segment_gather.fake
-def _(y, tables, backend):  # type: ignore[no-untyped-def]
+def _(y: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return y.new_empty(*y.shape[:-2], tables[0].size(0), y.size(-1))
 
 
 @segment_gather.plain
-def _(y, tables, backend):  # type: ignore[no-untyped-def]
+def _(y: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return _plain.take(y, tables[0])
 
 
 @segment_gather.gradient(_nothing)
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     tables, backend = ctx.rest
     return (segment_sum(grad, tables, False, backend),)
 
@@ -91,12 +94,12 @@ def segment_max(x: Tensor, tables: list[Tensor], backend: str) -> Tensor:
 
 
 @segment_max.fake
-def _(x, tables, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return x.new_empty(*x.shape[:-2], tables[2].size(0) - 1, x.size(-1))
 
 
 @segment_max.gradient(lambda tensors, high: (*tensors, high))
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     return (tie_spread(grad, *ctx.saved_tensors, *ctx.rest),)
 
 
@@ -110,17 +113,17 @@ def tie_spread(g: Tensor, x: Tensor, y: Tensor, tables: list[Tensor], backend: s
 
 
 @tie_spread.fake
-def _(g, x, y, *tables):  # type: ignore[no-untyped-def]
+def _(g: Tensor, x: Tensor, y: Tensor, *tables: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @tie_spread.plain
-def _(g, x, y, tables, backend):  # type: ignore[no-untyped-def]
+def _(g: Tensor, x: Tensor, y: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return _plain.tie_spread(g, x, y, tables[0])
 
 
 @tie_spread.gradient(lambda tensors, output: tensors[1:])
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     return tie_mean(grad, *ctx.saved_tensors, *ctx.rest), None, None
 
 
@@ -133,17 +136,17 @@ def tie_mean(h: Tensor, x: Tensor, y: Tensor, tables: list[Tensor], backend: str
 
 
 @tie_mean.fake
-def _(h, x, y, *tables):  # type: ignore[no-untyped-def]
+def _(h: Tensor, x: Tensor, y: Tensor, *tables: object) -> Tensor:
     return y.new_empty(y.shape)
 
 
 @tie_mean.plain
-def _(h, x, y, tables, backend):  # type: ignore[no-untyped-def]
+def _(h: Tensor, x: Tensor, y: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return _plain.tie_mean(h, x, y, tables[0])
 
 
 @tie_mean.gradient(lambda tensors, output: tensors[1:])
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     return tie_spread(grad, *ctx.saved_tensors, *ctx.rest), None, None
 
 
@@ -154,30 +157,19 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 @permute_rows.fake
-def _(x, order, inverse):  # type: ignore[no-untyped-def]
+def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @permute_rows.plain
-def _(x, order, inverse):  # type: ignore[no-untyped-def]
+def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return _plain.take(x, order)
 
 
 @permute_rows.gradient(_nothing)
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     order, inverse = ctx.rest
     return (permute_rows(grad, inverse, order),)
-
-
-def links(source: Segments, segments: Segments) -> list[Tensor]:
-    """A sparse matrix by rows: columns, number, row pointers and row of every entry.
-
-    Then the same of its transpose.
-    """
-    return [
-        *(segments._columns(source), segments._order, segments._pointers, segments._index),
-        *(source._columns(segments), source._order, source._pointers, source._index),
-    ]
 
 
 def _transposed(tables: list[Tensor]) -> list[Tensor]:
@@ -191,17 +183,17 @@ def gather_sum(x: Tensor, weight: Tensor | None, tables: list[Tensor], backend: 
 
 
 @gather_sum.fake
-def _(x, weight, tables, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, weight: Tensor | None, tables: list[Tensor], backend: str) -> Tensor:
     return x.new_empty(x.size(0), tables[2].size(0) - 1, x.size(-1))
 
 
 @gather_sum.plain
-def _(x, weight, tables, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, weight: Tensor | None, tables: list[Tensor], backend: str) -> Tensor:
     return _plain.gather_sum(x, weight, *tables[:3])
 
 
-@gather_sum.gradient(lambda tensors, output: tensors)
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+@gather_sum.gradient()
+def _(ctx: Context, grad: Tensor) -> Grads:
     (x, weight), (tables, backend) = ctx.saved_tensors, ctx.rest
     by_x = by_weight = None
     if ctx.needs_input_grad[0]:
@@ -221,17 +213,17 @@ def gather_dot(y: Tensor, x: Tensor, tables: list[Tensor], backend: str) -> Tens
 
 
 @gather_dot.fake
-def _(y, x, tables, backend):  # type: ignore[no-untyped-def]
+def _(y: Tensor, x: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return x.new_empty(x.size(0), tables[0].size(0))
 
 
 @gather_dot.plain
-def _(y, x, tables, backend):  # type: ignore[no-untyped-def]
+def _(y: Tensor, x: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return _plain.gather_dot(y, x, *tables[:3])
 
 
-@gather_dot.gradient(lambda tensors, output: tensors)
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+@gather_dot.gradient()
+def _(ctx: Context, grad: Tensor) -> Grads:
     (y, x), (tables, backend) = ctx.saved_tensors, ctx.rest
     needs_y, needs_x, *_ = ctx.needs_input_grad
     return (
@@ -255,18 +247,25 @@ def indexed_linear(
 
 
 @indexed_linear.fake
-def _(x, weight, shared, *tables):  # type: ignore[no-untyped-def]
+def _(x: Tensor, weight: Tensor, shared: Tensor | None, *tables: object) -> Tensor:
     return x.new_empty(x.size(0), x.size(1), weight.size(-1))
 
 
 @indexed_linear.plain
-def _(x, weight, shared, tables, is_sorted, backend):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor,
+    weight: Tensor,
+    shared: Tensor | None,
+    tables: list[Tensor],
+    is_sorted: bool,
+    backend: str,
+) -> Tensor:
     tiles = TileTables(*tables)
     return _plain.tiled_linear(x, weight, shared, tiles.segment, tiles.rows, tiles.blocks)
 
 
 @indexed_linear.gradient(lambda tensors, output: tensors[:2])
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     (x, weight), (tables, _, backend) = ctx.saved_tensors, ctx.rest
     needs_x, needs_weight, needs_shared, *_ = ctx.needs_input_grad
     turned = weight.transpose(1, 2)
@@ -287,19 +286,19 @@ def indexed_outer(
 
 
 @indexed_outer.fake
-def _(x, y, tables, is_sorted, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, y: Tensor, tables: list[Tensor], is_sorted: bool, backend: str) -> Tensor:
     return x.new_empty(tables[-1].size(0) - 1, x.size(-1), y.size(-1))
 
 
 @indexed_outer.plain
-def _(x, y, tables, is_sorted, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, y: Tensor, tables: list[Tensor], is_sorted: bool, backend: str) -> Tensor:
     tiles = TileTables(*tables)
     count = tiles.pointers.size(0) - 1
     return _plain.tiled_outer(x, y, tiles.segment, tiles.rows, tiles.blocks, count)
 
 
-@indexed_outer.gradient(lambda tensors, output: tensors)
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+@indexed_outer.gradient()
+def _(ctx: Context, grad: Tensor) -> Grads:
     x, y = ctx.saved_tensors
     needs_x, needs_y, *_ = ctx.needs_input_grad
     return (
@@ -313,19 +312,19 @@ def row_mlp(tensors: list[Tensor], backend: str) -> Tensor:
     """Two linear maps of every row with SiLU between.
 
     Args:
-        tensors: ``x, first, its bias, last, its bias`` and, if there is something, ``beside``.
+        tensors: ``x, first, its bias, last, its bias`` and, if there is something, ``extra``.
         backend: One that takes them.
     """
-    return BACKENDS[backend].loops().row_mlp(tensors)
+    return BACKENDS[backend].loops.row_mlp(tensors)
 
 
 @row_mlp.fake
-def _(tensors, backend):  # type: ignore[no-untyped-def]
+def _(tensors: list[Tensor], backend: str) -> Tensor:
     return tensors[0].new_empty(*tensors[0].shape[:-1], tensors[4].size(-1))
 
 
-@row_mlp.gradient(lambda tensors, output: tensors)
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+@row_mlp.gradient()
+def _(ctx: Context, grad: Tensor) -> Grads:
     if torch.is_grad_enabled():
         return derive(compose_mlp, ctx.saved_tensors, [grad])
     return row_mlp_grads(grad, list(ctx.saved_tensors), *ctx.rest)
@@ -334,23 +333,23 @@ def _(ctx, grad):  # type: ignore[no-untyped-def]
 @operator(1, parts=True)
 def row_mlp_grads(grad: Tensor, tensors: list[Tensor], backend: str) -> list[Tensor]:
     """The gradient of every tensor of :func:`row_mlp`."""
-    return BACKENDS[backend].loops().row_mlp_grads(tensors, grad)
+    return BACKENDS[backend].loops.row_mlp_grads(tensors, grad)
 
 
 @row_mlp_grads.fake
-def _(grad, tensors, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, tensors: list[Tensor], backend: str) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in tensors]
 
 
 @row_mlp_grads.plain
-def _(grad, tensors, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, tensors: list[Tensor], backend: str) -> list[Tensor]:
     return derive(compose_mlp, tensors, [grad])
 
 
 def compose_mlp(tensors: Sequence[Tensor]) -> Tensor:
     """:func:`row_mlp` in operators of torch."""
-    x, first, first_bias, last, last_bias, *beside = tensors
-    parts = [x, *beside]
+    x, first, first_bias, last, last_bias, *extra = tensors
+    parts = [x, *extra]
     if x.dtype.itemsize < 4:
         parts = [torch.cat(parts, dim=-1)]  # their sum is rounded once
     # Else part by part, and in place where nothing is derived: the fresh pages of a joined tensor,
@@ -367,17 +366,17 @@ def compose_mlp(tensors: Sequence[Tensor]) -> Tensor:
 @operator(None)
 def linear_pair(tensors: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
     """Two linear maps of every row, of ``x, first, its bias, second``, by a back-end that can."""
-    return BACKENDS[backend].loops().linear_pair(tensors)
+    return BACKENDS[backend].loops.linear_pair(tensors)
 
 
 @linear_pair.fake
-def _(tensors, backend):  # type: ignore[no-untyped-def]
+def _(tensors: list[Tensor], backend: str) -> tuple[Tensor, ...]:
     x, bias = tensors[0], tensors[2]
     return tuple(x.new_empty(*x.shape[:-1], bias.size(-1)) for _ in range(2))
 
 
-@linear_pair.gradient(lambda tensors, output: tensors)
-def _(ctx, *grads):  # type: ignore[no-untyped-def]
+@linear_pair.gradient()
+def _(ctx: Context, *grads: Tensor) -> Grads:
     if torch.is_grad_enabled():
         return derive(compose_pair, ctx.saved_tensors, grads)
     return linear_pair_grads(*grads, list(ctx.saved_tensors), *ctx.rest)
@@ -388,16 +387,16 @@ def linear_pair_grads(
     by_y: Tensor, by_z: Tensor, tensors: list[Tensor], backend: str
 ) -> list[Tensor]:
     """The gradient of every tensor of :func:`linear_pair`."""
-    return BACKENDS[backend].loops().linear_pair_grads(tensors, by_y, by_z)
+    return BACKENDS[backend].loops.linear_pair_grads(tensors, by_y, by_z)
 
 
 @linear_pair_grads.fake
-def _(by_y, by_z, tensors, backend):  # type: ignore[no-untyped-def]
+def _(by_y: Tensor, by_z: Tensor, tensors: list[Tensor], backend: str) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in tensors]
 
 
 @linear_pair_grads.plain
-def _(by_y, by_z, tensors, backend):  # type: ignore[no-untyped-def]
+def _(by_y: Tensor, by_z: Tensor, tensors: list[Tensor], backend: str) -> list[Tensor]:
     return derive(compose_pair, tensors, [by_y, by_z])
 
 
@@ -437,12 +436,12 @@ def edge_mlp_sum(
         backend: One that takes them.
     """
     stage = _stage(tensors, names, normalize, tanh, clamp, mean)
-    total, moved = BACKENDS[backend].loops().edge_mlp_sum(stage, EdgeTables(*tables))
+    total, moved = BACKENDS[backend].loops.edge_mlp_sum(stage, EdgeTables(*tables))
     return total.to(tensors[0].dtype), moved.to(stage.moved_type)
 
 
 @edge_mlp_sum.fake
-def _(tensors, names, *rest):  # type: ignore[no-untyped-def]
+def _(tensors: list[Tensor], names: str, *rest: Any) -> tuple[Tensor, ...]:
     given = dict(zip(names.split(), tensors, strict=True))
     total = given["receiver"]
     pos = given["pos"] if "pos" in given else total  # noqa: SIM401
@@ -450,8 +449,8 @@ def _(tensors, names, *rest):  # type: ignore[no-untyped-def]
     return total.new_empty(total.shape), pos.new_empty(*total.shape[:2], dim)
 
 
-@edge_mlp_sum.gradient(lambda tensors, output: tensors)
-def _(ctx, *grads):  # type: ignore[no-untyped-def]
+@edge_mlp_sum.gradient()
+def _(ctx: Context, *grads: Tensor) -> Grads:
     if torch.is_grad_enabled():
         return _derive_edges(grads, ctx.saved_tensors, *ctx.rest)
     return edge_mlp_grads(*grads, list(ctx.saved_tensors), *ctx.rest)
@@ -472,25 +471,31 @@ def edge_mlp_grads(
 ) -> list[Tensor]:
     """The gradient of every tensor of :func:`edge_mlp_sum`, in their order."""
     stage = _stage(tensors, names, normalize, tanh, clamp, mean)
-    run = BACKENDS[backend].loops().edge_mlp_grads
+    run = BACKENDS[backend].loops.edge_mlp_grads
     grads = run(stage, EdgeTables(*tables), grad_total, grad_moved)
     return [grads[name].to(x.dtype) for name, x in stage.tensors.items()]
 
 
 @edge_mlp_grads.fake
-def _(grad_total, grad_moved, tensors, *rest):  # type: ignore[no-untyped-def]
+def _(grad_total: Tensor, grad_moved: Tensor, tensors: list[Tensor], *rest: Any) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in tensors]
 
 
 @edge_mlp_grads.plain
-def _(grad_total, grad_moved, *rest):  # type: ignore[no-untyped-def]
+def _(grad_total: Tensor, grad_moved: Tensor, *rest: Any) -> list[Tensor]:
     return _derive_edges((grad_total, grad_moved), *rest)
 
 
-def _derive_edges(grads, tensors, names, tables, *options_and_backend):  # type: ignore[no-untyped-def]
+def _derive_edges(
+    grads: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    names: str,
+    tables: list[Tensor],
+    *options_and_backend: Any,
+) -> list[Tensor]:
     *options, backend = options_and_backend
 
-    def compose(views):  # type: ignore[no-untyped-def]
+    def compose(views: list[Tensor]) -> tuple[Tensor, Tensor]:
         return compose_edges(_stage(views, names, *options), tables, backend)
 
     return derive(compose, tensors, grads)

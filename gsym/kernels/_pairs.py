@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gsym.kernels import _backends, _plain, _primitives
-from gsym.kernels._autograd import derive, operator
+from gsym.kernels._autograd import Context, Grads, derive, operator
 from gsym.kernels._backends import BACKENDS, Backend
 from gsym.kernels._operators import flat
 from gsym.kernels._plain import accumulation_type
@@ -50,16 +50,16 @@ def pairs_to_pairs(tensors: list[Tensor], tables: list[Tensor], backend: str) ->
         tables: ``Subgraphs.blocks``.
         backend: One that takes them.
     """
-    return BACKENDS[backend].loops().subgraph_linear(_wide(tensors), tables).to(tensors[0].dtype)
+    return BACKENDS[backend].loops.subgraph_linear(_wide(tensors), tables).to(tensors[0].dtype)
 
 
 @pairs_to_pairs.fake
-def _(tensors, tables, backend):  # type: ignore[no-untyped-def]
+def _(tensors: list[Tensor], tables: list[Tensor], backend: str) -> Tensor:
     return tensors[0].new_empty(*tensors[0].shape[:-1], tensors[1].size(-1))
 
 
-@pairs_to_pairs.gradient(lambda tensors, output: tensors)
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+@pairs_to_pairs.gradient()
+def _(ctx: Context, grad: Tensor) -> Grads:
     if torch.is_grad_enabled():
         return _derive(grad, ctx.saved_tensors, *ctx.rest)
     return pairs_to_pairs_grads(grad, list(ctx.saved_tensors), *ctx.rest)
@@ -70,18 +70,18 @@ def pairs_to_pairs_grads(
     grad: Tensor, tensors: list[Tensor], tables: list[Tensor], backend: str
 ) -> list[Tensor]:
     """The gradient of every tensor of :func:`pairs_to_pairs`, in their order."""
-    wide, run = _wide(tensors), BACKENDS[backend].loops().subgraph_linear_grads
+    wide, run = _wide(tensors), BACKENDS[backend].loops.subgraph_linear_grads
     grads = run(wide, tables, grad.to(wide[0].dtype))
     return [g.to(x.dtype) for g, x in zip(grads, tensors, strict=True)]
 
 
 @pairs_to_pairs_grads.fake
-def _(grad, tensors, tables, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, tensors: list[Tensor], tables: list[Tensor], backend: str) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in tensors]
 
 
 @pairs_to_pairs_grads.plain
-def _(grad, tensors, tables, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, tensors: list[Tensor], tables: list[Tensor], backend: str) -> list[Tensor]:
     return _derive(grad, tensors, tables, backend)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gsym.kernels._edges import EdgeStage
 from gsym.kernels._subgraph_maps import Verbs, Weights, compose
+from gsym.kernels.clusters import Clusters
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.subgraphs import Subgraphs
 
@@ -89,31 +90,40 @@ def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> T
 def cluster_linear(
     x: Tensor,
     weight: Tensor,
-    matrix: Tensor,
+    matrix: Tensor | None,
     bias: Tensor,
-    sizes: Tensor,
-    tiles: Tiles | None = None,
+    clusters: Clusters,
+    is_sorted: bool = False,
 ) -> Tensor:
-    k = sizes.size(0)
-    if tiles is None:
-        runs = x.unflatten(-2, (k, x.size(-2) // k))
-        sums = runs.sum(-2, dtype=accumulation_type(x.dtype))
-    else:
-        sums = add(x, tiles.segments._index, k, wide=True)
-    means = (sums / sizes[:, None]).to(x.dtype)
-    shared = (means.flatten(-2) @ matrix).unflatten(-1, (k, bias.size(-1))) + bias
-    if tiles is None:
-        return grouped_linear(runs, weight, shared).flatten(-3, -2)
-    return indexed_linear(x, weight, tiles, shared)
+    k, shared, runs = clusters.num_clusters, bias, clusters.has_runs
+    if runs != is_sorted and not clusters.is_sorted:
+        there, back = clusters._order, clusters._rank
+        there, back = (there, back) if runs else (back, there)
+        return take(cluster_linear(take(x, there), weight, matrix, bias, clusters, runs), back)
+    if matrix is not None:
+        means = mean_of_runs(x, k) if runs else segment_mean(x, clusters.segments)
+        shared = (means.flatten(-2) @ matrix).unflatten(-1, (k, bias.size(-1))) + bias
+    if runs:
+        groups = x.unflatten(-2, (k, x.size(-2) // k))
+        return grouped_linear(groups, weight, shared).flatten(-3, -2)
+    assert clusters._tiles is not None
+    return indexed_linear(x, weight, clusters._tiles, shared)
+
+
+def mean_of_runs(x: Tensor, k: int) -> Tensor:
+    """Means of ``k`` equal runs of rows."""
+    runs = x.unflatten(-2, (k, x.size(-2) // k))
+    sums = runs.sum(dim=-2, dtype=accumulation_type(x.dtype))
+    return (sums / runs.size(-2)).to(x.dtype)
 
 
 def row_mlp(
     x: Tensor,
     first: tuple[Tensor, Tensor],
     last: tuple[Tensor, Tensor],
-    beside: Tensor | None = None,
+    extra: Tensor | None = None,
 ) -> Tensor:
-    rows = x if beside is None else torch.cat([x, beside], dim=-1)
+    rows = x if extra is None else torch.cat([x, extra], dim=-1)
     return F.silu(rows @ first[0][0] + first[1][0]) @ last[0][0] + last[1][0]
 
 

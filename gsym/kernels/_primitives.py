@@ -7,11 +7,12 @@ from torch import Tensor
 
 from gsym.kernels import _backends, _operators, _plain
 from gsym.kernels._autograd import without_autocast
-from gsym.kernels._backends import Backend, tell
+from gsym.kernels._backends import STATE, Backend, tell
 from gsym.kernels._edges import EdgeStage
-from gsym.kernels._operators import flat, links
+from gsym.kernels._operators import flat
 from gsym.kernels._plain import accumulation_type
 from gsym.kernels._transforms import are_plain, is_transformed
+from gsym.kernels.clusters import Clusters
 from gsym.kernels.segments import Segments, Tiles
 
 
@@ -33,12 +34,14 @@ def _sum(x: Tensor, segments: Segments, wide: bool, backend: Backend) -> Tensor:
         if backend.name != "native":
             _backends.in_plain_torch()
         return x.sum(dim=-2, keepdim=True, dtype=dtype)
-    tell(backend, "segment_sum", x, dtype=dtype)
+    if STATE.record is not None:
+        tell(backend, "segment_sum", x, dtype=dtype)
     return _operators.segment_sum(x, _tables(segments), wide, backend.name)
 
 
 def segment_max(x: Tensor, segments: Segments, *, backend: Backend) -> Tensor:
-    tell(backend, "segment_max", x)
+    if STATE.record is not None:
+        tell(backend, "segment_max", x)
     return _operators.segment_max(x, _tables(segments), backend.name)
 
 
@@ -59,9 +62,10 @@ def gather_segment_sum(
     if weight is not None and weight.dim() > 1:
         batch = torch.broadcast_shapes(batch, weight.shape[:-1])
         weight = weight.expand(*batch, weight.size(-1)).reshape(batch.numel(), weight.size(-1))
-    tell(backend, "gather_sum", x, weight)
+    if STATE.record is not None:
+        tell(backend, "gather_sum", x, weight)
     rows = flat(x.expand(*batch, *x.shape[-2:]))
-    y = _operators.gather_sum(rows, weight, links(source, segments), backend.name)
+    y = _operators.gather_sum(rows, weight, segments._links(source), backend.name)
     return y.view(*batch, *y.shape[-2:])
 
 
@@ -72,8 +76,9 @@ def indexed_linear(
     if shared is not None:
         shared = flat(shared.expand(*batch, *shared.shape[-2:]))
     weight = weight.expand(tiles.segments._pointers.size(0) - 1, -1, -1)
-    tell(backend, "indexed_linear", x, weight, shared)
-    tables = _tile_tables(tiles), tiles.segments.is_sorted
+    if STATE.record is not None:
+        tell(backend, "indexed_linear", x, weight, shared)
+    tables = tiles._all_tables(), tiles.segments.is_sorted
     y = _operators.indexed_linear(flat(x), weight, shared, *tables, backend.name)
     return y.view(*batch, *y.shape[-2:])
 
@@ -114,38 +119,54 @@ def _grouped(x: Tensor, weight: Tensor, shared: Tensor | None) -> Tensor:
 def cluster_linear(
     x: Tensor,
     weight: Tensor,
-    matrix: Tensor,
+    matrix: Tensor | None,
     bias: Tensor,
-    sizes: Tensor,
-    tiles: Tiles | None = None,
+    clusters: Clusters,
+    is_sorted: bool = False,
     *,
     backend: Backend,
 ) -> Tensor:
-    if tiles is None:  # sums of equal runs and batched products, which torch has
+    runs = clusters._in_runs(backend.sorts)
+    if runs != is_sorted and not clusters.is_sorted:  # the other layout is the faster
+        x = _permute(x, clusters, runs)
+        y = cluster_linear(x, weight, matrix, bias, clusters, runs, backend=backend)
+        return _permute(y, clusters, is_sorted)
+    tables: list[Tensor] = []
+    if runs:  # sums and batched products, which torch has
         _backends.in_plain_torch()
     else:
-        tell(backend, "indexed_linear", x, weight, bias)
-    tables: list[Tensor] = []
-    is_sorted = False
-    if tiles is not None:
-        tables, is_sorted = _tile_tables(tiles), tiles.segments.is_sorted
-    given = flat(x), weight, matrix, bias, sizes
+        if STATE.record is not None:
+            tell(backend, "indexed_linear", x, weight, bias)
+        tables = clusters._tile_tables
+    if matrix is None:
+        shared = flat(bias.expand(*x.shape[:-2], *bias.shape[-2:]))
+        y = _spread(flat(x), weight, shared, tables, clusters.is_sorted, backend.name)
+        return y.view(*x.shape[:-1], weight.size(-1))
+    given = flat(x), weight, matrix, bias, clusters._divisors(x.dtype)
     if torch.is_grad_enabled():
-        y = _ClusterLinear.apply(*given, backend.name, is_sorted, *tables)
+        y = _ClusterLinear.apply(*given, backend.name, clusters.is_sorted, *tables)
     else:
-        y, _ = _mix_and_spread(*given, tables, is_sorted, backend.name)
+        y, _ = _mix_and_spread(*given, tables, clusters.is_sorted, backend.name)
     return y.view(*x.shape[:-1], weight.size(-1))
+
+
+def _permute(x: Tensor, clusters: Clusters, sort: bool) -> Tensor:
+    """Rows sorted by cluster, or back as they came."""
+    tables = clusters._order, clusters._rank
+    return _operators.permute_rows(x, *(tables if sort else reversed(tables)))
 
 
 def row_mlp(
     x: Tensor,
     first: tuple[Tensor, Tensor],
     last: tuple[Tensor, Tensor],
-    beside: Tensor | None = None,
+    extra: Tensor | None = None,
     *,
     backend: Backend,
 ) -> Tensor:
-    tensors = [x, *first, *last, *(() if beside is None else (beside,))]
+    tensors = [x, *first, *last]
+    if extra is not None:
+        tensors.append(extra)
     if are_plain(*tensors) and backend.takes("row_mlp", *tensors):
         return _operators.row_mlp.eager(tensors, backend.name)
     _backends.in_plain_torch()
@@ -165,7 +186,8 @@ def linear_pair(
 def edge_mlp_sum(
     stage: EdgeStage, source: Segments, segments: Segments, *, backend: Backend
 ) -> tuple[Tensor, Tensor | None]:
-    tables = _tables(segments) + _tables(source)
+    tables = [segments._index, segments._order, segments._pointers]
+    tables += source._index, source._order, source._pointers
     if not backend.takes("edge_mlp_sum", stage):
         _backends.in_plain_torch()  # but for the sums
         total, moved = _operators.compose_edges(stage, tables, backend.name)
@@ -192,12 +214,6 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: Backend)
 
 def _tables(segments: Segments) -> list[Tensor]:
     return [segments._index, segments._order, segments._pointers]
-
-
-def _tile_tables(tiles: Tiles) -> list[Tensor]:
-    """As :class:`gsym.kernels.segments.TileTables` has them."""
-    tables = [tiles._segment, tiles._rows, tiles._places, tiles._blocks, tiles._local]
-    return tables + _tables(tiles.segments)
 
 
 class _ClusterLinear(torch.autograd.Function):

@@ -89,7 +89,7 @@ def subgraph_linear(
     x, *values = in_one_type("x", x, held._asdict())
     weights = Weights(*values)
     _check_weights(weights, x.size(-1), subgraphs, orders)
-    return run(_pairs.subgraph_linear, backend, x, subgraphs, orders, weights)
+    return run(_pairs.subgraph_linear, backend, False, x, subgraphs, orders, weights)
 
 
 def _check_weights(weights: Weights, c: int, subgraphs: Subgraphs, orders: tuple[int, int]) -> None:

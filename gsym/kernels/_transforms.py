@@ -21,14 +21,13 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def is_wrapped(index: Tensor) -> bool:
-    """Whether ``torch.func`` has put a wrapper around this tensor."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(index)
+# Whether ``torch.func`` has put a wrapper around this tensor.
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def without_wrappers(index: Tensor) -> Tensor:
     """The numbers of an index that torch.func passed through; ``vmap`` over it has no meaning."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(index):
+    while is_wrapped(index):
         if torch._C._functorch.is_batchedtensor(index):
             raise ValueError("an index must be the same for all samples; leave it out of vmap")
         index = torch._C._functorch.get_unwrapped(index)
@@ -63,18 +62,46 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _EAGER_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def is_eager(*tensors: Tensor) -> bool:
+def is_eager(*tensors: Tensor | None) -> bool:
     """Whether nobody looks for operators: a compiler, a counter, fake tensors or a transform."""
-    if torch.compiler.is_compiling() or looks_inside():
+    # looks_inside spelled out: every operator asks this, and a call costs as much.
+    if (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+    ):
         return False
-    return are_plain(*tensors)
+    for x in tensors:
+        if x is not None and (type(x) not in _EAGER_TYPES or _is_batched(x)):
+            return False
+    return True
 
 
-def are_plain(*tensors: Tensor) -> bool:
+def are_plain(*tensors: Tensor | None) -> bool:
     """As :func:`is_eager` of who knows that nobody looks inside."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    for x in tensors:  # noqa: SIM110  a generator takes twice as long, at every call
-        if type(x) not in _EAGER_TYPES or _is_batched(x):
+    for x in tensors:
+        if x is not None and (type(x) not in _EAGER_TYPES or _is_batched(x)):
+            return False
+    return True
+
+
+def are_alike(x: Tensor, *others: Tensor) -> bool:
+    """Whether only shapes are left to compare before the operands of a primitive are computed with.
+
+    They are dense tensors of one floating type on one device, in eager code that nobody looks
+    into and that casts no types. False says no more than that somebody has to look closer.
+    """
+    if not is_eager(x, *others) or torch._C._is_any_autocast_enabled() or x is None:
+        return False
+    dtype, device = x.dtype, x.device
+    if not dtype.is_floating_point or x.layout is not torch.strided:
+        return False
+    for y in others:
+        if y is None or y.dtype != dtype or y.device != device or y.layout is not torch.strided:
             return False
     return True

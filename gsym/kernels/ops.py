@@ -24,26 +24,33 @@ from gsym._validate import check_clamp
 from gsym.kernels import _primitives
 from gsym.kernels._call import run
 from gsym.kernels._checks import (
-    casts,
     check_device,
     check_edges,
     check_floating,
     check_free_rows,
     check_map,
     check_matrices,
+    check_mlp,
     check_pair,
     check_rows,
     check_segments,
     check_shape,
-    check_sizes,
     check_tensor,
     check_tiles,
     check_type,
+    fits_edges,
+    fits_entries,
+    fits_matrices,
+    fits_mlp,
+    fits_pair,
+    fits_rows,
+    fits_segments,
     in_one_type,
     named_parts,
 )
-from gsym.kernels._edges import NAMES, EdgeOptions, EdgeStage
+from gsym.kernels._edges import EdgeOptions, EdgeStage
 from gsym.kernels._plain import accumulation_type
+from gsym.kernels._transforms import are_alike
 from gsym.kernels.segments import Segments, Tiles
 
 
@@ -66,8 +73,10 @@ def segment_sum(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tens
     Cost:
         One pass over ``x``.
     """
-    check_rows("x", x, segments)
-    return run(_primitives.segment_sum, backend, x, segments)
+    alike = are_alike(x) and fits_rows(x, segments)
+    if not alike:
+        check_rows("x", x, segments)
+    return run(_primitives.segment_sum, backend, alike, x, segments)
 
 
 def segment_mean(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:
@@ -76,8 +85,10 @@ def segment_mean(x: Tensor, segments: Segments, *, backend: str = "auto") -> Ten
     Cost:
         One pass over ``x``; half precision is first copied to float32.
     """
-    check_rows("x", x, segments)
-    return run(_primitives.segment_mean, backend, x, segments)
+    alike = are_alike(x) and fits_rows(x, segments)
+    if not alike:
+        check_rows("x", x, segments)
+    return run(_primitives.segment_mean, backend, alike, x, segments)
 
 
 def segment_max(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:
@@ -89,8 +100,10 @@ def segment_max(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tens
     Cost:
         One pass over ``x``, and some temporaries of its size for the gradient.
     """
-    check_rows("x", x, segments)
-    return run(_primitives.segment_max, backend, x, segments)
+    alike = are_alike(x) and fits_rows(x, segments)
+    if not alike:
+        check_rows("x", x, segments)
+    return run(_primitives.segment_max, backend, alike, x, segments)
 
 
 def segment_gather(y: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:
@@ -104,8 +117,10 @@ def segment_gather(y: Tensor, segments: Segments, *, backend: str = "auto") -> T
     Returns:
         Rows ``[..., e, c]``.
     """
-    check_segments("y", y, segments)
-    return run(_primitives.segment_gather, backend, y, segments)
+    alike = are_alike(y) and fits_segments(y, segments)
+    if not alike:
+        check_segments("y", y, segments)
+    return run(_primitives.segment_gather, backend, alike, y, segments)
 
 
 def gather_segment_sum(
@@ -149,6 +164,9 @@ def gather_segment_sum(
         >>> gather_segment_sum(torch.tensor([[1.0], [2.0]]), source, target).tolist()
         [[1.0], [3.0]]
     """
+    given = (x,) if weight is None else (x, weight)
+    if are_alike(*given) and fits_entries(x, source, segments, weight):
+        return run(_primitives.gather_segment_sum, backend, True, x, source, segments, weight)
     check_segments("x", x, source)
     check_pair(source, segments, "entries")
     if weight is not None:
@@ -160,11 +178,10 @@ def gather_segment_sum(
             check_type("x", x, "weight", weight)
         check_shape("weight", weight, (segments._index.size(0),), x.shape[:-2])
         if weight.dtype != x.dtype:
-            y: Tensor = run(
-                _primitives.gather_segment_sum, backend, x.to(wide), source, segments, weight
-            )
+            args = x.to(wide), source, segments, weight
+            y: Tensor = run(_primitives.gather_segment_sum, backend, False, *args)
             return y.to(x.dtype)
-    return run(_primitives.gather_segment_sum, backend, x, source, segments, weight)
+    return run(_primitives.gather_segment_sum, backend, False, x, source, segments, weight)
 
 
 def indexed_linear(
@@ -196,14 +213,22 @@ def indexed_linear(
     Cost:
         Besides the result, temporaries of some thousand rows.
     """
-    check_tiles(tiles)
-    check_rows("x", x, tiles.segments)
-    x, weight, shared = in_one_type("x", x, {"weight": weight, "shared": shared})
-    count = tiles.segments._count
-    check_matrices("weight", weight, count, x.size(-1))
-    if shared is not None:
-        check_shape("shared", shared, (count, weight.size(2)), x.shape[:-2])
-    return run(_primitives.indexed_linear, backend, x, weight, tiles, shared)
+    given = (x, weight) if shared is None else (x, weight, shared)
+    alike = (
+        type(tiles) is Tiles
+        and are_alike(*given)
+        and fits_rows(x, tiles.segments)
+        and fits_matrices(x, weight, shared, tiles.segments.num_segments, x.shape[:-2])
+    )
+    if not alike:
+        check_tiles(tiles)
+        check_rows("x", x, tiles.segments)
+        x, weight, shared = in_one_type("x", x, {"weight": weight, "shared": shared})
+        count = tiles.segments._count
+        check_matrices("weight", weight, count, x.size(-1))
+        if shared is not None:
+            check_shape("shared", shared, (count, weight.size(2)), x.shape[:-2])
+    return run(_primitives.indexed_linear, backend, alike, x, weight, tiles, shared)
 
 
 def grouped_linear(
@@ -225,60 +250,22 @@ def grouped_linear(
         TypeError: Rows that are not floating point, or mixed types, outside of autocast.
         BackendUnavailableError: A named back-end that cannot run.
     """
-    check_floating("x", x)
-    if x.dim() < 3:
-        raise ValueError(f"x must be [..., k, r, in]; got {list(x.shape)}")
-    x, weight, shared = in_one_type("x", x, {"weight": weight, "shared": shared})
-    count = x.size(-3)
-    check_matrices("weight", weight, count, x.size(-1))
-    if shared is not None:
-        check_shape("shared", shared, (count, weight.size(2)), x.shape[:-3])
-    return run(_primitives.grouped_linear, backend, x, weight, shared)
-
-
-def cluster_linear(
-    x: Tensor,
-    weight: Tensor,
-    matrix: Tensor,
-    bias: Tensor,
-    sizes: Tensor,
-    tiles: Tiles | None = None,
-    *,
-    backend: str = "auto",
-) -> Tensor:
-    """Multiply each row by the matrix of its cluster and add a linear map of all cluster means.
-
-    ``y_i = x_i D_c(i) + (m M + b)_c(i)`` with ``m`` the cluster means, side by side. The gradient
-    with respect to ``x`` has the same form with transposed weights, so it takes one pass as well.
-
-    Args:
-        x: Rows ``[..., r, in]``.
-        weight: D, one matrix per cluster, ``[k, in, out]``, or one for all, ``[1, in, out]``.
-        matrix: M, ``[k * in, k * out]``.
-        bias: b, ``[k, out]``.
-        sizes: Rows of every cluster, ``[k]``, floating point, float32 at least; none is empty.
-            Compared with the tables on the CPU alone.
-        tiles: Which rows belong to which cluster; ``None`` where the clusters are equal runs.
-        backend: As in :func:`gsym.kernels.backend`, for this call.
-
-    Returns:
-        Rows ``[..., r, out]``.
-
-    Raises:
-        ValueError: Sizes or devices that do not fit each other, or empty clusters.
-        TypeError: Rows that are not floating point, mixed types, outside of autocast, sizes of
-            less than float32, or ``tiles`` that are none.
-        BackendUnavailableError: A named back-end that cannot run.
-    """
-    check_sizes(x, sizes, tiles)
-    x, weight, matrix, bias = in_one_type(
-        "x", x, {"weight": weight, "matrix": matrix, "bias": bias}
+    given = (x, weight) if shared is None else (x, weight, shared)
+    alike = (
+        are_alike(*given)
+        and x.dim() > 2
+        and fits_matrices(x, weight, shared, x.size(-3), x.shape[:-3])
     )
-    count, width = sizes.size(0), x.size(-1)
-    check_matrices("weight", weight, count, width)
-    check_shape("matrix", matrix, (count * width, count * weight.size(2)))
-    check_shape("bias", bias, (count, weight.size(2)))
-    return run(_primitives.cluster_linear, backend, x, weight, matrix, bias, sizes, tiles)
+    if not alike:
+        check_floating("x", x)
+        if x.dim() < 3:
+            raise ValueError(f"x must be [..., k, r, in]; got {list(x.shape)}")
+        x, weight, shared = in_one_type("x", x, {"weight": weight, "shared": shared})
+        count = x.size(-3)
+        check_matrices("weight", weight, count, x.size(-1))
+        if shared is not None:
+            check_shape("shared", shared, (count, weight.size(2)), x.shape[:-3])
+    return run(_primitives.grouped_linear, backend, alike, x, weight, shared)
 
 
 def edge_mlp_sum(
@@ -348,46 +335,43 @@ def edge_mlp_sum(
         Satorras, Hoogeboom, Welling, arXiv 2102.09844, equations 3 to 5, the first linear map
         split into its parts for either end.
     """
-    groups = {"edge_attr": edge_attr, "gate": gate, "coord": coord}
-    operands: dict[str, Tensor | None] = {"sender": sender, "weight": weight, "bias": bias}
-    if distance is not None:
-        operands["distance"] = distance
-    for group, parts in _PARTS.items():
-        if groups[group] is not None:
-            operands |= named_parts(group, groups[group], parts)
-    check_segments("receiver", receiver, segments)
+    tensors = {"receiver": receiver, "sender": sender, "weight": weight, "bias": bias}
     if pos is not None:
-        check_segments("pos", pos, segments)
-        if not casts(receiver):  # autocast leaves coordinates as they are
-            check_type("receiver", receiver, "pos", pos)
-    receiver, *values = in_one_type("receiver", receiver, operands)
-    given = dict(zip(operands, values, strict=True))
-    check_edges(receiver, source, segments, pos, given)
-    check_clamp(clamp)
-    tensors = {"receiver": receiver, "pos": pos}
-    tensors |= {_INNER.get(name, name): x for name, x in given.items()}
-    stage = EdgeStage(
-        {name: x for name in NAMES if (x := tensors.get(name)) is not None},
-        EdgeOptions(normalize, tanh, None if clamp is None else float(clamp), mean),
-    )
-    return run(_primitives.edge_mlp_sum, backend, stage, source, segments)
+        tensors["pos"] = pos
+    if distance is not None:
+        tensors["distance"] = distance
+    if edge_attr is not None:
+        tensors |= named_parts("edge_attr", edge_attr, ("attr", "attr_weight"))
+    if gate is not None:
+        tensors |= named_parts("gate", gate, ("gate", "gate_bias"))
+    if coord is not None:
+        tensors |= named_parts("coord", coord, ("coord", "coord_bias", "coord_last"))
+    alike = are_alike(*tensors.values()) and fits_edges(tensors, source, segments)
+    if not alike:
+        tensors = check_edges(tensors, source, segments)
+    if clamp is not None:
+        check_clamp(clamp)
+        clamp = float(clamp)
+    stage = EdgeStage(tensors, EdgeOptions(normalize, tanh, clamp, mean))
+    return run(_primitives.edge_mlp_sum, backend, alike, stage, source, segments)
 
 
 def row_mlp(
     x: Tensor,
     first: tuple[Tensor, Tensor],
     last: tuple[Tensor, Tensor],
-    beside: Tensor | None = None,
+    extra: Tensor | None = None,
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Two linear maps of every row with SiLU between, the same for all rows.
+    """Row-wise two-layer MLP with SiLU, the same for all rows.
 
     Args:
         x: Rows ``[..., r, in]``.
         first: Weight ``[1, in + more, h]`` and bias ``[1, h]``.
         last: Weight ``[1, h, out]`` and bias ``[1, out]``.
-        beside: What stands beside every row of ``x``, ``[..., r, more]``; it is never put there.
+        extra: Additional features of every row, ``[..., r, more]``, conceptually concatenated to
+            ``x``; no copy is made.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
@@ -408,22 +392,10 @@ def row_mlp(
         >>> row_mlp(torch.zeros(5, 2), first, last).shape
         torch.Size([5, 1])
     """
-    check_free_rows(x)
-    operands = {"beside": beside}
-    operands |= named_parts("first", first, ("first", "the bias of first"))
-    operands |= named_parts("last", last, ("last", "the bias of last"))
-    x, beside, *weights = in_one_type("x", x, operands)
-    width = x.size(-1)
-    if beside is not None:
-        if beside.shape[:-1] != x.shape[:-1]:
-            raise ValueError(
-                f"beside must have the rows of x, {list(x.shape[:-1])}; got {list(beside.shape)}"
-            )
-        width += beside.size(-1)
-    first, last = (weights[0], weights[1]), (weights[2], weights[3])
-    check_map("first", *first, width)
-    check_map("last", *last, first[0].size(2))
-    return run(_primitives.row_mlp, backend, x, first, last, beside)
+    alike = fits_mlp(x, first, last, extra)
+    if not alike:
+        x, first, last, extra = check_mlp(x, first, last, extra)
+    return run(_primitives.row_mlp, backend, alike, x, first, last, extra)
 
 
 def linear_pair(
@@ -455,12 +427,14 @@ def linear_pair(
         >>> y[0].tolist(), z[0].tolist()
         ([3.0, 3.0, 3.0], [-2.0, -2.0, -2.0])
     """
-    check_free_rows(x)
-    operands = {"weight": weight, "bias": bias, "other": other}
-    x, weight, bias, other = in_one_type("x", x, operands)
-    check_map("weight", weight, bias, x.size(-1))
-    check_shape("other", other, weight.shape)
-    return run(_primitives.linear_pair, backend, x, weight, bias, other)
+    alike = are_alike(x, weight, bias, other) and fits_pair(x, weight, bias, other)
+    if not alike:
+        check_free_rows(x)
+        operands = {"weight": weight, "bias": bias, "other": other}
+        x, weight, bias, other = in_one_type("x", x, operands)
+        check_map("weight", weight, bias, x.size(-1))
+        check_shape("other", other, weight.shape)
+    return run(_primitives.linear_pair, backend, alike, x, weight, bias, other)
 
 
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: str = "auto") -> Tensor:
@@ -489,22 +463,4 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: str = "a
         if table.dtype != torch.int64:
             raise TypeError(f"{name} must be torch.int64; got {table.dtype}; convert with .long()")
         check_shape(name, table, (x.size(-2),))
-    return run(_primitives.permute_rows, backend, x, order, inverse)
-
-
-# How messages name the tensors that come in one argument.
-_PARTS = {
-    "edge_attr": ("edge_attr", "the weight of edge_attr"),
-    "gate": ("gate", "the bias of gate"),
-    "coord": ("coord", "the bias of coord", "the last weight of coord"),
-}
-
-
-# By what names the edge stage knows them.
-_INNER = {
-    "edge_attr": "attr",
-    "the weight of edge_attr": "attr_weight",
-    "the bias of gate": "gate_bias",
-    "the bias of coord": "coord_bias",
-    "the last weight of coord": "coord_last",
-}
+    return run(_primitives.permute_rows, backend, False, x, order, inverse)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gsym.kernels._subgraph_maps import Weights
+from gsym.kernels.clusters import Clusters
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.subgraphs import Subgraphs
 
@@ -64,19 +65,18 @@ def grouped_linear(x: Tensor, weight: Tensor, shared: Tensor | None = None) -> T
 def cluster_linear(
     x: Tensor,
     weight: Tensor,
-    matrix: Tensor,
+    matrix: Tensor | None,
     bias: Tensor,
-    sizes: Tensor,
-    tiles: Tiles | None = None,
+    clusters: Clusters,
+    is_sorted: bool = False,
 ) -> Tensor:
     """Each row times the matrix of its cluster, plus a linear map of all cluster means."""
-    k = sizes.numel()
-    if tiles is None:
-        index = torch.arange(k, device=x.device).repeat_interleave(x.size(-2) // k)
-    else:
-        index = tiles.segments._index
-    means = segment_sum(x, Segments(index, k)) / sizes[:, None]
-    shared = (means.flatten(-2) @ matrix).unflatten(-1, (k, bias.size(-1))) + bias
+    k, shared = clusters.num_clusters, bias
+    index = clusters.segments._index
+    index = index.sort().values if is_sorted else index
+    if matrix is not None:
+        means = segment_mean(x, Segments(index, k))
+        shared = (means.flatten(-2) @ matrix).unflatten(-1, (k, bias.size(-1))) + bias
     own = torch.einsum("...ri,rio->...ro", x, weight.expand(k, -1, -1)[index])
     return own + shared[..., index, :]
 
@@ -85,10 +85,10 @@ def row_mlp(
     x: Tensor,
     first: tuple[Tensor, Tensor],
     last: tuple[Tensor, Tensor],
-    beside: Tensor | None = None,
+    extra: Tensor | None = None,
 ) -> Tensor:
-    """Two linear maps of every row, and of the row beside it, with SiLU between."""
-    rows = x if beside is None else torch.cat([x, beside], dim=-1)
+    """Two linear maps of every row, and of its extra features, with SiLU between."""
+    rows = x if extra is None else torch.cat([x, extra], dim=-1)
     return F.silu(rows @ first[0][0] + first[1][0]) @ last[0][0] + last[1][0]
 
 

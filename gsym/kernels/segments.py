@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -21,7 +22,7 @@ _ROWS_PER_SEGMENT = 64
 LOCAL_ROWS = 2**10
 
 
-class _Value:
+class Value:
     """Tables that never change: attributes are not set, and what is handed out are copies.
 
     A kernel reads where an index points without looking, so a table that somebody wrote to would
@@ -67,17 +68,17 @@ class _Value:
         return {name: getattr(self, name).to(device) for name in self._tables}
 
 
-def _copy_of(name: str, what: str) -> property:
+def copy_of(name: str, what: str) -> property:
     """A property that hands out a copy of a table."""
 
-    def read(self: _Value) -> Tensor:
+    def read(self: Value) -> Tensor:
         table: Tensor = getattr(self, name)
         return table.clone()
 
     return property(read, doc=what)
 
 
-class Segments(_Value):
+class Segments(Value):
     """A static index of rows into segments, sorted once.
 
     A value: it never changes, :meth:`to` makes another one on another device, and the tables that
@@ -102,7 +103,7 @@ class Segments(_Value):
     _index: Tensor
     _order: Tensor
     _pointers: Tensor
-    _last_columns: tuple[Tensor, Tensor] | None
+    _last_links: tuple[Segments, list[Tensor]] | None
     num_segments: int
     is_sorted: bool
     is_traced = False
@@ -130,7 +131,7 @@ class Segments(_Value):
                 _index=index.to(dtype, copy=True),
                 _order=torch.argsort(index, stable=True).to(dtype),
                 _pointers=F.pad(counts.cumsum(0), (1, 0)).to(dtype),
-                _last_columns=None,
+                _last_links=None,
             )
 
     @classmethod
@@ -166,9 +167,9 @@ class Segments(_Value):
         """The number of segments, which the compiler takes for a size and not for a constant."""
         return self._pointers.size(0) - 1
 
-    index = _copy_of("_index", "Segment of every row, ``[e]``.")
-    order = _copy_of("_order", "Rows sorted by segment, ``[e]``.")
-    pointers = _copy_of("_pointers", "Where each segment begins, ``[num_segments + 1]``.")
+    index = copy_of("_index", "Segment of every row, ``[e]``.")
+    order = copy_of("_order", "Rows sorted by segment, ``[e]``.")
+    pointers = copy_of("_pointers", "Where each segment begins, ``[num_segments + 1]``.")
 
     def columns(self, source: Segments) -> Tensor:
         """What another index of the same entries holds, entries sorted by segment, ``[e]``.
@@ -176,26 +177,31 @@ class Segments(_Value):
         With the entries of a sparse matrix, ``segments`` its rows and ``source`` its columns, this
         is the column index of its compressed rows.
         """
-        return self._columns(source).clone()
+        return source._index.index_select(0, self._order)
 
-    def _columns(self, source: Segments) -> Tensor:
-        """The table itself, which is kept for the last ``source`` asked for."""
-        last = self._last_columns
-        if last is not None and last[0] is source._index:
+    def _links(self, source: Segments) -> list[Tensor]:
+        """A sparse matrix by rows: columns, number, row pointers and row of every entry.
+
+        Then the same of its transpose. Kept for the last ``source`` asked for.
+        """
+        last = self._last_links
+        if last is not None and last[0] is source:
             return last[1]
-        if torch.compiler.is_compiling():
-            return source._index.index_select(0, self._order)
-        with undisturbed():
-            columns = source._index.index_select(0, self._order)
-        if type(columns) is Tensor:  # no fake one
-            self._fill(_last_columns=(source._index, columns))
-        return columns
+        compiling = torch.compiler.is_compiling()
+        with nullcontext() if compiling else undisturbed():
+            tables = [
+                *(self.columns(source), self._order, self._pointers, self._index),
+                *(source.columns(self), source._order, source._pointers, source._index),
+            ]
+        if not compiling and type(tables[0]) is type(tables[4]) is Tensor:  # no fake ones
+            self._fill(_last_links=(source, tables))
+        return tables
 
     def _moved(self, device: torch.device) -> dict[str, object]:
-        return super()._moved(device) | {"_last_columns": None}
+        return super()._moved(device) | {"_last_links": None}
 
     def __getstate__(self) -> dict[str, object]:
-        return vars(self) | {"_last_columns": None}
+        return vars(self) | {"_last_links": None}
 
     def __repr__(self) -> str:
         return f"Segments({self._index.numel()} rows, {self.num_segments} segments)"
@@ -206,7 +212,7 @@ class _TracedSegments(Segments):
     is_traced = True
 
     def __init__(self, index: Tensor, num_segments: int) -> None:
-        self._fill(num_segments=num_segments, is_sorted=False, _index=index, _last_columns=None)
+        self._fill(num_segments=num_segments, is_sorted=False, _index=index, _last_links=None)
 
     @property
     def _count(self) -> int:
@@ -227,7 +233,7 @@ class TileTables:
     pointers: Tensor
 
 
-class Tiles(_Value):
+class Tiles(Value):
     """Rows of equal weight gathered into tiles of one height, for batched matrix products.
 
     The rows are cut into blocks that fit a cache, each gathered and put back within it. In a block
@@ -252,15 +258,12 @@ class Tiles(_Value):
         "_places",
         "_blocks",
         "_local",
-        "_sizes",
     )
     _segment: Tensor
     _rows: Tensor
     _places: Tensor
     _blocks: Tensor
     _local: Tensor
-    _sizes: Tensor  # rows of every segment, float64
-    _has_empty: bool
     segments: Segments
     height: int
     is_traced = False
@@ -276,11 +279,17 @@ class Tiles(_Value):
         """Tiles of :meth:`Segments.traced`: each row will have a copy of its matrix."""
         return _TracedTiles(segments)
 
-    segment = _copy_of("_segment", "Segment of every tile, ``[t]``.")
-    rows = _copy_of("_rows", "Row of the block in every place of a tile, ``[t, height]``.")
-    places = _copy_of("_places", "Place of every row among those of its block, ``[r]``.")
-    blocks = _copy_of("_blocks", "Where the tiles of each block begin, ``[num_blocks + 1]``.")
-    local = _copy_of("_local", "Rows sorted by segment within compiled blocks, ``[r]``.")
+    segment = copy_of("_segment", "Segment of every tile, ``[t]``.")
+    rows = copy_of("_rows", "Row of the block in every place of a tile, ``[t, height]``.")
+    places = copy_of("_places", "Place of every row among those of its block, ``[r]``.")
+    blocks = copy_of("_blocks", "Where the tiles of each block begin, ``[num_blocks + 1]``.")
+    local = copy_of("_local", "Rows sorted by segment within compiled blocks, ``[r]``.")
+
+    def _all_tables(self) -> list[Tensor]:
+        """Its tables and those of its segments, in the order of :class:`TileTables`."""
+        index = self.segments
+        own = [self._segment, self._rows, self._places, self._blocks, self._local]
+        return [*own, index._index, index._order, index._pointers]
 
     def _moved(self, device: torch.device) -> dict[str, object]:
         return super()._moved(device) | {"segments": self.segments.to(device)}
@@ -331,14 +340,11 @@ def _tiles(segments: Segments, in_channels: int, out_channels: int) -> dict[str,
     places[order] = real.view(-1).nonzero().view(-1)
     places -= blocks[torch.arange(count, device=device) // max(step, 1)] * h
     local = torch.arange(count, device=device) // LOCAL_ROWS * k + index
-    counts = segments._pointers.diff()
     return {
         "height": h,
-        "_has_empty": bool((counts == 0).any()),
         "_segment": parts[owner] % k,
         "_rows": torch.where(real, order[place] - (block * step)[:, None], step),
         "_places": places,
         "_blocks": blocks,
         "_local": torch.argsort(local, stable=True).to(index.dtype),
-        "_sizes": counts.double(),
     }

@@ -92,7 +92,16 @@ class LastGraph(Generic[T]):
             trace: Called instead while a compiler traces a graph that was not seen before: it
                 reads no value, so that the graph may be an input of the compiled program.
         """
-        plain = check_edge_index_type(edge_index)
+        seen = self._seen
+        plain = edge_index
+        if (
+            seen is None
+            or type(edge_index) is not Tensor
+            or edge_index.dtype != seen.values.dtype
+            or edge_index.layout is not torch.strided
+            or edge_index.shape != seen.values.shape
+        ):
+            plain = check_edge_index_type(edge_index)
         if not torch.compiler.is_compiling() and is_wrapped(plain):
             # torch.func wraps every tensor that is handed to it; the numbers lie within.
             plain = edge_index = without_wrappers(plain)
@@ -100,7 +109,7 @@ class LastGraph(Generic[T]):
             raise GraphError(
                 f"edge_index is on {edge_index.device} but x on {x.device}; move one of them"
             )
-        n, seen = x.size(-2), self._seen
+        n = x.size(-2)
         if (
             seen is not None
             and seen.num_nodes == n

@@ -155,8 +155,12 @@ class EdgeMLP(nn.Module):
             target, source = self.target(x), self.source(x)
         if height is not None:
             target, source = target + height, source - height
-        parts = (self.second, self.gate, self.coord, self.coord_last)
-        if is_plain(nn.Linear, *(part for part in parts if part is not None)):
+        parts = [self.second]
+        if self.gate is not None:
+            parts.append(self.gate)
+        if self.coord is not None and self.coord_last is not None:
+            parts += self.coord, self.coord_last
+        if is_plain(nn.Linear, *parts):
             return self._fused(target, source, graph, edge_attr, pos)
         return self._by_modules(target, source, graph, edge_attr, pos)
 

@@ -46,7 +46,10 @@ class FullMixing(TabledModule[_FullTables]):
         check_mixing_memory(k * k, in_channels, out_channels, group)
         self.num_clusters, self.group = k, group
         self._channels = in_channels, out_channels
-        pairs = self._tables(torch.device("cpu")).pairs
+        tables = self._tables(torch.device("cpu"))
+        pairs = tables.pairs
+        # Whether the product runs block by block, not by the matrix.
+        self.has_blocks = tables.blocks is not None
         if pairs is None:
             self.weight = nn.Parameter(torch.empty(k, in_channels, k, out_channels))
         else:
@@ -63,16 +66,12 @@ class FullMixing(TabledModule[_FullTables]):
             blocks = BlockTables.of(self.group.swaps, *self._channels)
         return _FullTables(sizes / sizes.sum(), pairs, first, blocks)
 
-    @property
-    def has_blocks(self) -> bool:
-        """Whether the product runs block by block, not by :meth:`matrix`."""
-        return self._tables(self.weight.device).blocks is not None
-
     def matrix(self) -> Tensor:
         """The map from all means to all clusters, ``[k * in, k * out]``."""
-        pairs, k = self._tables(self.weight.device).pairs, self.num_clusters
-        if pairs is None:
+        if self.weight.dim() == 4:  # without swaps
             return self.weight.flatten(2).flatten(0, 1)
+        pairs, k = self._tables(self.weight.device).pairs, self.num_clusters
+        assert pairs is not None
         table, (_, a, b) = kernels.segment_gather(self.weight.flatten(1), pairs), self.weight.shape
         return table.view(k, k, a, b).transpose(1, 2).reshape(k * a, k * b)
 

@@ -104,15 +104,23 @@ def is_plain(kind: type[nn.Module], *modules: object) -> bool:
     class) or a ``forward`` put into the instance, and their parameters are plain tensors, which
     sharded or quantised ones are not. What prunes or normalises by hooks is a hook.
     """
-    return not _has_any_global_hook() and all(
-        type(module) is kind
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        and "forward" not in module.__dict__
-        and module._compiled_call_impl is None
-        and all(p is None or type(p) in _PLAIN_TENSORS for p in module._parameters.values())
-        for module in modules
-    )
+    if _has_any_global_hook():
+        return False
+    for module in modules:  # no generators: each would take as long as all of this
+        if (
+            type(module) is not kind
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+            or module._compiled_call_impl is not None
+        ):
+            return False
+        for p in module._parameters.values():
+            if p is not None and type(p) not in _PLAIN_TENSORS:
+                return False
+    return True
 
 
 def own_parameter(module: nn.Module | None, *names: str) -> Tensor | None:
@@ -123,5 +131,8 @@ def own_parameter(module: nn.Module | None, *names: str) -> Tensor | None:
     if module is None:
         return None
     held = module.__dict__ if getattr(module, "_is_replica", False) else module._parameters
-    found = (held.get(name) for name in names)
-    return next((p for p in found if p is not None and type(p) in _PLAIN_TENSORS), None)
+    for name in names:
+        p = held.get(name)
+        if p is not None and type(p) in _PLAIN_TENSORS:
+            return p
+    return None

@@ -86,7 +86,10 @@ class NodeLinear(TabledModule[_NodeTables]):
 
 def may_be_read(*maps: NodeLinear) -> bool:
     """Whether all nodes share these maps and nobody notices that they are not called."""
-    return is_plain(NodeLinear, *maps) and all(part.is_shared for part in maps)
+    for part in maps:
+        if not part.is_shared:
+            return False
+    return is_plain(NodeLinear, *maps)
 
 
 class NodeMLP(nn.Module):
@@ -113,10 +116,10 @@ class NodeMLP(nn.Module):
                 nn.init.xavier_uniform_(weight, gain=gain)
             nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         """Map ``[..., n, in_channels]``, or two parts of that, to ``[..., n, out_channels]``."""
         first, last = self.first, self.last
         if may_be_read(first, last):
             maps = (first.weight, first.bias), (last.weight, last.bias)
-            return kernels.row_mlp(x, *maps, beside)
-        return last(F.silu(first(x if beside is None else torch.cat([x, beside], dim=-1))))
+            return kernels.row_mlp(x, *maps, extra)
+        return last(F.silu(first(x if extra is None else torch.cat([x, extra], dim=-1))))

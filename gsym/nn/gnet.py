@@ -14,19 +14,19 @@ from gsym import kernels
 from gsym._validate import (
     check_edge_index,
     check_edge_weight,
-    check_like_weights,
-    check_signal,
     check_widths,
 )
 from gsym.errors import GraphError, GroupError
 from gsym.groups import PermutationGroup, Representation
+from gsym.kernels._transforms import undisturbed
 from gsym.nn._batch import count_blocks, count_graphs, refuse_stacked, unstack
 from gsym.nn._graph import LastGraph
+from gsym.nn._inputs import check_input
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
 from gsym.nn._signs import Channels, SignedTie
 from gsym.nn._tied import TiedLayer, as_clusters
-from gsym.nn.linear import OrbitLinear
+from gsym.nn.linear import OrbitLinear, permute
 
 PROPAGATIONS = ("auto", "none", "adjacency", "weighted", "pointwise")
 
@@ -47,6 +47,12 @@ class _Graph:
     tie: kernels.Segments  # pair orbit of every edge
     tiles: kernels.Tiles | None
     num_blocks: int  # which several stacked graphs are seen from, where that matters
+    mean: dict[torch.dtype, Tensor]  # by type, what mean_weights makes
+
+    def mean_weights(self, dtype: torch.dtype) -> Tensor:
+        """Weights ``[f, 1]`` of the mean over a node and its neighbours."""
+        share = 1 / self.target.pointers.diff().to(dtype)
+        return share.index_select(0, self.target.index)[:, None]
 
 
 @dataclass(frozen=True)
@@ -286,11 +292,11 @@ class GNetConv(TiedLayer[_ConvTables]):
                 consecutive nodes, as PyG stacks several, is then refused, and ``batch_size=1``
                 says that it is one. An input of compiled code is not looked at.
         """
-        batch_size = count_graphs(x, batch, batch_size, self.num_nodes)
+        if batch is not None:
+            batch_size = count_graphs(x, batch, batch_size, self.num_nodes)
         if batch_size is not None:
             x = unstack(x, batch_size, self.num_nodes)
-        check_signal(x, self.num_nodes, self.in_channels)
-        check_like_weights(self._like(), x=x)
+        check_input(x, self.num_nodes, self.in_channels, self._like())
         if self.propagate == "none":
             _check_unused(edge_index, edge_weight)
         if self.propagate in ("none", "auto") and edge_index is None:
@@ -336,6 +342,8 @@ class GNetConv(TiedLayer[_ConvTables]):
         overflow, whatever the weights and however many there are.
         """
         target = graph.target
+        if edge_weight is None and self.edge_logit is None and not target.is_traced:
+            return _mean_weights(graph, torch.promote_types(x.dtype, torch.float32))
         given = _given_weights(graph, edge_weight, x, batch_size)
         loops = (~graph.has_loop).to(given.dtype).expand(*given.shape[:-1], -1)
         weight = torch.cat([given, loops], dim=-1)
@@ -392,6 +400,7 @@ class GNetConv(TiedLayer[_ConvTables]):
             tie=tied,
             tiles=tiles,
             num_blocks=num_blocks,
+            mean={},
         )
 
     def _trace(self, edge_index: Tensor, n: int) -> _Graph:
@@ -415,6 +424,7 @@ class GNetConv(TiedLayer[_ConvTables]):
             tie=tied,
             tiles=kernels.Tiles.traced(tied) if self.propagate == "pointwise" else None,
             num_blocks=1,
+            mean={},
         )
 
     def extra_repr(self) -> str:
@@ -547,18 +557,14 @@ class GNet(nn.Module):
         """Without a graph, nodes are sorted only where the next layer wants another layout."""
         if batch_size is not None:
             x = unstack(x, batch_size, maps[0].num_nodes)
-        check_signal(x, maps[0].num_nodes, self.in_channels)
-        check_like_weights(maps[0]._like(), x=x)
-        before = None
-        for linear in maps:
-            if before is None:
-                x = linear.to_layout(x)
-            elif before.keeps_order(x) == linear.keeps_order(x):
-                x = x.relu()
-            else:
-                x = linear.to_layout(before.from_layout(x.relu()))
-            x, before = linear.map_in_layout(x), linear
-        x = maps[-1].from_layout(x)
+        check_input(x, maps[0].num_nodes, self.in_channels, maps[0]._like())
+        is_sorted = False
+        for i, linear in enumerate(maps):
+            x, is_sorted = linear.sort(x if i == 0 else x.relu(), is_sorted)
+            x = linear.map(x, linear._tables(x.device), is_sorted)
+        clusters = maps[0]._tables(x.device).clusters
+        if is_sorted and clusters is not None:
+            x = permute(x, clusters, back=True)
         return x if batch_size is None else x.flatten(0, 1)
 
 
@@ -587,6 +593,18 @@ def _check_unused(edge_index: object, edge_weight: object) -> None:
             'propagate="none" uses no graph, but one was given; leave it out, or choose another '
             "way to propagate"
         )
+
+
+def _mean_weights(graph: _Graph, dtype: torch.dtype) -> Tensor:
+    """Weights ``[f, 1]`` of the mean over a node and its neighbours; made once for each type."""
+    weight = graph.mean.get(dtype)
+    if weight is not None:
+        return weight
+    if torch.compiler.is_compiling():
+        return graph.mean_weights(dtype)
+    with undisturbed():
+        weight = graph.mean[dtype] = graph.mean_weights(dtype)
+    return weight
 
 
 def _given_weights(

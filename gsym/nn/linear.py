@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import check_like_weights, check_signal, check_widths
+from gsym._validate import check_widths
 from gsym.groups import PermutationGroup, Representation
-from gsym.kernels._backends import chosen_name
-from gsym.kernels.segments import BLOCK_ROWS
 from gsym.nn._batch import count_graphs, unstack
+from gsym.nn._inputs import check_input
 from gsym.nn._mixing import MIXINGS, FullMixing, LowRankMixing, QuotientMixing
 from gsym.nn._modules import Tables, is_plain, own_parameter
 from gsym.nn._signs import Channels, SignedMixing, SignedTie, draw_own, own_matrices, own_orbits
@@ -22,12 +21,9 @@ from gsym.nn._tied import TiedLayer, as_clusters
 
 @dataclass(frozen=True)
 class _LinearTables(Tables):
-    sizes: Tensor  # nodes of every cluster
-    order: Tensor  # nodes sorted by cluster
-    rank: Tensor  # its inverse
+    clusters: kernels.Clusters | None  # None on any number of nodes
     cluster_orbit: Tensor
     own_index: Tensor  # which D every cluster has; one past the last for none
-    tiles: kernels.Tiles | None
     own_tie: SignedTie | None = None  # what own_index is without representations
     bias_tie: SignedTie | None = None
 
@@ -136,27 +132,10 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_nodes = None if group is None else clusters.num_nodes
         self._alone_is_mixed = mixing not in ("low_rank", "none")
-
-        # Equal clusters are sorted into runs, which views and batched products can take, unless
-        # the products would be small or the sorting would pass through memory once more. Others
-        # are gathered tile by tile, samples side by side. Compiled loops on the CPU take every row
-        # where it lies.
-        sizes, order = clusters.partition.sizes, clusters.partition.order.tolist()
-        size, area = sizes[0], in_channels * out_channels
-        alone = size == 1 and self._alone_is_mixed
-        fit = size >= 8 and size * (in_channels + out_channels) >= area
-        simple = len(sizes) == 1 or alone or min(in_channels, out_channels) == 1
-        came_sorted = order == list(range(len(order)))
-        fit = fit and (came_sorted or len(order) <= BLOCK_ROWS)
-        runs = len(set(sizes)) == 1 and (simple or fit)
-        self.in_place = not runs or came_sorted
-        self._has_runs = runs
-
-        # With one channel the views of runs are the fastest everywhere.
-        self._has_tiles = group is not None and not (runs and min(in_channels, out_channels) == 1)
         tables = self._tables(torch.device("cpu"))
         # Every cluster has D, or those of one node have none.
-        self._all_own = min(sizes) > 1 or not self._alone_is_mixed or group is None
+        least = min(clusters.partition.sizes)
+        self._all_own = least > 1 or not self._alone_is_mixed or group is None
         count = int(tables.own_index.max()) + self._all_own
         shape: tuple[int, ...] = in_channels, out_channels
         if count and tables.own_tie is not None:
@@ -185,24 +164,21 @@ class OrbitLinear(TiedLayer[_LinearTables]):
 
     def _build_tables(self) -> _LinearTables:
         clusters = as_clusters(self.group)
-        order, orbit = clusters.partition.order, clusters.cluster_orbits().index
+        labels, orbit = clusters.partition.labels, clusters.cluster_orbits().index
         sizes = torch.tensor(clusters.partition.sizes)
         # W alone serves a cluster of one node; S_n on any number of nodes has D all the same.
         has_own = (sizes > 1) | (not self._alone_is_mixed) | (self.group is None)
         used, own = torch.unique(orbit[has_own], return_inverse=True)
         own_index = torch.full_like(sizes, used.numel())
         own_index[has_own] = own
-        tiles = None
-        if used.numel() and self._has_tiles:
-            segments = kernels.Segments(clusters.partition.labels, sizes.numel())
-            tiles = kernels.Tiles(segments, self.in_channels, self.out_channels)
+        # Without D no row is multiplied.
+        widths = (self.in_channels, self.out_channels) if used.numel() else (1, 1)
+        rows = None if self.group is None else kernels.Clusters(labels, sizes.numel(), *widths)
         own_tie = bias_tie = None
         if self._signed:
             own_tie = SignedTie.of(own_orbits(clusters, self._into, self._out, has_own))
             bias_tie = SignedTie.of(clusters.cluster_orbits(None, self._out.base))
-        return _LinearTables(
-            sizes, order, torch.argsort(order), orbit, own_index, tiles, own_tie, bias_tie
-        )
+        return _LinearTables(rows, orbit, own_index, own_tie, bias_tie)
 
     @torch.no_grad()
     def reset_parameters(self, gain: float = math.sqrt(2)) -> None:
@@ -230,7 +206,7 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         weight = self.weight_self
         if weight is not None and not weight.is_meta and isinstance(self.mixing, subtracts):
             tables = self._tables(weight.device)
-            own = self._own_weight(tables).expand(tables.sizes.numel(), -1, -1)
+            own = self._own_weight(tables).expand(tables.own_index.numel(), -1, -1)
             self.mixing.subtract(own)
         if self.bias is not None:
             self.bias.zero_()
@@ -246,85 +222,62 @@ class OrbitLinear(TiedLayer[_LinearTables]):
                 all of one size.
             batch_size: Number of graphs in a stacked batch, instead.
         """
-        batch_size = count_graphs(x, batch, batch_size, self.num_nodes)
+        if batch is not None:
+            batch_size = count_graphs(x, batch, batch_size, self.num_nodes)
         if batch_size is not None:
             x = unstack(x, batch_size, self.num_nodes)
-        check_signal(x, self.num_nodes, self.in_channels)
-        check_like_weights(self._like(), x=x)
-        y = self.from_layout(self.map_in_layout(self.to_layout(x)))
+        check_input(x, self.num_nodes, self.in_channels, self._like())
+        y = self.map(x, self._tables(x.device))
         return y if batch_size is None else y.flatten(0, 1)
 
-    def keeps_order(self, x: Tensor) -> bool:
-        """Whether the map of this signal takes nodes in their order, so that nothing is sorted."""
-        return self.in_place or self._tiles_of(x) is not None
+    def sort(self, x: Tensor, was_sorted: bool) -> tuple[Tensor, bool]:
+        """A signal sorted by cluster where that suits the map, and whether it is now.
 
-    def to_layout(self, x: Tensor) -> Tensor:
-        """Sort the node axis by cluster, if the map works on sorted nodes."""
-        if self.keeps_order(x):
-            return x
-        tables = self._tables(x.device)
-        return kernels.permute_rows(x, tables.order, tables.rank)
-
-    def from_layout(self, x: Tensor) -> Tensor:
-        """Undo :meth:`to_layout`."""
-        if self.keeps_order(x):
-            return x
-        tables = self._tables(x.device)
-        return kernels.permute_rows(x, tables.rank, tables.order)
-
-    def map_in_layout(self, x: Tensor) -> Tensor:
-        """The map itself between signals from :meth:`to_layout`.
-
-        A stack of layers on one group sorts only where ``keeps_order`` differs: see
-        :class:`gsym.nn.GNet`.
+        A stack of layers on one group sorts only where this differs: see :class:`gsym.nn.GNet`.
         """
-        tables, tiles = self._tables(x.device), self._tiles_of(x)
+        clusters = self._tables(x.device).clusters
+        # The other mixings need the means of clusters by themselves.
+        fused = self.mixing is None or isinstance(self.mixing, FullMixing | SignedMixing)
+        if clusters is None or (fused and kernels.takes_sorted(x, clusters)) == was_sorted:
+            return x, was_sorted
+        return permute(x, clusters, back=was_sorted), not was_sorted
+
+    def map(self, x: Tensor, tables: _LinearTables, is_sorted: bool = False) -> Tensor:
+        """The map itself, of signals that may come and leave sorted by cluster."""
+        clusters = tables.clusters
         bias = None if self.bias is None else self._bias_of(self.bias, tables)
         if (
-            self.num_nodes is not None
+            clusters is not None
             and self.weight_self is not None
             and isinstance(self.mixing, FullMixing | SignedMixing)
             and is_plain(type(self.mixing), self.mixing)
             and not (isinstance(self.mixing, FullMixing) and self.mixing.has_blocks)
         ):
-            sizes = tables.sizes.to(torch.promote_types(x.dtype, torch.float32))
             if bias is None:
-                bias = x.new_zeros(sizes.numel(), self.out_channels)
+                bias = x.new_zeros(clusters.num_clusters, self.out_channels)
             weight, matrix = self._own_weight(tables), self.mixing.matrix()
-            return kernels.cluster_linear(x, weight, matrix, bias, sizes, tiles)
+            return kernels.cluster_linear(x, weight, matrix, bias, clusters, is_sorted)
         shared = bias
         if self.mixing is not None:
-            shared = self.mixing(self._means(x, tables))
+            rows = permute(x, clusters, back=True) if is_sorted and clusters is not None else x
+            shared = self.mixing(_means(rows, clusters))
             shared = shared if bias is None else shared + bias
         if self.weight_self is None:
-            assert shared is not None and x.size(-2) <= max(tables.sizes.numel(), 1)
-            return shared
+            assert shared is not None and clusters is not None
+            if is_sorted or clusters.is_sorted:
+                return shared
+            return kernels.segment_gather(shared, clusters.segments)
         own = self._own_weight(tables)
-        if tiles is not None:
-            return kernels.indexed_linear(x, own, tiles, shared)
-        return kernels.grouped_linear(_runs(x, tables), own, shared).flatten(-3, -2)
+        if clusters is None:
+            return kernels.grouped_linear(x.unsqueeze(-3), own, shared).squeeze(-3)
+        if shared is None:
+            shared = x.new_zeros(clusters.num_clusters, self.out_channels)
+        return kernels.cluster_linear(x, own, None, shared, clusters, is_sorted)
 
     def _like(self) -> Tensor | None:
         """A weight whose device and type a signal must have."""
         own = own_parameter(self, "weight_self", "bias")
         return own_parameter(self.mixing, "weight") if own is None else own
-
-    def _tiles_of(self, x: Tensor) -> kernels.Tiles | None:
-        """The tables of the map if it takes the rows of ``x`` in the order of the nodes."""
-        if self._has_runs and chosen_name(x) != "cpp":
-            return None
-        return self._tables(x.device).tiles
-
-    def _means(self, x: Tensor, tables: _LinearTables) -> Tensor:
-        """Mean of every cluster, ``[..., k, in]``."""
-        if self.num_nodes == tables.sizes.numel():
-            return x
-        tiles = self._tiles_of(x)
-        if tiles is None:
-            runs = _runs(x, tables)
-            wide = torch.promote_types(x.dtype, torch.float32)
-            return (runs.sum(dim=-2, dtype=wide) / runs.size(-2)).to(x.dtype)
-        return kernels.segment_mean(x, tiles.segments)
 
     def _own_weight(self, tables: _LinearTables) -> Tensor:
         """D of every cluster, ``[k, in, out]``, 0 where it has none, or one for all."""
@@ -342,8 +295,7 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         """The bias of every cluster, ``[k, out]``."""
         if tables.bias_tie is None:
             return _untie(bias, tables.cluster_orbit)
-        k = tables.sizes.numel()
-        return tables.bias_tie.expand(bias).view(k, self.out_channels)
+        return tables.bias_tie.expand(bias).view(-1, self.out_channels)
 
     def extra_repr(self) -> str:
         """Channels and group, for ``repr``."""
@@ -355,10 +307,20 @@ def _untie(weight: Tensor, orbit: Tensor) -> Tensor:
     return weight if weight.size(0) == orbit.numel() else weight.index_select(0, orbit)
 
 
-def _runs(x: Tensor, tables: _LinearTables) -> Tensor:
-    """Split the rows of equal clusters, ``[..., k, c, in]``."""
-    k = tables.sizes.numel()
-    return x.unflatten(-2, (k, x.size(-2) // k))
+def _means(x: Tensor, clusters: kernels.Clusters | None) -> Tensor:
+    """Mean of every cluster, ``[..., k, in]``; one mean without clusters."""
+    if clusters is not None and clusters.is_sorted and clusters.num_clusters == x.size(-2):
+        return x  # of one node each
+    if clusters is not None:
+        return kernels.segment_mean(x, clusters.segments)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (x.sum(dim=-2, keepdim=True, dtype=wide) / x.size(-2)).to(x.dtype)
+
+
+def permute(x: Tensor, clusters: kernels.Clusters, *, back: bool) -> Tensor:
+    """Nodes sorted by cluster, or ``back`` in their own order."""
+    order, rank = clusters.order, clusters.rank
+    return kernels.permute_rows(x, rank, order) if back else kernels.permute_rows(x, order, rank)
 
 
 def _check_options(mixing: str, rank: int | None, cluster_edge_index: Tensor | None) -> None:

@@ -16,14 +16,14 @@ pytestmark = pytest.mark.usefixtures("built")
 def test_a_tensor_without_memory_is_refused():
     for x in (torch.empty(3, device="meta"), torch.empty(0, device="meta")):
         with pytest.raises(TypeError, match="plain tensors on the CPU; got Tensor on meta"):
-            cpp_library.pointer(x)
-    cpp_library.pointer(torch.empty(0))
-    assert cpp_library.pointer(None) is None
+            cpp_library.addresses([x])
+    cpp_library.addresses([torch.empty(0)])
+    assert cpp_library.addresses([None]) == [None]
 
 
 def test_a_tensor_of_other_strides_is_refused():
     with pytest.raises(TypeError, match="contiguous"):
-        cpp_library.pointer(torch.empty(3, 2).t())
+        cpp_library.addresses([torch.empty(3, 2).t()])
 
 
 def tables(**changed):

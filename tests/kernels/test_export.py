@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import make_clusters
 from torch import nn
 
 from gsym import kernels
@@ -21,6 +22,8 @@ class Everything(nn.Module):
         labels = torch.tensor([2, 0, 1, 1, 0, 2])
         self.clusters = Segments(labels, K)
         self.tiles = Tiles(self.clusters, C, C)
+        self.rows = make_clusters(labels, K, (C, C), runs=False)
+        self.runs = make_clusters(labels, K, (C, C), runs=True)
         target = torch.randint(N, (E,)).sort().values
         self.graph = Segments(torch.randint(N, (E,)), N), Segments(target, N)
         self.order, self.rank = labels.argsort(stable=True), labels.argsort(stable=True).argsort()
@@ -37,10 +40,9 @@ class Everything(nn.Module):
         source, target = self.graph
         if edge_index is not None:
             source, target = (Segments.traced(ends, N) for ends in edge_index)
-        sizes = self.clusters._pointers.diff().to(x.dtype)
-        y = kernels.cluster_linear(x, self.own, self.matrix, self.bias, sizes, self.tiles)
+        y = kernels.cluster_linear(x, self.own, self.matrix, self.bias, self.rows)
         sorted_y = kernels.permute_rows(y, self.order, self.rank)
-        y = y + kernels.cluster_linear(sorted_y, self.own, self.matrix, self.bias, sizes)
+        y = y + kernels.cluster_linear(sorted_y, self.own, self.matrix, self.bias, self.runs)
         y = kernels.indexed_linear(y, self.own, self.tiles, self.bias)
         y = y + kernels.grouped_linear(y.unflatten(1, (K, 2)), self.own, self.bias).flatten(1, 2)
         pooled = kernels.segment_mean(y, self.clusters) + kernels.segment_max(y, self.clusters)

@@ -10,7 +10,7 @@ from kernels.test_edges import call as call_edges
 from kernels.test_edges import make_case as make_edge_case
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, reference
+from gsym.kernels import Clusters, Segments, reference
 
 HALVES = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 HUB = 70_001  # one more than float16 counts
@@ -98,18 +98,18 @@ class TestHubs:
     def test_clusters(self, dtype, backend):
         index = torch.zeros(HUB, dtype=torch.int64)
         index[::3] = 1
-        tiles, sizes = Tiles(Segments(index, 2), 2, 2), torch.bincount(index).float()
+        clusters = Clusters(index, 2, 2, 2)
         x = 1 + torch.rand(1, HUB, 2)
         weight, matrix, bias = torch.randn(2, 2, 2), torch.randn(4, 4), torch.randn(2, 2)
         given = [t.to(dtype) for t in (x, weight, matrix, bias)]
         leaf = given[0].requires_grad_()
-        y = kernels.cluster_linear(*given, sizes, tiles, backend=backend)
+        y = kernels.cluster_linear(*given, clusters, backend=backend)
         exact = [t.detach().double() for t in given]
-        right = reference.cluster_linear(*exact, sizes.double(), tiles)
+        right = reference.cluster_linear(*exact, clusters)
         assert_near(y.detach(), right, 2 * HALVES[dtype], "value")
         outer = torch.full_like(y, 2.0)
         exact[0].requires_grad_()
-        right = reference.cluster_linear(*exact, sizes.double(), tiles)
+        right = reference.cluster_linear(*exact, clusters)
         (expected,) = torch.autograd.grad(right, exact[0], outer.double())
         for create_graph in (False, True):
             (found,) = torch.autograd.grad(
@@ -142,10 +142,11 @@ def test_gradients_of_weights_that_cancel_between_samples(dtype, backend):
     (found,) = torch.autograd.grad(y, weight, outer)
     expected = (x.double() * outer.double()).sum().view(1)
     assert_near(found, expected, HALVES[dtype], "gradient")
-    sizes, own = torch.tensor([1.0, 1.0]), torch.ones(2, 1, 1, dtype=dtype, requires_grad=True)
+    own = torch.ones(2, 1, 1, dtype=dtype, requires_grad=True)
+    pair = Clusters(torch.tensor([0, 1]), 2, 1, 1)
     zero = torch.zeros(2, 2, dtype=dtype), torch.zeros(2, 1, dtype=dtype)
     x, outer = x.expand(-1, 2, -1), outer.expand(-1, 2, -1)
-    y = kernels.cluster_linear(x, own, *zero, sizes, backend=backend)
+    y = kernels.cluster_linear(x, own, *zero, pair, backend=backend)
     (found,) = torch.autograd.grad(y, own, outer)
     assert_near(found.flatten(), expected.expand(2), HALVES[dtype], "own weights")
 

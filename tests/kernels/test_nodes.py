@@ -15,15 +15,15 @@ from gsym.kernels import reference
 from gsym.kernels.cpp import library as cpp_library
 from gsym.kernels.cpp import nodes as cpp_nodes
 
-OPS = ("row_mlp", "row_mlp beside", "linear_pair")
+OPS = ("row_mlp", "row_mlp extra", "linear_pair")
 NAMES = {
     "row_mlp": ("x", "first", "first_bias", "last", "last_bias"),
-    "row_mlp beside": ("x", "first", "first_bias", "last", "last_bias", "beside"),
+    "row_mlp extra": ("x", "first", "first_bias", "last", "last_bias", "extra"),
     "linear_pair": ("x", "weight", "bias", "other"),
 }
-# Vectors in a row of x, beside it, hidden, and in a row of the result.
+# Vectors in a row of x, extra it, hidden, and in a row of the result.
 NARROW, WIDE = (1, 1, 1, 1), (2, 3, 5, 7)
-USED = {"row_mlp": (0, 2, 3), "row_mlp beside": (0, 1, 2, 3), "linear_pair": (0, 3)}
+USED = {"row_mlp": (0, 2, 3), "row_mlp extra": (0, 1, 2, 3), "linear_pair": (0, 3)}
 DTYPES = [torch.float64, torch.float32]
 BLOCK = 48
 
@@ -40,13 +40,13 @@ def case(op, rows=BLOCK + 1, widths=WIDE, dtype=torch.float64, more=(0, 0, 0, 0)
     rng = torch.Generator().manual_seed(0)
     shape = (rows,) if isinstance(rows, int) else rows
     widths = [width * lanes(dtype) + some for width, some in zip(widths, more, strict=True)]
-    c, beside, h, out = widths
+    c, extra, h, out = widths
     if op == "linear_pair":
         shapes = [(*shape, c), (1, c, out), (1, out), (1, c, out)]
     elif op == "row_mlp":
         shapes = [(*shape, c), (1, c, h), (1, h), (1, h, out), (1, out)]
     else:
-        shapes = [(*shape, c), (1, c + beside, h), (1, h), (1, h, out), (1, out), (*shape, beside)]
+        shapes = [(*shape, c), (1, c + extra, h), (1, h), (1, h, out), (1, out), (*shape, extra)]
     tensors = [torch.randn(s, dtype=torch.float64, generator=rng) for s in shapes]
     return op.partition(" ")[0], [x.to(dtype).requires_grad_() for x in tensors]
 
@@ -118,7 +118,7 @@ class TestParity:
         assert not compiled
 
     def test_half_precision_of_two_parts_is_rounded_once(self, op):
-        if op != "row_mlp beside":
+        if op != "row_mlp extra":
             pytest.skip("has one part")
         # Each part alone is beyond float16, which ends at 65504.
         x, (first, last) = torch.full((1, 64), 100.0), torch.full((2, 1, 64, 16), 20.0)
@@ -336,7 +336,7 @@ class TestPromises:
             assert torch.equal(a, b)
         for others in runs[1:]:
             for what, a, b in zip(["value", *NAMES[op] * 2], others, runs[0], strict=True):
-                if what in ("value", "x", "beside"):
+                if what in ("value", "x", "extra"):
                     assert torch.equal(a, b), what
                 assert_near(a, b.double(), 1e-5, what)
 
@@ -440,8 +440,8 @@ def arguments(op, tensors):
     """What the primitive takes, weights with their biases."""
     if op == "linear_pair":
         return tensors
-    x, first, first_bias, last, last_bias, *beside = tensors
-    return [x, (first, first_bias), (last, last_bias), *beside]
+    x, first, first_bias, last, last_bias, *extra = tensors
+    return [x, (first, first_bias), (last, last_bias), *extra]
 
 
 def test_one_result_of_a_pair_may_go_unused(compiled):
@@ -488,10 +488,10 @@ class TestBadInput:
             ),
             ("row_mlp", "last", lambda x: x[:, 1:], r"last must be \[1, \d+, out\]; got \[1, "),
             ("row_mlp", "last_bias", lambda x: x[:, 1:], r"bias of last must be \[1, \d+\]; got"),
-            ("row_mlp beside", "beside", lambda x: x[:1], r"rows of x, \[3, 5\]; got \[1, 5, "),
-            ("row_mlp beside", "beside", lambda x: x[0], r"rows of x, \[3, 5\]; got \[5, "),
-            ("row_mlp beside", "beside", lambda x: x[0, 0, 0], r"rows of x, \[3, 5\]; got \[\]"),
-            ("row_mlp beside", "beside", lambda x: x[..., 1:], r"first must be \[1, \d+, out\]"),
+            ("row_mlp extra", "extra", lambda x: x[:1], r"rows of x, \[3, 5\]; got \[1, 5, "),
+            ("row_mlp extra", "extra", lambda x: x[0], r"rows of x, \[3, 5\]; got \[5, "),
+            ("row_mlp extra", "extra", lambda x: x[0, 0, 0], r"rows of x, \[3, 5\]; got \[\]"),
+            ("row_mlp extra", "extra", lambda x: x[..., 1:], r"first must be \[1, \d+, out\]"),
             ("linear_pair", "x", lambda x: x[0, 0], r"x must be \[\.\.\., r, in\]; got \[\d+\]"),
             ("linear_pair", "x", lambda x: x[..., 1:], r"weight must be \[1, \d+, out\]; got"),
             ("linear_pair", "weight", lambda x: x[0], r"weight must be .*; got \[\d+, \d+\]"),

@@ -1,4 +1,4 @@
-"""Every primitive on every back-end against its definition, and what it promises beside values."""
+"""Every primitive on every back-end against its definition, and what it promises extra values."""
 
 import contextlib
 import inspect
@@ -8,12 +8,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from helpers import make_clusters
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 
 from gsym import kernels
 from gsym.errors import BackendUnavailableError
-from gsym.kernels import Segments, Tiles, _operators, _primitives, reference
+from gsym.kernels import Clusters, Segments, Tiles, _operators, _primitives, reference
 from gsym.kernels._autograd import Operator
 from gsym.kernels.cpp import library as cpp_library
 from gsym.kernels.cpp import nodes as cpp_nodes
@@ -55,7 +56,7 @@ OPS = (
     "cluster_linear tiles",
     "cluster_linear runs",
     "row_mlp",
-    "row_mlp beside",
+    "row_mlp extra",
     "linear_pair",
     "permute_rows",
 )
@@ -71,8 +72,8 @@ def primitive(module, op):
     """A primitive of a module that takes its tensors one by one and returns one."""
     function = getattr(module, op)
 
-    def row_mlp(x, first, first_bias, last, last_bias, beside=None, **options):
-        return function(x, (first, first_bias), (last, last_bias), beside, **options)
+    def row_mlp(x, first, first_bias, last, last_bias, extra=None, **options):
+        return function(x, (first, first_bias), (last, last_bias), extra, **options)
 
     def linear_pair(x, weight, bias, other, **options):
         return torch.stack(function(x, weight, bias, other, **options))
@@ -99,7 +100,7 @@ def with_wide_index(value):
             table = table.long()
         if name == "segments":
             table = with_wide_index(table)
-        wide.__dict__[name] = None if name == "_last_columns" else table
+        wide.__dict__[name] = None if name == "_last_links" else table
     return wide
 
 
@@ -154,10 +155,10 @@ def case(op, index, layout="plain", dtype=torch.float64, channels=(3, 2)):
             leaves["weight"] = weight = parameter(s, c, out, dtype=dtype)
         tiles = None if runs else Tiles(segments, c, out)
         if op == "cluster_linear":
-            counts = torch.full((s,), 2) if runs else segments.pointers.diff()
+            labels = torch.arange(rows) % s if runs else segments.index
+            clusters = make_clusters(labels, s, (c, out), runs=runs)
             matrix, bias = parameter(s * c, s * out, dtype=dtype), parameter(s, out, dtype=dtype)
-            sizes = counts.to(torch.promote_types(dtype, torch.float32))
-            args = (x, weight, matrix, bias, sizes, tiles)
+            args = (x, weight, matrix, bias, clusters, False)
             return op, args, {**leaves, "matrix": matrix, "bias": bias}
         shared = None
         if variant == "shared":
@@ -178,8 +179,8 @@ def case(op, index, layout="plain", dtype=torch.float64, channels=(3, 2)):
         leaves = {"x": leaf, **weights}
         if not variant:
             return op, (x, *weights.values()), leaves
-        beside, leaves["beside"] = signal(layout, e, more, dtype)
-        return op, (x, *weights.values(), beside), leaves
+        extra, leaves["extra"] = signal(layout, e, more, dtype)
+        return op, (x, *weights.values(), extra), leaves
     return op, (x, segments), {"x": leaf}
 
 
@@ -200,7 +201,7 @@ def assert_near(found, expected, allowed, name):
     assert found.isfinite().all(), name
     error = (found.double() - expected).abs().amax() if found.numel() else 0.0
     scale = max(float(expected.abs().amax()), 1e-3) if found.numel() else 1.0
-    assert error <= allowed * scale, f"{name}: error {error:.2e} beside entries of {scale:.2e}"
+    assert error <= allowed * scale, f"{name}: error {error:.2e} extra entries of {scale:.2e}"
 
 
 def assert_parity(function, op, args, dtype, allowed=None):
@@ -435,8 +436,8 @@ def operator_calls(backend, placed=lambda value: value):
     segments = placed(make_index("empty segments"))
     source = placed(Segments.from_index(torch.tensor([0, 3, 1, 1, 2, 0]), 4))
     tables = [segments.index, segments.order, segments.pointers]
-    links = _operators.links(source, segments)
-    tiles = _primitives._tile_tables(placed(Tiles(segments, 3, 2))), segments.is_sorted
+    links = segments._links(source)
+    tiles = placed(Tiles(segments, 3, 2))._all_tables(), segments.is_sorted
 
     def part(*shape):
         return placed(torch.randn(*shape, dtype=torch.float64)).requires_grad_()
@@ -498,7 +499,7 @@ class TestRegistration:
     def test_every_primitive_has_a_definition(self):
         public = {name for name in kernels.__all__ if inspect.isfunction(getattr(kernels, name))}
         # The last two have files of their own.
-        public -= {"backend", "trace", "edge_mlp_sum", "subgraph_linear"}
+        public -= {"backend", "trace", "takes_sorted", "edge_mlp_sum", "subgraph_linear"}
         assert public == {op.partition(" ")[0] for op in OPS}
         for name in public:
             expected = list(inspect.signature(getattr(reference, name)).parameters)
@@ -641,7 +642,7 @@ class TestPromises:
         assert largest(fused) <= max(4 * native_rows.BLOCK_ROWS * c, 8 * e)
 
     @pytest.mark.parametrize(
-        "op", ["indexed_linear shared", "cluster_linear tiles", "row_mlp beside", "linear_pair"]
+        "op", ["indexed_linear shared", "cluster_linear tiles", "row_mlp extra", "linear_pair"]
     )
     def test_autocast_of_products(self, op):
         name, args, leaves = case(op, "unsorted", dtype=torch.float32)
@@ -666,10 +667,11 @@ class TestPromises:
         other = Segments.from_index(source.index.flip(0), source.num_segments)
         target = Segments.from_index(torch.tensor([1, 1, 0, 0, 1, 0, 1]), 2)
         with torch.inference_mode():
-            columns = target._columns(source)
+            columns, *tables = target._links(source)
         assert not columns.is_inference()
         assert torch.equal(columns, source.index[target.order])
-        assert target._columns(source) is columns
+        assert target._links(source)[0] is columns
+        assert torch.equal(tables[3], target.index[source.order])
         assert torch.equal(target.columns(other), other.index[target.order])
         assert torch.equal(target.columns(source), columns)
 
@@ -1137,6 +1139,10 @@ def meta(value):
     return value.to("meta")
 
 
+def eight_rows(value):
+    return Clusters(torch.arange(8) % 3, 3, 3, 2)
+
+
 def wider(value):
     return torch.cat([value, value[..., :1]], dim=-1)
 
@@ -1211,10 +1217,10 @@ CLUSTERS = [
     ("matrix", fewer, ValueError, r"matrix must be \[9, 6\]; got \[8, 6\]"),
     ("bias", wider, ValueError, r"bias must be \[3, 2\]; got \[3, 3\]"),
     ("bias", lambda b: b[:1], ValueError, r"bias must be \[3, 2\]; got \[1, 2\]"),
-    ("sizes", meta, ValueError, "sizes is on meta but x on cpu; move one of them"),
-    ("sizes", torch.Tensor.long, TypeError, "must be torch.float32 or torch.float64; got torch.i"),
-    ("sizes", torch.Tensor.half, TypeError, "torch.float32 or torch.float64; got torch.float16"),
-    ("sizes", lambda s: s[None], ValueError, r"sizes must be \[k\]; got \[1, 3\]"),
+    ("clusters", lambda c: c.segments, TypeError, "clusters must be Clusters; got Segments; make"),
+    ("clusters", lambda c: None, TypeError, "clusters must be Clusters; got NoneType"),
+    ("clusters", meta, ValueError, "x is on cpu but its index on meta"),
+    ("clusters", eight_rows, ValueError, r"x must be \[\.\.\., 8, c\], as the clusters have one"),
 ]
 PERMUTATIONS = [
     (name, change, error, f"{name} {message}")
@@ -1248,16 +1254,8 @@ BAD = {
     "gather_segment_sum weights per sample": ENTRIES,
     "indexed_linear shared": [*MATRICES, *SHARED, *TILES],
     "grouped_linear shared": [*MATRICES, *SHARED],
-    "cluster_linear tiles": [
-        *CLUSTERS,
-        *TILES,
-        ("sizes", less, ValueError, r"sizes must be \[3\]; got \[2\]"),
-    ],
-    "cluster_linear runs": [
-        *CLUSTERS,
-        ("sizes", wider, ValueError, "the 6 rows of x must be equal runs, one for each of 4 sizes"),
-        ("sizes", lambda s: s[:0], ValueError, "the 6 rows of x .* one for each of 0 sizes"),
-    ],
+    "cluster_linear tiles": CLUSTERS,
+    "cluster_linear runs": CLUSTERS,
     "permute_rows": [
         *PERMUTATIONS,
         ("x", lambda x: x[0, 0], ValueError, r"x must be \[\.\.\., r, c\]; got \[3\]"),

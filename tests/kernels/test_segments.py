@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, ops
+from gsym.kernels import Clusters, Segments, Tiles
 
 TABLES = {
     Segments: ("index", "order", "pointers"),
@@ -141,32 +141,41 @@ def test_tables_elsewhere_are_refused():
         kernels.gather_segment_sum(torch.ones(3, 2), make(Segments), segments)
 
 
-@pytest.mark.parametrize("runs", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-class TestSizes:
+class TestClusters:
     """``cluster_linear`` divides by the sizes, so they are those of the clusters."""
 
-    def call(self, runs, sizes, rows=None):
-        x, bias = torch.ones(rows or (6 if runs else 7), 3), torch.zeros(3, 2)
-        weight, matrix = torch.ones(3, 3, 2), torch.ones(9, 6)
-        return kernels.cluster_linear(x, weight, matrix, bias, sizes, None if runs else make(Tiles))
+    @pytest.mark.parametrize("labels", [[0, 1, 0, 1, 0, 1], [1, 0, 0, 2, 2, 2]])
+    def test_tables(self, labels):
+        labels = torch.tensor(labels)
+        clusters = Clusters(labels, int(labels.max()) + 1, 3, 2)
+        assert clusters.sizes.tolist() == labels.bincount().tolist()
+        assert clusters.order.tolist() == labels.argsort(stable=True).tolist()
+        assert clusters.order[clusters.rank].tolist() == list(range(6))
+        assert not clusters.is_sorted
 
-    def test_that_are_right(self, runs, dtype):
-        sizes = torch.tensor([2, 2, 2] if runs else [3, 2, 2], dtype=dtype)
-        assert self.call(runs, sizes).shape == (6 if runs else 7, 2)
+    @pytest.mark.parametrize(
+        ("size", "widths", "runs"), [(2, (3, 2), False), (2, (3, 1), True), (8, (3, 2), True)]
+    )
+    def test_the_layout_follows_sizes_and_channels(self, size, widths, runs):
+        labels = torch.arange(2 * size) % 2
+        assert Clusters(labels, 2, *widths).has_runs == runs
+        assert not Clusters(torch.cat([labels, labels[:1]]), 2, *widths).has_runs
 
-    @pytest.mark.parametrize("sizes", [[2, 3, 2], [7, 0, 0], [1, 1, 1], [3, 2, float("nan")]])
-    def test_that_are_wrong(self, runs, dtype, sizes):
-        with kernels.trace() as ran, pytest.raises(ValueError, match="must count the rows"):
-            self.call(runs, torch.tensor(sizes, dtype=dtype))
-        assert not ran
+    def test_what_stands_sorted_is_taken_as_it_is(self):
+        labels = torch.arange(16) % 2
+        clusters, x = Clusters(labels, 2, 3, 2), torch.randn(16, 3)
+        weight, matrix, bias = torch.randn(2, 3, 2), torch.randn(6, 4), torch.randn(2, 2)
+        y = kernels.cluster_linear(x, weight, matrix, bias, clusters)
+        for backend in ("native", "auto", "reference"):
+            with kernels.backend(backend):
+                z = kernels.cluster_linear(
+                    x[clusters.order], weight, matrix, bias, clusters, is_sorted=True
+                )
+            torch.testing.assert_close(z, y[clusters.order])
+        assert kernels.takes_sorted(x, clusters, backend="native")
+        assert not kernels.takes_sorted(x, Clusters(labels.sort().values, 2, 3, 2))
 
-
-def test_empty_clusters_are_refused():
-    tiles = Tiles(Segments(torch.tensor([0, 2, 0]), 3), 1, 1)
-    args = torch.ones(3, 1, 1), torch.ones(3, 3), torch.zeros(3, 1)
-    for sizes in ([2.0, 1.0, 1.0], [2.0, 0.0, 1.0]):
+    @pytest.mark.parametrize("labels", [[0, 2, 0], [0, 0, 0], []])
+    def test_empty_clusters_are_refused(self, labels):
         with pytest.raises(ValueError, match="no cluster may be empty"):
-            ops.cluster_linear(torch.ones(3, 1), *args, torch.tensor(sizes), tiles)
-    with pytest.raises(ValueError, match="no cluster may be empty"):
-        ops.cluster_linear(torch.ones(0, 1), *args, torch.zeros(3))
+            Clusters(torch.tensor(labels, dtype=torch.int64), 3, 1, 1)

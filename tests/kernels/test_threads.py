@@ -7,6 +7,7 @@ all rows of which every thread makes a part, are equal to rounding.
 
 import pytest
 import torch
+from helpers import make_clusters
 from kernels.test_ops import primitive
 
 from gsym import kernels
@@ -52,12 +53,10 @@ def make(op):
         "linear_pair": (x, leaf(1, C, H), leaf(1, H), leaf(1, C, H)),
     }
     if op == "cluster_linear":
-        sizes = few.pointers.diff().float()
-        tiles = Tiles(few, C, H)
-        if variant:
-            tiles, sizes = None, torch.full((8,), E / 8)
-        k = sizes.numel()
-        return op, (x, leaf(k, C, H), leaf(k * C, k * H), leaf(k, H), sizes, tiles)
+        labels = torch.arange(E) % 8 if variant else few.index
+        k = int(labels.max()) + 1
+        clusters = make_clusters(labels, k, (C, H), runs=bool(variant))
+        return op, (x, leaf(k, C, H), leaf(k * C, k * H), leaf(k, H), clusters)
     return op, args[op]
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gsym import kernels
-from gsym.kernels import Segments, Tiles, reference
+from gsym.kernels import Clusters, Segments, reference
 
 N, C = 6, 4
 LABELS = {"sorted": [0, 0, 1, 1, 2, 2], "unsorted": [2, 0, 1, 1, 0, 2], "alone": [0] * 6}
@@ -20,7 +20,7 @@ class Twice(nn.Module):
         self.op = op
         self.index = Segments(torch.tensor(LABELS[labels]), 3 if labels != "alone" else 1)
         self.ends = Segments(torch.arange(N), N)
-        self.tiles = Tiles(self.index, C, C)
+        self.clusters = Clusters(self.index.index, self.index.num_segments, C, C)
         self.swap = torch.tensor([1, 0, 3, 2, 5, 4])  # its own inverse
         self.square = nn.Parameter(torch.randn(1, C, C))
         self.row = nn.Parameter(torch.randn(C))
@@ -39,10 +39,9 @@ class Twice(nn.Module):
             return module.gather_segment_sum(x, self.ends, self.ends, self.factor)
         if self.op == "cluster_linear":
             k = self.index.num_segments
-            sizes = self.index.pointers.diff().to(x.dtype)
             own, shared = self.square.expand(k, -1, -1), one.expand(k, -1)
             matrix = self.weight.repeat(k, k)
-            return module.cluster_linear(x, own, matrix, shared, sizes, self.tiles)
+            return module.cluster_linear(x, own, matrix, shared, self.clusters)
         options = {"pos": x, "distance": self.row, "coord": (self.weight, self.row, one)}
         ends = (self.ends, self.ends)
         parts = module.edge_mlp_sum(x, x, *ends, self.weight, self.row, **options)

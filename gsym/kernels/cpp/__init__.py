@@ -69,10 +69,11 @@ def takes(op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:
     if op == "subgraph_linear":
         return are_few_weights(given)
     if dtype is None:
-        tensors = [x for x in given if x is not None]
-        dtype = tensors[0].dtype
-        if any(x.dtype != dtype for x in tensors):
-            return False
+        for x in given:
+            if x is not None and x.dtype != dtype:
+                if dtype is not None:
+                    return False
+                dtype = x.dtype
     if dtype not in NUMBER_TYPES:
         return False
     if op == "lifted_maps":

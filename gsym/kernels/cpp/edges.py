@@ -13,11 +13,11 @@ from gsym.kernels._edges import EdgeStage, EdgeTables
 from gsym.kernels.cpp.library import (
     INDEX_TYPES,
     NUMBER_TYPES,
+    addresses,
     alike,
     call,
     check_sizes,
     library,
-    pointer,
 )
 from gsym.kernels.native.edges import Pipeline
 from gsym.kernels.native.memory import new_zeros
@@ -116,9 +116,13 @@ class CppPipeline(Pipeline):
 
     def _zeros(self, *shapes: tuple[int, int]) -> list[Tensor]:
         """Tensors ``[b, *shape]`` of zeros, from one piece of memory."""
-        sizes = [self.batch * rows * columns for rows, columns in shapes]
-        parts = new_zeros(self.given["receiver"], sum(sizes)).split(sizes)
-        return [part.view(self.batch, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        sizes = []
+        for rows, columns in shapes:
+            sizes.append(self.batch * rows * columns)
+        parts = list(new_zeros(self.given["receiver"], sum(sizes)).split(sizes))
+        for i, shape in enumerate(shapes):
+            parts[i] = parts[i].view(self.batch, *shape)
+        return parts
 
     def _filled(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, self.width - self.h)) if self.width > self.h else x.contiguous()
@@ -130,13 +134,13 @@ class CppPipeline(Pipeline):
         if self.e == 0 or self.batch == 0 or self.h == 0:
             return
         given = self.given
-        tensors = {
-            name: x.contiguous() if name in ("pos", "attr", "gate_bias") else self._filled(x)
-            for name, x in given.items()
-            if name != "attr_weight"
-        }
+        tensors = dict(given)
         if "attr" in given:
-            tensors["attr_weight"] = self._filled(given["attr_weight"].t())
+            tensors["attr_weight"] = given["attr_weight"].t()
+        fill = 0, self.width - self.h
+        for name, x in tensors.items():
+            wide = fill[1] and name not in ("pos", "attr", "gate_bias")
+            tensors[name] = F.pad(x, fill) if wide else x.contiguous()
         check_sizes(columns=(self.columns, self.e), pointers=(self.pointers, self.n + 1))
         tables = alike(self.index, self.columns, self.pointers)
         shared = "attr" not in given or given["attr"].dim() == 2
@@ -144,8 +148,7 @@ class CppPipeline(Pipeline):
             *(self.batch, self.n, self.m, self.e, self.h, self.width, self.dims, self.attributes),
             *(0 if shared else self.e * self.attributes, torch.get_num_threads()),
             *(self.normalize, self.tanh, self.clamp is not None, self.mean, self.clamp or 0.0),
-            *(pointer(table) for table in tables),
-            *(pointer(tensors.get(name)) for name in _TENSORS),
+            *addresses((*tables, *map(tensors.get, _TENSORS))),
         )
         number, index = NUMBER_TYPES[given["receiver"].dtype], INDEX_TYPES[tables[0].dtype]
-        call(f"edges_{direction}_{number}_{index}", edges, record(*map(pointer, results)))
+        call(f"edges_{direction}_{number}_{index}", edges, record(*addresses(results)))

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -54,8 +54,8 @@ def is_usable() -> bool:
 
 
 # What torch.compiler.assume_constant_result does, which imports the compiler for it: seconds.
-why_not._dynamo_marked_constant = True  # type: ignore[attr-defined]
-is_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _function in (why_not, is_usable):
+    vars(_function)["_dynamo_marked_constant"] = True
 
 
 @cache
@@ -284,7 +284,7 @@ def call(name: str, *args: ctypes.Structure | ctypes.Array[Any]) -> None:
         MemoryError: No memory for what lies between.
         ValueError: Tables of an index that is not that of the rows.
     """
-    answer = getattr(library(), f"gsym_{name}")(*(ctypes.byref(arg) for arg in args))
+    answer = getattr(library(), f"gsym_{name}")(*map(ctypes.byref, args))
     if answer == _NO_MEMORY:
         raise MemoryError(f"no memory for {name}; take smaller batches")
     if answer:
@@ -308,28 +308,35 @@ def alike(*tables: Tensor | None) -> list[Any]:
     Raises:
         TypeError: Tables of another type than int32 and int64.
     """
-    types = {x.dtype for x in tables if x is not None}
-    if not types <= INDEX_TYPES.keys():
-        raise TypeError(f"an index must be int32 or int64; got {', '.join(map(str, types))}")
-    if len(types) < 2:
+    found, mixed = None, False
+    for x in tables:
+        if x is not None and x.dtype != found:
+            if x.dtype not in INDEX_TYPES:
+                raise TypeError(f"an index must be int32 or int64; got {x.dtype}")
+            found, mixed = x.dtype, found is not None
+    if not mixed:
         return list(tables)
     return [None if x is None else x.long() for x in tables]
 
 
-def pointer(x: Tensor | None) -> int | None:
-    """Where the numbers of a contiguous tensor lie.
+def addresses(tensors: Iterable[Tensor | None]) -> list[int | None]:
+    """Where the numbers of contiguous tensors lie.
 
     Raises:
         TypeError: Another one, or a tensor without numbers in the memory of the CPU.
     """
-    if x is None:
-        return None
-    address = x.data_ptr()
-    if not x.is_cpu or (address == 0 and x.numel()):
-        raise TypeError(
-            f"compiled code takes plain tensors on the CPU; got {type(x).__name__} on {x.device}; "
-            'convert it, or use backend="native"'
-        )
-    if not x.is_contiguous():
-        raise TypeError(f"compiled code takes contiguous tensors; got strides {x.stride()}")
-    return address
+    found: list[int | None] = []
+    for x in tensors:
+        if x is None:
+            found.append(None)
+            continue
+        address = x.data_ptr()
+        if not x.is_cpu or (address == 0 and x.numel()):
+            raise TypeError(
+                f"compiled code takes plain tensors on the CPU; got {type(x).__name__} on "
+                f'{x.device}; convert it, or use backend="native"'
+            )
+        if not x.is_contiguous():
+            raise TypeError(f"compiled code takes contiguous tensors; got strides {x.stride()}")
+        found.append(address)
+    return found

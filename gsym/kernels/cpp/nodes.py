@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.kernels.cpp.library import NUMBER_TYPES, call, library, pointer
+from gsym.kernels.cpp.library import NUMBER_TYPES, addresses, call, library
 from gsym.kernels.native.memory import new_empty
 
 
 class _Mlp(Structure):
-    _sizes = ("rows", "in_channels", "beside", "hidden", "out_channels", "threads")
+    _sizes = ("rows", "in_channels", "extra", "hidden", "out_channels", "threads")
     _tensors = ("x", "more", "first", "first_bias", "last", "last_bias")
     _fields_ = (*((n, c_int64) for n in _sizes), *((n, c_void_p) for n in _tensors))
 
@@ -32,11 +32,14 @@ class _Pair(Structure):
 def are_whole_vectors(tensors: Sequence[Tensor]) -> bool:
     """Whether the loops take the widths of these tensors."""
     lanes = library().gsym_vector_bytes() // tensors[0].element_size()
-    return all(x.size(-1) % lanes == 0 for x in tensors)
+    for x in tensors:  # noqa: SIM110  a generator takes twice as long, at every call
+        if x.size(-1) % lanes:
+            return False
+    return True
 
 
 def row_mlp(tensors: list[Tensor]) -> Tensor:
-    """Rows ``[..., r, out]`` of ``x, first, its bias, last, its bias``, and what is beside x."""
+    """Rows ``[..., r, out]`` of ``x, first, its bias, last, its bias``, and ``extra``."""
     x, last_bias = tensors[0], tensors[4]
     y = new_empty(x, *x.shape[:-1], last_bias.size(-1))
     record, _ = _mlp(tensors)
@@ -59,7 +62,8 @@ def row_mlp_grads(tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
 def linear_pair(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Both images ``[..., r, out]`` of ``x, first, its bias, second``."""
     x, bias = tensors[0], tensors[2]
-    y, z = (new_empty(x, *x.shape[:-1], bias.size(-1)) for _ in range(2))
+    shape = (*x.shape[:-1], bias.size(-1))
+    y, z = new_empty(x, *shape), new_empty(x, *shape)
     record, _ = _pair(tensors)
     _run("pair_forward", x, record, y, z)
     return y, z
@@ -75,21 +79,21 @@ def linear_pair_grads(tensors: list[Tensor], by_y: Tensor, by_z: Tensor) -> list
     return [by_x, *by_weights]
 
 
-def _mlp(tensors: Any) -> tuple[_Mlp, list[Tensor]]:
+def _mlp(tensors: Any) -> tuple[_Mlp, list[Tensor | None]]:
     """The record of a call, and the tensors that it points to."""
-    x, first, first_bias, last, last_bias, *beside = (t.contiguous() for t in tensors)
-    more = beside[0] if beside else None
+    x, first, first_bias, last, last_bias, *extra = map(Tensor.contiguous, tensors)
+    more = extra[0] if extra else None
     width = 0 if more is None else more.size(-1)
     sizes = (x.shape[:-1].numel(), x.size(-1), width, *last.shape[-2:], torch.get_num_threads())
     kept = [x, more, first, first_bias, last, last_bias]
-    return _Mlp(*sizes, *map(pointer, kept)), kept
+    return _Mlp(*sizes, *addresses(kept)), kept
 
 
 def _pair(tensors: Any) -> tuple[_Pair, list[Tensor]]:
-    kept = [t.contiguous() for t in tensors]
+    kept = list(map(Tensor.contiguous, tensors))
     x, weight = kept[:2]
     sizes = (x.shape[:-1].numel(), *weight.shape[-2:], torch.get_num_threads())
-    return _Pair(*sizes, *map(pointer, kept)), kept
+    return _Pair(*sizes, *addresses(kept)), kept
 
 
 def _flat(weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -100,5 +104,5 @@ def _flat(weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 def _run(name: str, x: Tensor, record: Structure, *results: Tensor | None) -> None:
-    pointers = (c_void_p * len(results))(*map(pointer, results))
-    call(f"{name}_{NUMBER_TYPES[x.dtype]}", record, pointers)
+    at = (c_void_p * len(results))(*addresses(results))
+    call(f"{name}_{NUMBER_TYPES[x.dtype]}", record, at)

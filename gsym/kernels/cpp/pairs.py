@@ -8,7 +8,7 @@ from ctypes import Structure, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from gsym.kernels.cpp.library import NUMBER_TYPES, call, check_sizes, pointer
+from gsym.kernels.cpp.library import NUMBER_TYPES, addresses, call, check_sizes
 from gsym.kernels.native.memory import new_empty
 
 # Numbers of all weights together: a few sums of their gradients must fit into memory.
@@ -81,10 +81,10 @@ def _record(tensors: Sequence[Tensor], tables: Sequence[Tensor]) -> tuple[_Pairs
         raise TypeError(f"the tables of pairs must be int32; got {[t.dtype for t in tables]}")
     sizes = (batch, nodes, pairs, subgraphs, q, kinds, c, d, torch.get_num_threads())
     given = [*tables, *kept, *([] if biases else [None, None])]
-    return _Pairs(*sizes, *map(pointer, given)), kept
+    return _Pairs(*sizes, *addresses(given)), kept
 
 
 def _run(name: str, record: _Pairs, *results: Tensor) -> None:
-    pointers = (c_void_p * len(results))(*map(pointer, results))
     kind = NUMBER_TYPES[results[0].dtype]
-    call(f"{name}_{kind}", record, pointers)
+    at = (c_void_p * len(results))(*addresses(results))
+    call(f"{name}_{kind}", record, at)

@@ -11,11 +11,11 @@ from gsym.kernels import segments
 from gsym.kernels.cpp.library import (
     INDEX_TYPES,
     NUMBER_TYPES,
+    addresses,
     alike,
     call,
     check_sizes,
     library,
-    pointer,
 )
 from gsym.kernels.native.memory import new_empty
 from gsym.kernels.segments import TileTables
@@ -150,7 +150,7 @@ def _reduce(
     pointers, index, columns, order = alike(pointers, index, columns, order)
     tensors = (index, columns, order, pointers, x, y, weight, out)
     kind = f"{NUMBER_TYPES[x.dtype]}_{INDEX_TYPES[pointers.dtype]}"
-    call(f"{name}_{kind}", _Reduction(*sizes, *map(pointer, tensors)))
+    call(f"{name}_{kind}", _Reduction(*sizes, *addresses(tensors)))
     return out
 
 
@@ -178,11 +178,11 @@ def _multiply(
         y=(given.get("y"), batch * rows * out_channels),
     )
     names = ("index", "local", "order", "pointers")
-    tables = alike(index, *(given.get(name) for name in names[1:]))
+    tables = alike(index, *map(given.get, names[1:]))
     index = tables[0]
     tensors = {**given, **dict(zip(names, tables, strict=True)), "x": x, "result": result}
     sizes = (batch, rows, in_channels, out_channels, count, segments.LOCAL_ROWS, weight_stride)
-    pointers = (pointer(tensors.get(name)) for name in _Product._tensors)
+    places = addresses(map(tensors.get, _Product._tensors))
     kind = f"{NUMBER_TYPES[x.dtype]}_{INDEX_TYPES[index.dtype]}"
-    call(f"{name}_{kind}", _Product(*sizes, torch.get_num_threads(), *pointers))
+    call(f"{name}_{kind}", _Product(*sizes, torch.get_num_threads(), *places))
     return result

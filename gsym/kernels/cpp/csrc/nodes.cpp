@@ -14,9 +14,9 @@ constexpr int64_t PIECE = 16;
 
 // Mirrored in _cpp_nodes.py.
 template <typename T> struct Mlp {
-  int64_t rows, in, beside, hidden, out, threads;
-  const T *x, *more;          // [rows, in], [rows, beside]
-  const T *first, *first_bias;  // [in + beside, hidden], [hidden]
+  int64_t rows, in, extra, hidden, out, threads;
+  const T *x, *more;          // [rows, in], [rows, extra]
+  const T *first, *first_bias;  // [in + extra, hidden], [hidden]
   const T *last, *last_bias;    // [hidden, out], [out]
 };
 
@@ -77,7 +77,7 @@ template <typename T> void first_layer(const Mlp<T> &g, int64_t row, int64_t cou
   int64_t h = g.hidden;
   product(count, g.x + row * g.in, g.in, g.in, g.first, h, g.first_bias, 0, hidden);
   if (g.more)
-    product(count, g.more + row * g.beside, g.beside, g.beside, g.first + g.in * h, h, hidden, h,
+    product(count, g.more + row * g.extra, g.extra, g.extra, g.first + g.in * h, h, hidden, h,
             hidden);
 }
 
@@ -95,10 +95,10 @@ template <typename T> void mlp_forward(const Mlp<T> &g, T *y) {
 // `weights` is first, first_bias, last and last_bias, one after another.
 template <typename T>
 void mlp_backward(const Mlp<T> &g, const T *grad, T *by_x, T *by_more, T *weights) {
-  int64_t h = g.hidden, bias = (g.in + g.beside) * h, last = bias + h, last_bias = last + h * g.out;
+  int64_t h = g.hidden, bias = (g.in + g.extra) * h, last = bias + h, last_bias = last + h * g.out;
   Turned<T> last_turned(g.last, h, g.out), turned(g.first, g.in, h);
-  Turned<T> more_turned(g.first + g.in * h, g.beside, h);
-  std::vector<T> nothing(std::max({h, g.in, g.beside}));
+  Turned<T> more_turned(g.first + g.in * h, g.extra, h);
+  std::vector<T> nothing(std::max({h, g.in, g.extra}));
   by_blocks<T>(
       g.rows, g.threads, 2 * ROWS * h, last_bias + g.out, weights,
       [&](int64_t row, int64_t count, T *sums, T *hidden) {
@@ -117,9 +117,9 @@ void mlp_backward(const Mlp<T> &g, const T *grad, T *by_x, T *by_more, T *weight
         add_rows(count, by_hidden, h, sums + bias);
         product(count, by_hidden, h, h, turned.data, g.in, nothing.data(), 0, by_x + row * g.in);
         if (!g.more) return;
-        add_outer(g.beside, g.more + row * g.beside, g.beside, count, by_hidden, h, sums + g.in * h);
-        product(count, by_hidden, h, h, more_turned.data, g.beside, nothing.data(), 0,
-                by_more + row * g.beside);
+        add_outer(g.extra, g.more + row * g.extra, g.extra, count, by_hidden, h, sums + g.in * h);
+        product(count, by_hidden, h, h, more_turned.data, g.extra, nothing.data(), 0,
+                by_more + row * g.extra);
       });
 }
 
