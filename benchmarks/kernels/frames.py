@@ -24,7 +24,7 @@ BATCH, NODES, CHANNELS = 8, 40, 16
 # Functions that look at what came in, by the start of their names, and files that only do so.
 CHECKS = ("check_", "_check", "are_alike", "fits_", "_fits", "_like", "own_parameter", "is_plain")
 CHECKING = ("_validate.py", "_checks.py")
-CHOICES = ("choose", "chosen_name", "_fastest", "is_usable", "takes", "loop", "tell", "record")
+CHOICES = ("choose", "is_usable", "takes", "loop", "tell")
 
 
 class Frames(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gsym.kernels._transforms import is_eager, is_transformed, looks_inside
+from gsym.kernels.transforms import is_eager, is_transformed, looks_inside
 
 _CONTIGUOUS = torch.contiguous_format
 _Keys, _Key = torch._C.DispatchKeySet, torch._C.DispatchKey

@@ -54,9 +54,11 @@ class Backend:
     - ``subgraph_linear(tensors, tables)`` and ``subgraph_linear_grads(tensors, tables, grad)``:
       the map of pairs to pairs, of tensors in the order of the operator;
     - ``lifted_maps(tensors, tables)`` and ``lifted_maps_grads(tensors, tables, by_pair, by_node,
-      wanted)``: maps on ego-networks averaged, as the operators of :mod:`gsym.kernels._lifted`;
+      wanted)``: maps on ego-networks averaged, as the operators of :mod:`gsym.kernels.lifted`;
     - ``graph_sums(x, tables)`` and ``graph_spread(grad, tables)``: traces and totals of pairs on
-      ego-networks, see there.
+      ego-networks, see there;
+    - ``elu_norm(tensors, tables, eps)``, rows and what ``elu_norm_grads(tensors, stored, tables,
+      eps, grad)`` needs of them, of sorted rows and tensors in the order of the operator.
 
     To add a back-end, write a module with some of these and list it in ``BACKENDS``; the rows that
     it does not compute are those of ``native``, and the rest is composed of torch. The parity

@@ -11,8 +11,8 @@ from torch import Tensor
 from gsym.kernels import _plain, reference
 from gsym.kernels._backends import STATE, choose
 from gsym.kernels._edges import EdgeStage
-from gsym.kernels._transforms import looks_inside
 from gsym.kernels.segments import Segments, Tiles
+from gsym.kernels.transforms import looks_inside
 
 _TABLES = (Segments, Tiles)
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsym.kernels._transforms import are_alike
 from gsym.kernels.clusters import Clusters
 from gsym.kernels.segments import Segments, Tiles
+from gsym.kernels.transforms import are_alike
 
 
 def named_parts(name: str, value: Any, parts: tuple[str, ...]) -> dict[str, Tensor]:

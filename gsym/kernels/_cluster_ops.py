@@ -14,8 +14,8 @@ from gsym.kernels._checks import (
     fits_clusters,
     in_one_type,
 )
-from gsym.kernels._transforms import are_alike
 from gsym.kernels.clusters import Clusters
+from gsym.kernels.transforms import are_alike
 
 
 def cluster_linear(

@@ -11,9 +11,9 @@ from gsym.kernels._backends import STATE, Backend, tell
 from gsym.kernels._edges import EdgeStage
 from gsym.kernels._operators import flat
 from gsym.kernels._plain import accumulation_type
-from gsym.kernels._transforms import are_plain, is_transformed
 from gsym.kernels.clusters import Clusters
 from gsym.kernels.segments import Segments, Tiles
+from gsym.kernels.transforms import are_plain, is_transformed
 
 
 def segment_sum(x: Tensor, segments: Segments, *, backend: Backend) -> Tensor:

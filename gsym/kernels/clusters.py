@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gsym.kernels._transforms import undisturbed
 from gsym.kernels.segments import BLOCK_ROWS, Segments, Tiles, Value, copy_of
+from gsym.kernels.transforms import undisturbed
 
 # Runs shorter than this are slower in batched products than tiles.
 _SHORT_RUN = 8

@@ -50,8 +50,8 @@ from gsym.kernels._checks import (
 )
 from gsym.kernels._edges import EdgeOptions, EdgeStage
 from gsym.kernels._plain import accumulation_type
-from gsym.kernels._transforms import are_alike
 from gsym.kernels.segments import Segments, Tiles
+from gsym.kernels.transforms import are_alike
 
 
 def segment_sum(x: Tensor, segments: Segments, *, backend: str = "auto") -> Tensor:

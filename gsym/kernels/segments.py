@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gsym._validate import check_segment_index
-from gsym.kernels._transforms import undisturbed, without_wrappers
+from gsym.kernels.transforms import undisturbed, without_wrappers
 
 # Rows that a product takes at a time: they and their products stay in the cache, and their memory
 # is used again, where a temporary of full size costs a page fault per page.

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gsym import kernels
 from gsym.errors import GraphError
-from gsym.kernels._lifted import LiftedTables
-from gsym.kernels._transforms import undisturbed
+from gsym.kernels.lifted import LiftedTables
 from gsym.kernels.subgraphs import Subgraphs
+from gsym.kernels.transforms import undisturbed
 
 
 @dataclass(frozen=True, eq=False, repr=False)

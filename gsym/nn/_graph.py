@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gsym._validate import check_edge_index_type, is_wrapper
 from gsym.errors import GraphError
-from gsym.kernels._transforms import is_wrapped, undisturbed, without_wrappers
+from gsym.kernels.transforms import is_wrapped, undisturbed, without_wrappers
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gsym.kernels import gather_segment_sum
-from gsym.kernels._lifted import LiftedMaps, graph_sums
-from gsym.kernels._transforms import is_eager
+from gsym.kernels.lifted import LiftedMaps, graph_sums
+from gsym.kernels.transforms import is_eager
 from gsym.nn._modules import is_plain
 from gsym.nn.subgraph import EquivariantTensorLinear
 

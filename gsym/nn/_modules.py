@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gsym.kernels._transforms import undisturbed
+from gsym.kernels.transforms import undisturbed
 
 _CPU = torch.device("cpu")
 _PLAIN_TENSORS = (Tensor, nn.Parameter)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym.kernels._norms import elu_norm
+from gsym.kernels.norms import elu_norm
 
 
 class ELUGraphNorm(nn.Module):
@@ -40,14 +37,4 @@ class ELUGraphNorm(nn.Module):
 
     def forward(self, x: Tensor, graphs: kernels.Segments) -> Tensor:
         """Rows ``[e, c]`` of the graphs that the index gives."""
-
-        def compose(tensors: Sequence[Tensor]) -> list[Tensor]:
-            x, weight, bias, mean_scale = tensors
-            x = F.elu(x)
-            centre = kernels.segment_mean(x, graphs) * mean_scale
-            out = x - kernels.segment_gather(centre, graphs)
-            variance = kernels.segment_mean(out.square(), graphs)
-            scale = weight / (variance + self.eps).sqrt()
-            return [out * kernels.segment_gather(scale, graphs) + bias]
-
-        return elu_norm(compose, x, graphs, (self.weight, self.bias, self.mean_scale), self.eps)
+        return elu_norm(x, graphs, self.weight, self.bias, self.mean_scale, self.eps)

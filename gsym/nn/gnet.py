@@ -18,7 +18,7 @@ from gsym._validate import (
 )
 from gsym.errors import GraphError, GroupError
 from gsym.groups import PermutationGroup, Representation
-from gsym.kernels._transforms import undisturbed
+from gsym.kernels.transforms import undisturbed
 from gsym.nn._batch import count_blocks, count_graphs, refuse_stacked, unstack
 from gsym.nn._graph import LastGraph
 from gsym.nn._inputs import check_input

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gsym import kernels
 from gsym.errors import GraphError, SignalError
-from gsym.kernels._lifted import lifted_maps
+from gsym.kernels.lifted import lifted_maps
 from gsym.nn import _lifted
 from gsym.nn._ego import EgoTables
 from gsym.nn._norm import ELUGraphNorm

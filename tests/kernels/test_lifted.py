@@ -5,7 +5,7 @@ import torch
 
 from gsym import kernels
 from gsym.kernels import _lifted
-from gsym.kernels._lifted import graph_sums
+from gsym.kernels.lifted import graph_sums
 from gsym.kernels.cpp import library
 from gsym.nn import SubgraphConv
 from gsym.nn._ego import EgoTables

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch_geometric.nn import GraphNorm
 
 from gsym import kernels
-from gsym.kernels import Segments, _norms
+from gsym.kernels import Segments, norms
 from gsym.kernels.cpp import library
+from gsym.kernels.cpp import norms as cpp_norms
 from gsym.nn._norm import ELUGraphNorm
 
 needs_cpp = pytest.mark.skipif(not library.is_usable(), reason="no C++")
@@ -48,9 +49,9 @@ def test_compiled_loops_run_and_threads_change_no_bit(monkeypatch):
     ours, _ = pair(16, torch.float32)
     x = torch.randn(5_000, 16, requires_grad=True)
     graphs = Segments(torch.arange(5_000) // 700, 9)
-    ran, original = [], _norms._run
+    ran, original = [], cpp_norms._run
     monkeypatch.setattr(
-        _norms, "_run", lambda name, *args: ran.append(name) or original(name, *args)
+        cpp_norms, "_run", lambda name, *args: ran.append(name) or original(name, *args)
     )
     found, before = [], torch.get_num_threads()
     for threads in (1, 3):
@@ -62,6 +63,30 @@ def test_compiled_loops_run_and_threads_change_no_bit(monkeypatch):
             torch.set_num_threads(before)
     assert ran == ["norm_forward", "norm_backward"] * 2
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@needs_cpp
+def test_the_operators_pass_opcheck():
+    segments = Segments(torch.tensor([0, 0, 0, 2, 2]), 3)
+    tables = [segments.index, segments.order, segments.pointers]
+    tensors = [torch.randn(*shape).double() for shape in ((5, 16), (16,), (16,), (16,))]
+    grad, rest = torch.randn_like(tensors[0]), (tables, 1e-5, "cpp")
+    _, stored = norms.normalised(tensors, *rest)
+    torch.library.opcheck(norms.normalised_grads.registered, (grad, tensors, stored, *rest))
+    leaves = [x.requires_grad_() for x in tensors]
+    torch.library.opcheck(norms.normalised.registered, (leaves, *rest))
+
+
+@needs_cpp
+def test_gradients_of_a_batch():
+    ours, _ = pair(16)
+    x = torch.randn(5, 16, dtype=torch.float64, requires_grad=True)
+    y = ours(x, Segments(torch.tensor([0, 0, 0, 2, 2]), 3))
+    outer = torch.randn(3, *y.shape, dtype=torch.float64)
+    (found,) = torch.autograd.grad(y, x, outer, is_grads_batched=True, retain_graph=True)
+    for one, right in zip(found, outer, strict=True):
+        (expected,) = torch.autograd.grad(y, x, right, retain_graph=True)
+        torch.testing.assert_close(one, expected)
 
 
 @needs_cpp

@@ -23,6 +23,7 @@ from gsym.kernels.cpp.nodes import (
     row_mlp,
     row_mlp_grads,
 )
+from gsym.kernels.cpp.norms import elu_norm, elu_norm_grads
 from gsym.kernels.cpp.pairs import are_few_weights, subgraph_linear, subgraph_linear_grads
 from gsym.kernels.cpp.rows import (
     gather_dot,
@@ -37,6 +38,8 @@ from gsym.kernels.cpp.rows import (
 __all__ = [
     "edge_mlp_grads",
     "edge_mlp_sum",
+    "elu_norm",
+    "elu_norm_grads",
     "gather_dot",
     "gather_sum",
     "graph_spread",
@@ -56,6 +59,10 @@ __all__ = [
     "takes",
     "tie_spread",
 ]
+
+
+# Whose channels are whole vectors.
+_WHOLE = ("row_mlp", "linear_pair", "elu_norm")
 
 
 def takes(op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:
@@ -78,4 +85,4 @@ def takes(op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:
         return False
     if op == "lifted_maps":
         return are_lifted_maps(given)
-    return op not in ("row_mlp", "linear_pair") or are_whole_vectors(given)
+    return op not in _WHOLE or are_whole_vectors(given)

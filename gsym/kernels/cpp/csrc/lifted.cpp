@@ -1,5 +1,5 @@
 // Maps that all ego-networks share, averaged over those that hold a pair or a node:
-// gsym.kernels._lifted composes the same. With its gradient.
+// gsym.kernels.lifted composes the same. With its gradient.
 //
 // What a pair gives to itself and its reverse is the same in all subgraphs, so it is multiplied once.
 // The rest is read from sums of rows and columns of every subgraph, multiplied there and averaged.

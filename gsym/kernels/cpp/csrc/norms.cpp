@@ -1,4 +1,4 @@
-// Rows after ELU, normalised by segment as gsym.nn._norm composes it, with the gradient.
+// Rows after ELU, normalised by segment as gsym.kernels.norms composes it, with the gradient.
 //
 // Every segment is one thread's, so neither the threads nor their number change a bit.
 #include "call.h"
@@ -10,7 +10,7 @@ namespace {
 // Rows that are added one after another: the rounding error of a running sum grows with its length.
 constexpr int64_t PIECE = 256;
 
-// Mirrored in gsym/kernels/_norms.py. Channels are whole vectors.
+// Mirrored in gsym/kernels/cpp/norms.py. Channels are whole vectors.
 template <typename T> struct Norm {
   int64_t rows, segments, channels, threads;
   double eps;
