@@ -212,3 +212,43 @@ def test_layers_state_their_symmetry():
         doc = part.__doc__
         for section in ("Args:", "Shapes:", "Symmetry:", "Example:", "Reference:"):
             assert section in doc, f"{name} has no {section}"
+
+
+def private_of_kernels(source):
+    """What a layer takes of the kernels that is theirs alone, and back-ends that it names."""
+    backends, found = set(gsym.kernels._backends.BACKENDS), []
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "kernels":
+            names = [f"gsym.kernels.{node.attr}"]
+        elif isinstance(node, ast.Constant) and node.value in backends:
+            found.append(f"names the back-end {node.value}")
+        for name in (name for name in names if name.startswith("gsym.kernels.")):
+            parts = name.split(".")[2:]
+            if any(part.startswith("_") or part in backends for part in parts):
+                found.append(f"takes {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nn").glob("*.py")), ids=lambda p: p.name)
+def test_layers_take_nothing_private_of_the_kernels(path):
+    assert private_of_kernels(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from gsym.kernels._backends import choose",
+        "from gsym.kernels import _operators",
+        "from gsym.kernels.segments import _tiles",
+        "import gsym.kernels.cpp.library",
+        "from gsym import kernels\nkernels._call.run()",
+        "from gsym import kernels\nwith kernels.backend('native'):\n    pass",
+    ],
+)
+def test_taking_something_private_is_seen(source):
+    assert private_of_kernels(source)
