@@ -210,3 +210,21 @@ def draw_own(tie: SignedTie, weight: Tensor, variance: float, width: int) -> Non
     draw = torch.randn_like(weight).flatten(1) * math.sqrt(variance * width)
     full = isometric(draw, tie.index, tie.sign, tie.sign.new_ones(width))
     weight.copy_(tie.read(full.flatten(0, 2)).view_as(weight))
+
+
+def hidden_rep(kind: str, width: int, group: PermutationGroup | None) -> Representation | None:
+    """How channels between two layers move."""
+    if kind == "trivial":
+        return None
+    if kind != "regular":
+        raise ValueError(f'hidden must be "trivial" or "regular"; got {kind!r}')
+    if group is None:
+        raise GroupError('hidden="regular" needs a group; group=None leaves channels alone')
+    regular = Representation.regular(group)
+    copies, left = divmod(width, regular.num_channels)
+    if left or not copies:
+        raise GroupError(
+            f'hidden="regular" has {regular.num_channels} channels per copy, so hidden widths must '
+            f"be multiples of that; got {width}"
+        )
+    return copies * regular

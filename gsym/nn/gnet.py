@@ -12,96 +12,27 @@ from torch import Tensor, nn
 
 from gsym import kernels
 from gsym._validate import (
-    check_edge_index,
-    check_edge_weight,
     check_widths,
 )
-from gsym.errors import GraphError, GroupError
+from gsym.errors import GraphError
 from gsym.groups import PermutationGroup, Representation
-from gsym.kernels.transforms import undisturbed
-from gsym.nn._batch import count_blocks, count_graphs, refuse_stacked, unstack
+from gsym.nn._batch import count_graphs, refuse_stacked, unstack
 from gsym.nn._graph import LastGraph
 from gsym.nn._inputs import check_input
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
-from gsym.nn._signs import Channels, SignedTie
+from gsym.nn._neighbours import NeighbourGraph, PairTable
+from gsym.nn._signs import Channels, SignedTie, hidden_rep
 from gsym.nn._tied import TiedLayer, as_clusters
 from gsym.nn.linear import OrbitLinear, permute
 
 PROPAGATIONS = ("auto", "none", "adjacency", "weighted", "pointwise")
 
-# By how much an edge of weight 0 may lie above the others before its exponential, which is
-# multiplied by 0, is cut: below it float32 does not overflow.
-_LARGEST_EXPONENT = 80.0
-
-
-@dataclass
-class _Graph:
-    """What a layer derives from one graph: its edges, self-loops included, sorted by target."""
-
-    num_edges: int
-    order: Tensor | None  # [f] position of every edge among the given ones and n loops; as they are
-    has_loop: Tensor  # [n]
-    source: kernels.Segments
-    target: kernels.Segments
-    tie: kernels.Segments  # pair orbit of every edge
-    tiles: kernels.Tiles | None
-    num_blocks: int  # which several stacked graphs are seen from, where that matters
-    mean: dict[torch.dtype, Tensor]  # by type, what mean_weights makes
-
-    def mean_weights(self, dtype: torch.dtype) -> Tensor:
-        """Weights ``[f, 1]`` of the mean over a node and its neighbours."""
-        share = 1 / self.target.pointers.diff().to(dtype)
-        return share.index_select(0, self.target.index)[:, None]
-
-
-@dataclass(frozen=True)
-class _PairTable(Tables):
-    """Pair orbit of given node pairs, without a table over all of them."""
-
-    labels: Tensor  # cluster of every node
-    pairs: Tensor | None  # orbit of every pair of clusters, where some are exchanged
-    own: Tensor  # orbit of the pairs of a node with itself, by cluster; -1 where W covers it
-    any_size: bool
-    num_orbits: int
-
-    @classmethod
-    def build(cls, group: PermutationGroup | None) -> _PairTable:
-        """The table of a group, on the CPU."""
-        clusters = as_clusters(group)
-        k, pairs = clusters.partition.num_clusters, None
-        num_pairs = k**2
-        if clusters.swaps is not None:
-            check_mixing_memory(k**2, 1, 1, clusters)
-            orbits = clusters.cluster_pair_orbits()
-            pairs, num_pairs = orbits.index, orbits.num_orbits
-        orbit = clusters.cluster_orbits().index
-        large = torch.tensor(clusters.partition.sizes) > 1
-        if group is None:
-            large = torch.ones_like(large)
-        own = torch.full_like(orbit, -1)
-        used, inverse = torch.unique(orbit[large], return_inverse=True)
-        own[large] = num_pairs + inverse
-        any_size = group is None
-        return cls(clusters.partition.labels, pairs, own, any_size, num_pairs + used.numel())
-
-    def orbits(self, first: Tensor, second: Tensor) -> Tensor:
-        """Orbit of each pair: clusters first, then the diagonals of the larger ones."""
-        if self.any_size:
-            return (first == second).long()
-        a, b = self.labels.index_select(0, first), self.labels.index_select(0, second)
-        k = self.own.size(0)
-        orbit = a * k + b
-        if self.pairs is not None:
-            orbit = self.pairs.view(-1).index_select(0, orbit)
-        own = self.own.index_select(0, a)
-        return torch.where((first == second) & (own >= 0), own, orbit)
-
 
 @dataclass(frozen=True)
 class _ConvTables(Tables):
     node_orbit: Tensor  # of every node; its cluster where the bias has signs
-    ties: _PairTable | None
+    ties: PairTable | None
     bias_tie: SignedTie | None
 
 
@@ -243,12 +174,12 @@ class GNetConv(TiedLayer[_ConvTables]):
             self.bias = nn.Parameter(torch.empty(free, width))
         else:
             self.register_parameter("bias", None)
-        self._graph = LastGraph[_Graph]()
+        self._graph = LastGraph[NeighbourGraph]()
         self.reset_parameters()
 
     def _build_tables(self) -> _ConvTables:
         tied = self.propagate in ("weighted", "pointwise")
-        ties = _PairTable.build(self.group) if tied else None
+        ties = PairTable.build(self.group) if tied else None
         clusters = as_clusters(self.group)
         if not self._signed:
             return _ConvTables(clusters.node_orbits().index, ties, None)
@@ -306,7 +237,8 @@ class GNetConv(TiedLayer[_ConvTables]):
             y = self.linear(x)
         else:
             graph = self._prepare(edge_index, x, batch_size)
-            y = self._propagate(x, graph, self._edge_weights(graph, edge_weight, x, batch_size))
+            weight = graph.weights(edge_weight, self.edge_logit, x, batch_size)
+            y = self._propagate(x, graph, weight)
         if self.bias is not None:
             tables = self._tables(x.device)
             bias: Tensor = self.bias
@@ -321,7 +253,7 @@ class GNetConv(TiedLayer[_ConvTables]):
         linear = self.linear
         return linear._like() if own is None and isinstance(linear, OrbitLinear) else own
 
-    def _propagate(self, x: Tensor, graph: _Graph, weight: Tensor) -> Tensor:
+    def _propagate(self, x: Tensor, graph: NeighbourGraph, weight: Tensor) -> Tensor:
         """The sum over the neighbours, accumulated and weighted in float32 at least."""
         if self.linear is not None:
             sent = self.linear(x)
@@ -333,39 +265,9 @@ class GNetConv(TiedLayer[_ConvTables]):
         messages = kernels.indexed_linear(sent, self.weight.to(weight.dtype), graph.tiles)
         return kernels.segment_sum(messages, graph.target).to(x.dtype)
 
-    def _edge_weights(
-        self, graph: _Graph, edge_weight: Tensor | None, x: Tensor, batch_size: int | None
-    ) -> Tensor:
-        """Weights ``[f, 1]`` or ``[b, f, 1]`` of the sorted edges; each neighbourhood sums to 1.
-
-        In float32 at least. What is divided by the largest of a neighbourhood first cannot
-        overflow, whatever the weights and however many there are.
-        """
-        target = graph.target
-        if edge_weight is None and self.edge_logit is None and not target.is_traced:
-            return _mean_weights(graph, torch.promote_types(x.dtype, torch.float32))
-        given = _given_weights(graph, edge_weight, x, batch_size)
-        loops = (~graph.has_loop).to(given.dtype).expand(*given.shape[:-1], -1)
-        weight = torch.cat([given, loops], dim=-1)
-        weight = (weight if graph.order is None else weight.index_select(-1, graph.order))[
-            ..., None
-        ]
-        if edge_weight is not None:
-            largest = kernels.segment_max(weight.detach().abs(), target)
-            weight = weight / kernels.segment_gather(torch.where(largest == 0, 1, largest), target)
-        if self.edge_logit is not None:
-            logits = self.edge_logit.to(weight.dtype)
-            logit = kernels.segment_gather(logits[:, None], graph.tie)
-            # An edge of weight 0 takes no part: it must not push the others down to 0 either.
-            counted = logit.detach().masked_fill(weight.detach() == 0, -math.inf)
-            highest = kernels.segment_max(counted, target).nan_to_num(neginf=0.0)
-            above = logit - kernels.segment_gather(highest, target)
-            weight = weight * above.clamp(max=_LARGEST_EXPONENT).exp()
-        total = kernels.segment_sum(weight, target)
-        total = torch.where(total == 0, 1, total)
-        return weight / kernels.segment_gather(total, target)
-
-    def _prepare(self, edge_index: Tensor | None, x: Tensor, batch_size: int | None) -> _Graph:
+    def _prepare(
+        self, edge_index: Tensor | None, x: Tensor, batch_size: int | None
+    ) -> NeighbourGraph:
         if edge_index is None:
             raise TypeError(f'propagate="{self.propagate}" needs edge_index')
         graph = self._graph.get(edge_index, x, batch_size, self._build, self._trace)
@@ -373,59 +275,15 @@ class GNetConv(TiedLayer[_ConvTables]):
             refuse_stacked(x, graph.num_blocks)
         return graph
 
-    def _build(self, edge_index: Tensor, n: int) -> _Graph:
-        source, target = check_edge_index(edge_index, n)
-        num_blocks = count_blocks(source, target, n) if self._may_mix_graphs else 1
-        has_loop = torch.zeros(n, dtype=torch.bool, device=edge_index.device)
-        has_loop[source[source == target]] = True
-        nodes = torch.arange(n, device=edge_index.device)
-        missing = nodes[~has_loop]
-        source, target = torch.cat([source, missing]), torch.cat([target, missing])
-        num_edges = edge_index.size(1)
-        kept = torch.cat([torch.arange(num_edges, device=edge_index.device), num_edges + missing])
-        order = torch.argsort(target, stable=True)
-        source, target = source[order], target[order]
+    def _build(self, edge_index: Tensor, n: int) -> NeighbourGraph:
         ties = self._tables(edge_index.device).ties
-        tie = torch.zeros_like(source) if ties is None else ties.orbits(target, source)
-        tied = kernels.Segments(tie, 1 if ties is None else ties.num_orbits)
-        tiles = None
-        if self.propagate == "pointwise":
-            tiles = kernels.Tiles(tied, self.in_channels, self.out_channels)
-        return _Graph(
-            num_edges=num_edges,
-            order=kept[order],
-            has_loop=has_loop,
-            source=kernels.Segments(source, n),
-            target=kernels.Segments(target, n),
-            tie=tied,
-            tiles=tiles,
-            num_blocks=num_blocks,
-            mean={},
-        )
+        widths = None if self.weight is None else (self.in_channels, self.out_channels)
+        blocks = self._may_mix_graphs
+        return NeighbourGraph.build(edge_index, n, ties, widths, counts_blocks=blocks)
 
-    def _trace(self, edge_index: Tensor, n: int) -> _Graph:
-        """The graph as an input of compiled code: no value is read, and every node gets a loop.
-
-        The weight of a loop that is there already is 0, which :attr:`_Graph.has_loop` tells.
-        """
-        source, target = edge_index.unbind()
-        nodes = torch.arange(n, device=edge_index.device)
-        loops = torch.zeros_like(nodes).index_add(0, target, (source == target).long())
-        source, target = torch.cat([source, nodes]), torch.cat([target, nodes])
+    def _trace(self, edge_index: Tensor, n: int) -> NeighbourGraph:
         ties = self._tables(edge_index.device).ties
-        tie = torch.zeros_like(source) if ties is None else ties.orbits(target, source)
-        tied = kernels.Segments.traced(tie, 1 if ties is None else ties.num_orbits)
-        return _Graph(
-            num_edges=edge_index.size(1),
-            order=None,
-            has_loop=loops > 0,
-            source=kernels.Segments.traced(source, n),
-            target=kernels.Segments.traced(target, n),
-            tie=tied,
-            tiles=kernels.Tiles.traced(tied) if self.propagate == "pointwise" else None,
-            num_blocks=1,
-            mean={},
-        )
+        return NeighbourGraph.trace(edge_index, n, ties, has_tiles=self.weight is not None)
 
     def extra_repr(self) -> str:
         """Channels, group and propagation, for ``repr``."""
@@ -498,7 +356,7 @@ class GNet(nn.Module):
         self.in_rep, self.out_rep = in_rep, out_rep
         if hidden is None:
             hidden = "trivial" if in_rep is None and out_rep is None else "regular"
-        between = [_hidden(hidden, width, group) for width in channels[1:-1]]
+        between = [hidden_rep(hidden, width, group) for width in channels[1:-1]]
         reps = [in_rep, *between, out_rep]
         self.convs = nn.ModuleList(
             GNetConv(
@@ -568,24 +426,6 @@ class GNet(nn.Module):
         return x if batch_size is None else x.flatten(0, 1)
 
 
-def _hidden(kind: str, width: int, group: PermutationGroup | None) -> Representation | None:
-    """How channels between two layers move."""
-    if kind == "trivial":
-        return None
-    if kind != "regular":
-        raise ValueError(f'hidden must be "trivial" or "regular"; got {kind!r}')
-    if group is None:
-        raise GroupError('hidden="regular" needs a group; group=None leaves channels alone')
-    regular = Representation.regular(group)
-    copies, left = divmod(width, regular.num_channels)
-    if left or not copies:
-        raise GroupError(
-            f'hidden="regular" has {regular.num_channels} channels per copy, so hidden widths must '
-            f"be multiples of that; got {width}"
-        )
-    return copies * regular
-
-
 def _check_unused(edge_index: object, edge_weight: object) -> None:
     """Refuse a graph that nothing would look at."""
     if edge_index is not None or edge_weight is not None:
@@ -593,32 +433,3 @@ def _check_unused(edge_index: object, edge_weight: object) -> None:
             'propagate="none" uses no graph, but one was given; leave it out, or choose another '
             "way to propagate"
         )
-
-
-def _mean_weights(graph: _Graph, dtype: torch.dtype) -> Tensor:
-    """Weights ``[f, 1]`` of the mean over a node and its neighbours; made once for each type."""
-    weight = graph.mean.get(dtype)
-    if weight is not None:
-        return weight
-    if torch.compiler.is_compiling():
-        return graph.mean_weights(dtype)
-    with undisturbed():
-        weight = graph.mean[dtype] = graph.mean_weights(dtype)
-    return weight
-
-
-def _given_weights(
-    graph: _Graph, edge_weight: Tensor | None, x: Tensor, batch_size: int | None
-) -> Tensor:
-    """The caller's weights ``[e]``, or ``[b, e]`` where a stacked batch has its own."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if edge_weight is None:
-        return x.new_ones(graph.num_edges, dtype=wide)
-    copies = batch_size or 1
-    check_edge_weight(edge_weight, graph.num_edges, copies)
-    if edge_weight.device != x.device:
-        raise GraphError(
-            f"edge_weight is on {edge_weight.device} but x on {x.device}; move one of them"
-        )
-    weight = edge_weight.to(wide)
-    return weight if weight.numel() == graph.num_edges else weight.view(copies, -1)
