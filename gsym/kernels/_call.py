@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gsym.kernels import _plain, reference
 from gsym.kernels._backends import STATE, choose
-from gsym.kernels._edges import EdgeStage
+from gsym.kernels.edges import EdgeStage
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.transforms import looks_inside
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from gsym.kernels import _plain
 from gsym.kernels._autograd import Context, Grads, derive, operator
 from gsym.kernels._backends import BACKENDS, loop
-from gsym.kernels._edges import EdgeOptions, EdgeStage, EdgeTables
 from gsym.kernels._plain import accumulation_type
+from gsym.kernels.edges import EdgeOptions, EdgeStage, EdgeTables, compose_edges
 from gsym.kernels.native.memory import take_rows
 from gsym.kernels.segments import TileTables
 
@@ -496,20 +496,25 @@ def _derive_edges(
     *options, backend = options_and_backend
 
     def compose(views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return compose_edges(_stage(views, names, *options), tables, backend)
+        return composed_edges(_stage(views, names, *options), tables, backend)
 
     return derive(compose, tensors, grads)
 
 
-def compose_edges(stage: EdgeStage, tables: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
+def composed_edges(stage: EdgeStage, tables: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
     """:func:`edge_mlp_sum` in operators that are differentiable to any order."""
     target, source = tables[:3], tables[3:]
-    return _plain.compose_edges(
+
+    def sum_up(x: Tensor) -> Tensor:
+        total: Tensor = segment_sum(x, target, True, backend)
+        return total
+
+    return compose_edges(
         stage,
         lambda x: segment_gather(x, target, backend),
         lambda x: segment_gather(x, source, backend),
-        lambda x: segment_sum(x, target, True, backend),
-        target[2].diff()[:, None],
+        sum_up,
+        lambda x: sum_up(x) / target[2].diff()[:, None].clamp(min=1).to(x.dtype),
     )
 
 

@@ -11,15 +11,14 @@ precision, and every step has a temporary of its size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels._edges import EdgeStage
 from gsym.kernels._subgraph_maps import Verbs, Weights, compose
 from gsym.kernels.clusters import Clusters
+from gsym.kernels.edges import EdgeStage, compose_edges
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.subgraphs import Subgraphs
 
@@ -139,12 +138,16 @@ def edge_mlp_sum(
     stage: EdgeStage, source: Segments, segments: Segments
 ) -> tuple[Tensor, Tensor | None]:
     index = segments._index
+
+    def sum_up(x: Tensor) -> Tensor:
+        return add(x, index, segments._count, wide=True)
+
     total, moved = compose_edges(
         stage,
         lambda x: take(x, index),
         lambda x: take(x, source._index),
-        lambda x: add(x, index, segments._count, wide=True),
-        _counts(segments) if stage.moves else None,
+        sum_up,
+        lambda x: sum_up(x) / _counts(segments).clamp(min=1).to(x.dtype),
     )
     return total, moved if stage.moves else None
 
@@ -154,64 +157,6 @@ def subgraph_linear(
 ) -> Tensor:
     verbs = Verbs(segment_sum, segment_gather, gather_segment_sum, indexed_linear, permute_rows)
     return compose(verbs, x, subgraphs, orders, weights)
-
-
-Rows = Callable[[Tensor], Tensor]
-
-
-def compose_edges(
-    stage: EdgeStage, receive: Rows, send: Rows, sum_up: Rows, counts: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The edge stage step by step: it stores ``[e, h]`` and has every derivative.
-
-    Args:
-        stage: Its tensors and options.
-        receive: Gathers a row per edge from its receiver.
-        send: Gathers it from its sender.
-        sum_up: Sums rows of edges by receiver, and leaves half precision in float32.
-        counts: Edges of every receiver, ``[n, 1]``, where there are moves.
-    """
-    # Products of bfloat16, which has the range of float32, stay on the tensor cores of CUDA.
-    given = stage.widened(kept=torch.bfloat16 if stage.device.type == "cuda" else None)
-    hidden = receive(given["receiver"]) + send(given["sender"])
-    if "attr" in given:
-        hidden = hidden + F.linear(given["attr"], given["attr_weight"])
-    if "pos" in given:
-        r = receive(given["pos"]) - send(given["pos"])
-        s = r.square().sum(-1, keepdim=True)
-        hidden = hidden + (s * given["distance"]).to(hidden.dtype)
-    message = F.silu(F.linear(F.silu(hidden), given["weight"], given["bias"]))
-    if "gate" in given:
-        message = message * F.linear(message, given["gate"], given["gate_bias"]).sigmoid()
-    total = sum_up(message).to(stage.tensors["receiver"].dtype)
-    if not stage.moves:
-        return total, total[..., :0]
-    options = stage.options
-    if options.normalize:
-        # Coincident points have no direction: their r stays 0.
-        length = s.detach().sqrt()
-        r = r / torch.where(length == 0, 1, length + 1e-8)
-    size = F.silu(F.linear(message, given["coord"], given["coord_bias"]))
-    size = F.linear(size, given["coord_last"])
-    move = r * (size.tanh() if options.tanh else size)
-    if options.clamp is not None:
-        move = move * shortening(move, options.clamp)
-    moved = sum_up(move)
-    if options.mean and counts is not None:
-        moved = moved / counts.clamp(min=1).to(moved.dtype)
-    return total, moved.to(stage.moved_type)
-
-
-def shortening(move: Tensor, clamp: float) -> Tensor:
-    """The factor that keeps vectors ``[..., d]`` within a length, ``[..., 1]``.
-
-    In units of the largest entry, so that no square overflows; the unit itself is a constant,
-    for the factor does not depend on it.
-    """
-    unit = move.detach().abs().amax(-1, keepdim=True).clamp(min=clamp)
-    square = (move / unit).square().sum(-1, keepdim=True)
-    longest = clamp / unit
-    return longest / square.maximum(longest.square()).sqrt()
 
 
 def _counts(segments: Segments) -> Tensor:

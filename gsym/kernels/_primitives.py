@@ -8,10 +8,10 @@ from torch import Tensor
 from gsym.kernels import _backends, _operators, _plain
 from gsym.kernels._autograd import without_autocast
 from gsym.kernels._backends import STATE, Backend, tell
-from gsym.kernels._edges import EdgeStage
 from gsym.kernels._operators import flat
 from gsym.kernels._plain import accumulation_type
 from gsym.kernels.clusters import Clusters
+from gsym.kernels.edges import EdgeStage
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.transforms import are_plain, is_transformed
 
@@ -190,7 +190,7 @@ def edge_mlp_sum(
     tables += source._index, source._order, source._pointers
     if not backend.takes("edge_mlp_sum", stage):
         _backends.in_plain_torch()  # but for the sums
-        total, moved = _operators.compose_edges(stage, tables, backend.name)
+        total, moved = _operators.composed_edges(stage, tables, backend.name)
         return total, moved if stage.moves else None
     given, receiver = dict(stage.tensors), stage.tensors["receiver"]
     batch = receiver.shape[:-2]

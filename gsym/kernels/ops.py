@@ -48,8 +48,8 @@ from gsym.kernels._checks import (
     in_one_type,
     named_parts,
 )
-from gsym.kernels._edges import EdgeOptions, EdgeStage
 from gsym.kernels._plain import accumulation_type
+from gsym.kernels.edges import EdgeOptions, EdgeStage
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.transforms import are_alike
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsym import kernels
 from gsym._validate import check_edge_index
 from gsym.groups import PermutationGroup
+from gsym.kernels.edges import EdgeMaps, EdgeOptions, EdgeStage, Rows, compose_edges
 from gsym.nn._modules import is_plain
 from gsym.nn._nodewise import NodeLinear, may_be_read
 
@@ -57,15 +56,6 @@ class EdgeGraph:
         return kernels.permute_rows(edge_attr, self.order, self.rank)
 
 
-class Options(TypedDict):
-    """Options of :func:`gsym.kernels.edge_mlp_sum`."""
-
-    normalize: bool
-    tanh: bool
-    clamp: float | None
-    mean: bool
-
-
 class EdgeMLP(nn.Module):
     """The messages of both branches: the weights of :func:`gsym.kernels.edge_mlp_sum`.
 
@@ -105,7 +95,7 @@ class EdgeMLP(nn.Module):
         mean: bool = True,
     ) -> None:
         super().__init__()
-        self.options = Options(normalize=normalize, tanh=tanh, clamp=clamp, mean=mean)
+        self.options = EdgeOptions(normalize, tanh, clamp, mean)
         self.fan_in = fan_in = 2 * in_channels + edge_dim + invariant
         self.target = NodeLinear(in_channels, hidden_channels, group, fan_in=fan_in)
         self.source = NodeLinear(in_channels, hidden_channels, group, bias=False, fan_in=fan_in)
@@ -141,11 +131,11 @@ class EdgeMLP(nn.Module):
         graph: EdgeGraph,
         edge_attr: Tensor | None = None,
         pos: Tensor | None = None,
-        height: Tensor | None = None,
+        axis_part: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Messages summed ``[..., n, h]`` and moves ``[..., n, d]``.
 
-        ``edge_attr`` is sorted as the graph is, and ``height`` ``[..., n, h]`` enters by the
+        ``edge_attr`` is sorted as the graph is, and ``axis_part`` ``[..., n, h]`` enters by the
         difference of the two ends.
         """
         if may_be_read(self.target, self.source):
@@ -153,8 +143,8 @@ class EdgeMLP(nn.Module):
             target, source = kernels.linear_pair(x, *maps)
         else:
             target, source = self.target(x), self.source(x)
-        if height is not None:
-            target, source = target + height, source - height
+        if axis_part is not None:
+            target, source = target + axis_part, source - axis_part
         parts = [self.second]
         if self.gate is not None:
             parts.append(self.gate)
@@ -189,7 +179,7 @@ class EdgeMLP(nn.Module):
             edge_attr=attr,
             gate=None if self.gate is None else (self.gate.weight, self.gate.bias),
             coord=coord,
-            **self.options,
+            **self.options._asdict(),
         )
 
     def _by_modules(
@@ -200,32 +190,28 @@ class EdgeMLP(nn.Module):
         edge_attr: Tensor | None,
         pos: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The same where somebody listens to a map; distances and moves in float32 at least."""
-        ends = graph.target, graph.source
-        hidden = kernels.segment_gather(target, ends[0]) + kernels.segment_gather(source, ends[1])
-        kind = hidden.dtype
+        """The same where somebody listens to a map, which is called in the type of its input."""
+        tensors = {"receiver": target, "sender": source}
         if edge_attr is not None and self.attr is not None:
-            hidden = hidden + F.linear(edge_attr, self.attr)
+            tensors |= {"attr": edge_attr, "attr_weight": self.attr}
         if pos is not None and self.distance is not None:
-            wide = torch.promote_types(pos.dtype, torch.float32)
-            r = pos.to(wide)
-            r = kernels.segment_gather(r, ends[0]) - kernels.segment_gather(r, ends[1])
-            s = r.square().sum(-1, keepdim=True)
-            hidden = hidden + s * self.distance.to(wide)
-        message = F.silu(self.second(F.silu(hidden).to(kind)))
-        if self.gate is not None:
-            message = message * self.gate(message).sigmoid()
-        total = kernels.segment_sum(message, graph.target)
-        if pos is None or self.coord is None or self.coord_last is None:
-            return total, None
-        if self.options["normalize"]:
-            length = s.detach().sqrt()
-            r = r / torch.where(length == 0, 1, length + 1e-8)
-        size = self.coord_last(F.silu(self.coord(message))).to(wide)
-        move = r * (size.tanh() if self.options["tanh"] else size)
-        clamp = self.options["clamp"]
-        if clamp is not None:
-            square = move.square().sum(-1, keepdim=True).clamp(min=clamp**2)
-            move = move * (clamp / square.sqrt())
-        pool = kernels.segment_mean if self.options["mean"] else kernels.segment_sum
-        return total, pool(move, graph.target).to(pos.dtype)
+            tensors |= {"pos": pos, "distance": self.distance}
+
+        def called(part: nn.Linear | None) -> Rows | None:
+            return None if part is None else lambda x: part(x.to(target.dtype)).to(x.dtype)
+
+        ends = graph.target, graph.source
+        total, moved = compose_edges(
+            EdgeStage(tensors, self.options),
+            lambda x: kernels.segment_gather(x, ends[0]),
+            lambda x: kernels.segment_gather(x, ends[1]),
+            lambda x: kernels.segment_sum(x, ends[0]),
+            lambda x: kernels.segment_mean(x, ends[0]),
+            EdgeMaps(
+                lambda x: self.second(x.to(target.dtype)).to(x.dtype),
+                called(self.gate),
+                called(self.coord),
+                called(self.coord_last),
+            ),
+        )
+        return total, None if self.coord is None else moved

@@ -172,11 +172,11 @@ class EGNNConv(GeometricLayer):
             if learn_axis is True:
                 self.axis = nn.Parameter(torch.empty(dim))
         count = bool(learn_axis) + (0 if vectors is None else vectors.size(0))
-        self.register_parameter("height", None)
-        self.fall = None
+        self.register_parameter("axis_weight", None)
+        self.axis_mlp = None
         if count:
-            self.height = nn.Parameter(torch.empty(count, hidden_channels))
-            self.fall = NodeMLP(in_channels, hidden_channels, count, group)
+            self.axis_weight = nn.Parameter(torch.empty(count, hidden_channels))
+            self.axis_mlp = NodeMLP(in_channels, hidden_channels, count, group)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -191,9 +191,9 @@ class EGNNConv(GeometricLayer):
         self.update.reset_parameters(gain if self.residual else None)
         if self.velocity_mlp is not None:
             self.velocity_mlp.reset_parameters()
-        if self.fall is not None and self.height is not None:
-            self.fall.reset_parameters(0)
-            self.height.zero_()
+        if self.axis_mlp is not None and self.axis_weight is not None:
+            self.axis_mlp.reset_parameters(0)
+            self.axis_weight.zero_()
         if self.axis is not None:
             draw_direction(self.axis)
         if self.extra_vectors is not None and self._given_vectors is not None:
@@ -224,20 +224,20 @@ class EGNNConv(GeometricLayer):
             batch_size: Number of graphs in a stacked batch ``[b*n, c]``.
         """
         given = self._prepare(x, pos, edge_index, edge_attr, velocity, batch, batch_size)
-        vectors, height = self._vectors(axis, given.pos), None
+        vectors, axis_part = self._vectors(axis, given.pos), None
         x, pos = given.x, given.pos
         if vectors is not None:
             # The component of r_ij is a difference of two nodes, so it costs nothing on edges.
             # Centring keeps the difference and avoids cancellation far from the origin.
             wide = torch.promote_types(pos.dtype, torch.float32)
             centre = pos.mean(-2, keepdim=True, dtype=wide).to(pos.dtype)
-            height = (pos - centre) @ vectors.t() @ self.height
-        messages, moves = self.edges(x, given.graph, given.edge_attr, pos, height)
+            axis_part = (pos - centre) @ vectors.t() @ self.axis_weight
+        messages, moves = self.edges(x, given.graph, given.edge_attr, pos, axis_part)
         new_pos = pos + moves
         if given.velocity is not None and self.velocity_mlp is not None:
             new_pos = new_pos + self.velocity_mlp(x) * given.velocity
-        if vectors is not None and self.fall is not None:
-            new_pos = new_pos + self.fall(x) @ vectors
+        if vectors is not None and self.axis_mlp is not None:
+            new_pos = new_pos + self.axis_mlp(x) @ vectors
         new = self.update(x, messages)
         return given.stack(x + new if self.residual else new, new_pos)
 
@@ -253,10 +253,10 @@ class EGNNConv(GeometricLayer):
             "group": self.group,
             "residual": None if self.residual == (self.in_channels == self.out_channels) else False,
             "attention": edges.gate is not None,
-            "normalize": edges.options["normalize"],
-            "coord_aggr": "mean" if edges.options["mean"] else "sum",
-            "tanh": edges.options["tanh"],
-            "clamp": edges.options["clamp"],
+            "normalize": edges.options.normalize,
+            "coord_aggr": "mean" if edges.options.mean else "sum",
+            "tanh": edges.options.tanh,
+            "clamp": edges.options.clamp,
             "velocity": self.velocity,
             "extra_vectors": None if vectors is None else list(vectors.shape),
             "learn_axis": self.learn_axis,

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from gsym import kernels
 from gsym.kernels import Segments, _operators, native, reference
-from gsym.kernels._edges import EdgeOptions, EdgeStage
+from gsym.kernels.edges import EdgeOptions, EdgeStage
 from gsym.kernels.native import edges as pipeline
 
 H, D, A = 5, 3, 2
@@ -154,7 +154,7 @@ def on(backend):
 def path(request, monkeypatch):
     """The C++, and both ways of the native back-end; the last is what runs on CUDA."""
     calls, backend = [], "cpp" if request.param == "cpp" else "native"
-    name = "compose_edges" if request.param == "composed" else "edge_mlp_sum"
+    name = "composed_edges" if request.param == "composed" else "edge_mlp_sum"
     whole = getattr(_operators, name)
 
     def counted(*args):
@@ -480,7 +480,7 @@ def test_no_tensor_of_all_edges():
         return max(event.self_cpu_memory_usage for event in profile.function_events)
 
     stage, tables = EdgeStage(leaves, EdgeOptions()), both_ends(source, segments)
-    composed = largest(lambda: _operators.compose_edges(stage, tables, "native"))
+    composed = largest(lambda: _operators.composed_edges(stage, tables, "native"))
     with kernels.backend("native"):
         fused = largest(lambda: call(kernels.edge_mlp_sum, (source, segments), leaves, {}))
     assert composed >= 4 * e * h

@@ -121,7 +121,7 @@ def by_formula(conv, x, pos, edge_index, edge_attr=None, velocity=None):
         if edge_attr is not None:
             first = first + edges.attr @ edge_attr[k]
         for g, vector in enumerate(vectors):
-            first = first + (r @ vector) * conv.height[g]
+            first = first + (r @ vector) * conv.axis_weight[g]
         m = F.silu(edges.second.weight @ F.silu(first) + edges.second.bias)
         if edges.gate is not None:
             m = m * (edges.gate.weight @ m + edges.gate.bias).sigmoid()
@@ -141,7 +141,7 @@ def by_formula(conv, x, pos, edge_index, edge_attr=None, velocity=None):
         if velocity is not None:
             place = place + node_mlp(conv.velocity_mlp, x[i], i) * velocity[i]
         for g, vector in enumerate(vectors):
-            place = place + node_mlp(conv.fall, x[i], i)[g] * vector
+            place = place + node_mlp(conv.axis_mlp, x[i], i)[g] * vector
         new = node_mlp(conv.update, torch.cat([x[i], total]), i)
         new_x.append(x[i] + new if conv.residual else new)
         new_pos.append(place)
@@ -207,7 +207,7 @@ def test_clamp_binds_some_edges_and_not_others():
     given = inputs(conv)
     results = [call(conv, given)[1]]
     for clamp in (1e9, 1e-9):
-        conv.edges.options["clamp"] = clamp
+        conv.edges.options = conv.edges.options._replace(clamp=clamp)
         results.append(call(conv, given)[1])
     bound, free, still = results
     changed = ((bound - free).abs() > 1e-9).any(-1)
@@ -302,14 +302,14 @@ def test_vectors_keep_exactly_their_stabiliser(name, cls):
 
 
 def test_each_of_both_ways_sees_the_vector():
-    for part in ("height", "fall"):
+    for part in ("axis_weight", "axis_mlp"):
         conv = randomised(make("axis"))
         with torch.no_grad():
-            if part == "height":
-                conv.fall.last.weight.zero_()
-                conv.fall.last.bias.zero_()
+            if part == "axis_weight":
+                conv.axis_mlp.last.weight.zero_()
+                conv.axis_mlp.last.bias.zero_()
             else:
-                conv.height.zero_()
+                conv.axis_weight.zero_()
         assert euclidean_error(conv, inputs(conv), orthogonal(), torch.zeros(D)) > 1e-2
 
 
@@ -691,8 +691,8 @@ def test_reset_keeps_the_small_starts():
     conv.reset_parameters()
     assert conv.edges.coord_last.weight.abs().max() < 1e-2
     assert conv.update.last.weight.abs().max() < 1e-2
-    assert not conv.height.any()
-    assert not conv.fall.last.weight.any()
+    assert not conv.axis_weight.any()
+    assert not conv.axis_mlp.last.weight.any()
     assert float(conv.axis.detach().norm()) == pytest.approx(1, rel=1e-5)
     bound = conv.edges.fan_in**-0.5
     assert conv.edges.fan_in == 5

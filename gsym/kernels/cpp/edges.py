@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels._edges import EdgeStage, EdgeTables
 from gsym.kernels.cpp.library import (
     INDEX_TYPES,
     NUMBER_TYPES,
@@ -19,6 +18,7 @@ from gsym.kernels.cpp.library import (
     check_sizes,
     library,
 )
+from gsym.kernels.edges import EdgeStage, EdgeTables
 from gsym.kernels.native.edges import Pipeline
 from gsym.kernels.native.memory import new_zeros
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsym.kernels._edges import EdgeStage, EdgeTables
+from gsym.kernels.edges import EdgeStage, EdgeTables
 
 # Edges of a block: its buffers stay in the cache, and fewer would make the calls dear.
 BLOCK_EDGES = 3 * 2**11

@@ -23,8 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gsym.kernels._edges import NAMES, EdgeStage, EdgeTables
 from gsym.kernels._plain import accumulation_type
+from gsym.kernels.edges import NAMES, EdgeStage, EdgeTables
 from gsym.kernels.triton import launch, rows
 from gsym.kernels.triton.edge_math import (
     _alone,
