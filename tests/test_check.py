@@ -252,14 +252,14 @@ class TestLayersThatDifferentiate:
 
     @pytest.mark.parametrize("way", ["autograd", "func"])
     def test_pass_the_kit(self, way):
-        report = check_layer(lambda g: Force(g, way), CYCLE, dimension=None, backend="eager")
+        report = check_layer(lambda g: Force(g, way), CYCLE, dimension=None, compile_backend="eager")
         assert len(report.passed) == (11 if way == "func" else 10)
         if way == "autograd":
             assert "does not trace torch.autograd.grad" in report.skipped["compile"]
 
     def test_fail_the_kit_where_they_break_the_group(self):
         with pytest.raises(AssertionError, match="FAILED   equivariant: not equivariant"):
-            check_layer(UntiedForce, CYCLE, dimension=None, backend="eager")
+            check_layer(UntiedForce, CYCLE, dimension=None, compile_backend="eager")
 
 
 def test_a_layer_made_in_inference_mode_is_measured():
@@ -273,7 +273,7 @@ def test_a_layer_made_in_inference_mode_is_measured():
 def test_a_random_layer_leaves_the_random_state():
     state = torch.get_rng_state()
     assert equivariance_error(lambda x: x + torch.randn_like(x), CYCLE, X) > 1e-3
-    check_layer(lambda g: OrbitLinear(1, 1, g), CYCLE, backend="eager")
+    check_layer(lambda g: OrbitLinear(1, 1, g), CYCLE, compile_backend="eager")
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -405,7 +405,7 @@ class TestReport:
 
     def test_counts_all_failures(self):
         with pytest.raises(AssertionError, match=r"fails \d+ checks for .*on 4 nodes") as caught:
-            check_layer(lambda group: nn.Linear(2, 2), CYCLE, backend="eager")
+            check_layer(lambda group: nn.Linear(2, 2), CYCLE, compile_backend="eager")
         text = str(caught.value)
         assert int(text.split()[3]) == text.count("FAILED   ") > 1
 
@@ -416,4 +416,4 @@ class TestReport:
         def make(group: PermutationGroup) -> nn.Module:
             return Net(OrbitLinear(1, 2, group), nn.Tanh(), OrbitLinear(2, 1, group))
 
-        assert "dimension" in check_layer(make, CYCLE, dimension=None, backend="eager").skipped
+        assert "dimension" in check_layer(make, CYCLE, dimension=None, compile_backend="eager").skipped

@@ -29,7 +29,7 @@ def _seed() -> None:
 def failures(make_layer, group: PermutationGroup, *args: Tensor, **keywords) -> dict[str, str]:
     """The reason of every failed check, by its name."""
     with pytest.raises(AssertionError) as caught:
-        check_layer(make_layer, group, *args, backend="eager", **keywords)
+        check_layer(make_layer, group, *args, compile_backend="eager", **keywords)
     lines = str(caught.value).splitlines()
     failed = [line.removeprefix("FAILED   ") for line in lines if line.startswith("FAILED")]
     assert failed
@@ -237,7 +237,7 @@ class SomeSamplesOnly(Plain):
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_plain_layer_passes_everything(name):
-    report = check_layer(Plain, GROUPS[name], backend="eager")
+    report = check_layer(Plain, GROUPS[name], compile_backend="eager")
     assert len(report.passed) == 12
     assert not report.skipped
 
@@ -338,7 +338,7 @@ class TestReversedConvention:
         assert set(failures(ReversedConvention, self.ROTATION)) == {AT_ONCE, TRAINED}
 
     def test_of_a_layer_is_not_seen_with_a_swap(self):
-        assert AT_ONCE in check_layer(ReversedConvention, self.SWAP, backend="eager").passed
+        assert AT_ONCE in check_layer(ReversedConvention, self.SWAP, compile_backend="eager").passed
 
     @pytest.mark.parametrize(("group", "seen"), [(SWAP, False), (ROTATION, True)])
     def test_of_the_action(self, group, seen):

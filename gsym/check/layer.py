@@ -29,7 +29,7 @@ def check_layer(
     in_rep: Representation | None = None,
     out_rep: Representation | None = None,
     dimension: int | None = -1,
-    backend: str = "aot_eager",
+    compile_backend: str = "aot_eager",
     treatments: str | Iterable[str] = (),
 ) -> CheckReport:
     """Run the conformance kit that any layer tied along a group must pass.
@@ -62,7 +62,7 @@ def check_layer(
         dimension: Dimension of the space of linear maps for one pair of channels; by default
             ``group.commutant_dim()``; ``None`` if the layer is not linear in the signal. With
             representations of the whole map, ``group.commutant_dim(in_rep, out_rep)``.
-        backend: Compiler back-end of the ``compile`` check.
+        compile_backend: Compiler back-end of the ``compile`` check.
         treatments: Further ones of :func:`check_module`, such as ``"quick"``.
 
     Returns:
@@ -75,7 +75,7 @@ def check_layer(
         Seconds for ten nodes and three channels; the dimension check grows like ``n^4``.
     """
     __tracebackhide__ = True
-    kit = _Kit(make_layer, group, args, (in_rep, out_rep), dimension, backend)
+    kit = _Kit(make_layer, group, args, (in_rep, out_rep), dimension, compile_backend)
     report = CheckReport()
     for name, check in kit.checks():
         try:

@@ -91,7 +91,7 @@ class Backend:
         return self.load()
 
     def takes(self, op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:
-        """Whether it computes an operator of what is given by loops of its own."""
+        """Whether it has a loop for an operator of these operands."""
         loops = self.loops
         return hasattr(loops, op) and loops.takes(op, *given, dtype=dtype)
 
@@ -185,7 +185,7 @@ STATE = _State()
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Let every primitive that is not told otherwise run on one back-end.
+    """Run every primitive that names no back-end itself on one back-end.
 
     Args:
         name: ``"reference"``, ``"native"``, ``"cpp"``, ``"torch_scatter"`` or ``"triton"``, which
@@ -194,12 +194,13 @@ def backend(name: str) -> Iterator[None]:
             seconds; and ``"native"``, plain torch, elsewhere. The environment variable
             ``GSYM_BACKEND`` names what ``"auto"`` takes instead.
 
-    ``"cpp"`` and ``"triton"`` have code of their own where it is faster than a call of a library,
-    and take plain torch for the rest, as ``"native"`` does; :func:`trace` says which it was.
+    ``"cpp"`` and ``"triton"`` compute what is listed here and fall back to plain torch, which is
+    ``"native"``, for the rest; :func:`trace` says which it was.
 
     - ``"cpp"``, in float32 and float64: ``segment_sum`` and ``segment_mean`` of several segments,
       ``segment_max``, ``gather_segment_sum``, ``indexed_linear``, ``cluster_linear`` with tiles,
-      and, of widths of whole vectors outside of the compiler, ``row_mlp`` and ``linear_pair``.
+      and, outside of the compiler, ``row_mlp`` and ``linear_pair`` of widths that are multiples of
+      the SIMD width.
       ``edge_mlp_sum`` and ``subgraph_linear`` from pairs to pairs in every type, and
       ``segment_mean`` of half precision, in float32. No subgraph may be so large that one thread
       had most of the pairs.
@@ -277,13 +278,13 @@ def choose(name: str, op: str, kind: str) -> Backend:
 
 
 def tell(chosen: Backend, op: str, *given: Any, dtype: torch.dtype | None = None) -> None:
-    """Tell a trace, which is under way, of a call whose loops are those of ``native``."""
+    """Record in the trace under way a call whose loops are those of ``native``."""
     if not chosen.takes(op, *given, dtype=dtype):
         in_plain_torch()
 
 
 def in_plain_torch() -> None:
-    """Say that the call under way, of a back-end with code of its own, does without it."""
+    """Record that the call under way falls back to plain torch."""
     if STATE.record:
         STATE.record[-1] = "native"
 

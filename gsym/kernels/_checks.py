@@ -289,7 +289,7 @@ def check_free_rows(x: Tensor) -> None:
 
 
 def check_pair(source: Segments, segments: Segments, what: str) -> None:
-    """Two indices of the same entries, which lie side by side."""
+    """Two indices of the same entries on one device."""
     check_index(segments)
     check_device("source", source._index, "segments", segments._index)
     if source._index.size(0) != segments._index.size(0):

@@ -268,9 +268,9 @@ def _(
 def _(ctx: Context, grad: Tensor) -> Grads:
     (x, weight), (tables, _, backend) = ctx.saved_tensors, ctx.rest
     needs_x, needs_weight, needs_shared, *_ = ctx.needs_input_grad
-    turned = weight.transpose(1, 2)
+    transposed = weight.transpose(1, 2)
     return (
-        indexed_linear(grad, turned, None, *ctx.rest) if needs_x else None,
+        indexed_linear(grad, transposed, None, *ctx.rest) if needs_x else None,
         indexed_outer(x, grad, *ctx.rest) if needs_weight else None,
         segment_sum(grad, tables[-3:], False, backend) if needs_shared else None,
     )

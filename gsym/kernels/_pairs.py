@@ -1,6 +1,6 @@
 """Equivariant maps of tensors on subgraphs: composed, or of pairs to pairs as one operator.
 
-The map of pairs to pairs is by far the dearest. What all compute is
+The map of pairs to pairs is by far the most expensive. What all compute is
 :func:`gsym.kernels.reference.subgraph_linear`.
 """
 

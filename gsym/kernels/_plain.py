@@ -241,7 +241,7 @@ def _weighted_sum(
 
 
 def _own_products(x: Tensor, weight: Tensor, index: Tensor, shared: Tensor | None) -> Tensor:
-    """Each row times a copy of its own of its matrix, which suits few rows, or unknown ones."""
+    """Each row times its copy of its matrix, which suits few rows, or unknown ones."""
     y = torch.einsum("...ri,rio->...ro", x, weight.index_select(0, index))
     return y if shared is None else y + take(shared, index)
 

@@ -282,7 +282,7 @@ def _cross(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """The rows of every sample side by side; batches of gradients know no ``flatten``."""
+    """The rows of every sample concatenated; batches of gradients know no ``flatten``."""
     return x.reshape(x.size(0), x.size(1) * x.size(2))
 
 

@@ -62,7 +62,7 @@ def _reduce(verbs: Verbs, x: Tensor, subgraphs: Subgraphs, order: int) -> tuple[
     """What a map of order 1 or 2 reads of its input, by node and by subgraph.
 
     Of order 1 the values and their sums; of order 2 the diagonal, sums of rows and columns, then
-    trace and total; all by colour, side by side.
+    trace and total; all by colour, concatenated.
     """
     q, dtype = subgraphs.num_colours, x.dtype
     # A sum of half precision may overflow where the mean does not.
@@ -82,7 +82,7 @@ def _reduce(verbs: Verbs, x: Tensor, subgraphs: Subgraphs, order: int) -> tuple[
 
 
 def _by_subgraph(x: Tensor, count: int) -> Tensor:
-    """``count`` neighbouring rows side by side."""
+    """``count`` neighbouring rows concatenated."""
     return x.reshape(*x.shape[:-2], x.size(-2) // count, count * x.size(-1))
 
 

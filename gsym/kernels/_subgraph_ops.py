@@ -33,7 +33,7 @@ def subgraph_linear(
     .. math::
         y_{ij} = x_{ij} P + x_{ji} Q + (u_i N + t G)_1 + (u_j N)_2 + [i = j] (u_i N + t G)_3 + b,
 
-    :math:`u_i` being the diagonal, the mean of the row and that of the column of i side by side,
+    :math:`u_i` being the diagonal, the mean of the row and that of the column of i concatenated,
     and t the trace over m and the total over :math:`m^2`; the numbers mean parts of columns. With
     q colours sums are taken by colour, and every part of a result stands once per colour, see
     :func:`gsym.kernels.reference.subgraph_linear`. With k kinds every subgraph takes the weights of

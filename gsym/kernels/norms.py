@@ -23,7 +23,7 @@ def elu_norm(
 ) -> Tensor:
     """Rows ``[e, c]`` after ELU, every channel of a segment centred and scaled.
 
-    Compiled loops take whole vectors of channels, in rows that come sorted by segment.
+    Compiled loops take rows sorted by segment whose channels are a multiple of the SIMD width.
 
     Args:
         x: The rows.

@@ -8,8 +8,8 @@ transform of ``torch.func`` and for batches of gradients (``is_grads_batched=Tru
 under ``torch.export``, which ONNX and AOTInductor start from, they are composed of operators of
 torch, whatever the back-end but ``"reference"``, and ``trace`` says ``"native"``.
 
-Where a tensor may have leading axes ``[..., ]`` of its own, they are those of ``x``, or there are
-none: then all samples share it. Values are never looked at, which would stop a GPU to wait for it.
+Leading axes of other operands either match those of ``x`` or are absent (broadcast over the batch).
+Values are never read, to avoid a device sync.
 
 Reductions of half precision accumulate in float32 and round once, at the end. Under autocast,
 products take their operands in its type, as ``nn.Linear`` does; reductions keep the type of ``x``.
@@ -192,13 +192,13 @@ def indexed_linear(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Multiply each row by the weight matrix of its segment, and add a row of the segment.
+    """Multiply each row by the weight matrix of its segment, and add a per-segment bias.
 
     Args:
         x: Rows ``[..., r, in]``.
         weight: One matrix per segment, ``[s, in, out]``, or one for all, ``[1, in, out]``.
         tiles: Which rows belong to which segment.
-        shared: One row per segment, ``[s, out]`` or ``[..., s, out]``.
+        shared: Per-segment bias, ``[s, out]`` or ``[..., s, out]``.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
@@ -211,7 +211,7 @@ def indexed_linear(
         BackendUnavailableError: A named back-end that cannot run.
 
     Cost:
-        Besides the result, temporaries of some thousand rows.
+        Workspace of a few thousand rows in addition to the output.
     """
     given = (x, weight) if shared is None else (x, weight, shared)
     alike = (
@@ -234,12 +234,12 @@ def indexed_linear(
 def grouped_linear(
     x: Tensor, weight: Tensor, shared: Tensor | None = None, *, backend: str = "auto"
 ) -> Tensor:
-    """Multiply each of ``k`` equal groups of rows by its weight matrix, and add a row to each.
+    """Multiply each of ``k`` equal groups of rows by its weight matrix, and add a per-group bias.
 
     Args:
         x: Groups of rows ``[..., k, r, in]``.
         weight: One matrix per group, ``[k, in, out]``, or one for all, ``[1, in, out]``.
-        shared: One row per group, ``[k, out]`` or ``[..., k, out]``.
+        shared: Per-group bias, ``[k, out]`` or ``[..., k, out]``.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
@@ -287,7 +287,7 @@ def edge_mlp_sum(
     mean: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    r"""The whole work of the EGNN family on edges: messages and moves, summed by receiver.
+    r"""Fused EGNN edge stage: messages and coordinate updates, summed per receiver.
 
     On the edge from j to i, with :math:`r = x_i - x_j` and :math:`\sigma` = SiLU,
 
@@ -303,21 +303,22 @@ def edge_mlp_sum(
         weight: W ``[h, h]``, as ``nn.Linear`` stores it.
         bias: b ``[h]``.
         pos: x, coordinates ``[n, d]`` or ``[..., n, d]``; without them there are neither distances
-            nor moves.
+            nor coordinate updates.
         distance: w, weight of the squared distance, ``[h]``; goes with ``pos``.
         edge_attr: Attributes a of every edge, ``[e, a]`` or ``[..., e, a]``, and A ``[h, a]``.
         gate: Weight ``[1, h]`` and bias ``[1]`` of an attention: m is multiplied by the sigmoid of
             this map of it.
-        coord: C ``[h, h]``, its bias ``[h]`` and c ``[1, h]``, of the moves.
-        normalize: Divide every r in the move by its length; the gradient takes the length for a
+        coord: C ``[h, h]``, its bias ``[h]`` and c ``[1, h]``, of the coordinate updates.
+        normalize: Divide every r in the update by its length; the gradient takes the length for a
             constant.
-        tanh: Bound the factor of r in the move by 1.
-        clamp: Longest move along one edge.
-        mean: Average the moves of a node instead of adding them up.
+        tanh: Bound the factor of r in the update by 1.
+        clamp: Maximum coordinate update per edge.
+        mean: Average the coordinate updates of a node instead of adding them up.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 
     Returns:
-        Sums of messages ``[..., n, h]`` and moves ``[..., n, d]``, or ``None`` without ``coord``.
+        Sums of messages ``[..., n, h]`` and coordinate updates ``[..., n, d]``, or ``None`` without
+        ``coord``.
         A node without edges gets zeros.
 
     Raises:
@@ -327,9 +328,9 @@ def edge_mlp_sum(
         BackendUnavailableError: A named back-end that cannot run.
 
     Cost:
-        4 h^2 operations per edge for messages and as many for moves. On the CPU the memory of some
-        thousand edges, since gradients compute the edges anew; a second derivative, and plain
-        torch on CUDA, store a few ``[e, h]``.
+        4 h^2 operations per edge for messages and as many for coordinate updates. On the CPU the
+        memory of a few thousand edges, since gradients recompute the edges; a second derivative,
+        and plain torch on CUDA, store a few ``[e, h]``.
 
     Reference:
         Satorras, Hoogeboom, Welling, arXiv 2102.09844, equations 3 to 5, the first linear map
@@ -383,8 +384,9 @@ def row_mlp(
         BackendUnavailableError: A named back-end that cannot run.
 
     Cost:
-        One product each. Compiled for the CPU it takes widths of whole vectors, as multiples of 16
-        are in float32, and stores nothing between the maps; the gradient computes it anew.
+        One product each. Compiled for the CPU it takes widths that are multiples of the SIMD width,
+        as multiples of 16 are in float32, and stores nothing between the maps; the gradient
+        recomputes it.
 
     Example:
         >>> first = torch.ones(1, 2, 3), torch.zeros(1, 3)
@@ -401,7 +403,7 @@ def row_mlp(
 def linear_pair(
     x: Tensor, weight: Tensor, bias: Tensor, other: Tensor, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Two linear maps of every row, side by side: what a node is as receiver and as sender.
+    """Two linear maps of every row: the projections of a node as receiver and as sender.
 
     Args:
         x: Rows ``[..., r, in]``.
@@ -442,8 +444,8 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor, *, backend: str = "a
 
     Args:
         x: Rows ``[..., r, c]``.
-        order: A permutation of the rows, int64 ``[r]``. That it is one is not checked; a row that
-            is not there is an error of torch, on CUDA one that ends the process.
+        order: A permutation of the rows, int64 ``[r]``. That it is one is not checked; an index
+            out of range is an error of torch, on CUDA one that ends the process.
         inverse: Its inverse, by which gradients are gathered instead of scattered.
         backend: As in :func:`gsym.kernels.backend`, for this call.
 

@@ -93,7 +93,7 @@ def row_mlp(
 
 
 def linear_pair(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Two linear maps of every row, side by side, of which the first has a bias."""
+    """Two linear maps of every row, of which the first has a bias."""
     return x @ weight[0] + bias[0], x @ other[0]
 
 

@@ -83,7 +83,7 @@ class Segments(Value):
 
     A value: it never changes, :meth:`to` makes another one on another device, and the tables that
     it hands out are copies. :meth:`from_index` checks every value; the constructor, for an index
-    known to be in range, does what takes no further pass over it.
+    known to be in range, skips the range check.
 
     Attributes:
         num_segments: Number of segments; a segment may be empty.

@@ -28,7 +28,7 @@ class Subgraphs:
         num_nodes: Nodes of all subgraphs together, n.
         num_pairs: Pairs of all subgraphs together, p.
         num_colours: Colours of the nodes, q; 1 where all nodes are alike.
-        num_kinds: Kinds of subgraphs, k, each with weights of its own; 1 where all share them.
+        num_kinds: Kinds of subgraphs, k, each with separate weights; 1 where all share them.
         row: First node of every pair, int64 ``[p]``.
         col: Second node of every pair, int64 ``[p]``.
 
@@ -107,7 +107,7 @@ class Subgraphs:
         """
         batch = _indices("batch", batch, 1)
         if bool((batch.diff() < 0).any()):
-            raise GraphError("batch must be sorted: the nodes of a subgraph lie side by side")
+            raise GraphError("batch must be sorted: the nodes of a subgraph are contiguous")
         found = int(batch[-1]) + 1 if batch.numel() else 0
         count = found if num_subgraphs is None else num_subgraphs
         if batch.numel() and (int(batch[0]) < 0 or found > count):

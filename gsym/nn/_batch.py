@@ -73,7 +73,7 @@ def count_graphs(
 
 
 def count_blocks(source: Tensor, target: Tensor, num_nodes: int) -> int:
-    """Into how many runs of consecutive nodes a graph falls apart, each with edges of its own.
+    """Into how many runs of consecutive nodes a graph falls apart, each with its edges.
 
     PyG stacks graphs so. A node without an edge to another makes no run: one graph may have many.
     """

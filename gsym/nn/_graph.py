@@ -1,4 +1,4 @@
-"""What a layer derives from its graph: prepared at first use and kept for the last graph seen."""
+"""A per-layer cache of graph-derived tables, kept for the last graph seen."""
 
 from __future__ import annotations
 
@@ -60,9 +60,10 @@ class LastGraph(Generic[T]):
 
     Compiled code keeps the tables of the graph that was seen before; any other is an input of it.
 
-    Where reading them would stop the host, on CUDA and in compiled code, the very tensor is
-    recognised, and an assertion on the device compares its values. Several threads may call one
-    layer: they see a graph with what belongs to it or miss it. Copies and pickles start empty.
+    A cache hit is by identity, else by value. Where reading values would be a device sync, on CUDA
+    and in compiled code, identity decides and an assertion on the device compares the values.
+    Several threads may call one layer: they see a graph with its tables or miss it. Copies and
+    pickles start empty.
     """
 
     def __init__(self) -> None:

@@ -71,7 +71,7 @@ class EdgeMLP(nn.Module):
         attention: Weigh every message by a learned gate.
         normalize: As in :func:`gsym.kernels.edge_mlp_sum`, like the others.
         tanh: Bound the factor of a move.
-        clamp: Longest move along one edge.
+        clamp: Maximum coordinate update per edge.
         mean: Average the moves of a node.
     """
 

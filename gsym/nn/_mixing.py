@@ -1,4 +1,4 @@
-"""How clusters exchange their means: every pair, at low rank, or along a coarse graph."""
+"""Mixing between clusters: every pair, at low rank, or along a coarse graph."""
 
 from __future__ import annotations
 

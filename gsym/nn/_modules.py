@@ -1,4 +1,4 @@
-"""How layers treat the modules within them: tables beside the parameters, and who listens."""
+"""How layers treat the modules within them: tables next to the parameters, and hooks."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def is_plain(kind: type[nn.Module], *modules: object) -> bool:
 
 
 def own_parameter(module: nn.Module | None, *names: str) -> Tensor | None:
-    """The first of these parameters that the module has itself and nobody computes anew.
+    """The first of these parameters that the module has itself and nobody recomputes.
 
     Replicas of ``nn.DataParallel`` have plain attributes in place of parameters.
     """

@@ -55,8 +55,8 @@ class EGNNConv(GeometricLayer):
         normalize: Use the direction of :math:`r_{ij}` in place of :math:`r_{ij}`.
         coord_aggr: ``"mean"`` or ``"sum"`` of the moves of a node.
         tanh: Bound :math:`\phi_x` by 1.
-        clamp: Longest move along one edge, in units of ``pos``. The published code cuts every
-            coordinate by itself, which rotations do not respect; this shortens the vector.
+        clamp: Maximum coordinate update per edge, in units of ``pos``. The published code clamps
+            every coordinate by itself, which rotations do not respect; this shortens the vector.
         velocity: Add :math:`\phi_v(h_i) v_i` to the coordinates, the velocities being given.
         extra_vectors: Directions that break the symmetry, ``[k, d]``, such as gravity. Messages
             see the component of :math:`r_{ij}` along each, and nodes move along them.
@@ -159,7 +159,7 @@ class EGNNConv(GeometricLayer):
         )
         self.update = NodeMLP(in_channels + hidden_channels, hidden_channels, out_channels, group)
         self.velocity_mlp = NodeMLP(in_channels, hidden_channels, 1, group) if velocity else None
-        # What is learned with it counts as state; the vectors themselves are drawn anew from these.
+        # What is learned with them counts as state; the vectors are drawn again from these.
         self._given_vectors = vectors
         self.register_buffer("extra_vectors", None if vectors is None else vectors.clone())
         self.register_parameter("axis", None)
@@ -295,7 +295,14 @@ class EGNN(GeometricStack):
         group: As in :class:`EGNNConv`; the linear maps are tied along node orbits as well.
         dim: As in :class:`EGNNConv`.
         velocity: As in :class:`EGNNConv`; each layer sees the same, initial velocities.
-        **options: Further options of every :class:`EGNNConv`. A learned axis is shared by all.
+        residual: As in :class:`EGNNConv`, like those that follow.
+        attention: See there.
+        normalize: See there.
+        coord_aggr: See there.
+        tanh: See there.
+        clamp: See there.
+        extra_vectors: See there.
+        learn_axis: See there; a learned axis is shared by all layers.
 
     Shapes:
         - input: as :class:`EGNNConv`
@@ -325,7 +332,14 @@ class EGNN(GeometricStack):
         group: PermutationGroup | None = None,
         dim: int | None = None,
         velocity: bool = False,
-        **options,
+        residual: bool | None = None,
+        attention: bool = False,
+        normalize: bool = False,
+        coord_aggr: str = "mean",
+        tanh: bool = False,
+        clamp: float | None = None,
+        extra_vectors: Tensor | None = None,
+        learn_axis: bool = False,
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
         super().__init__(
@@ -337,6 +351,16 @@ class EGNN(GeometricStack):
             edge_dim=edge_dim,
             velocity=velocity,
         )
+        options = {
+            "residual": residual,
+            "attention": attention,
+            "normalize": normalize,
+            "coord_aggr": coord_aggr,
+            "tanh": tanh,
+            "clamp": clamp,
+            "extra_vectors": extra_vectors,
+            "learn_axis": learn_axis,
+        }
         self._set_layers(EGNNConv, hidden_channels, out_channels, num_layers, options)
         self.reset_parameters()
 

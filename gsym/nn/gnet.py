@@ -221,7 +221,7 @@ class GNetConv(TiedLayer[_ConvTables]):
             batch_size: Number of graphs in a stacked batch, instead. Without either, ``x [n, c]``
                 is one graph; with ``group=None`` a graph that falls apart into blocks of
                 consecutive nodes, as PyG stacks several, is then refused, and ``batch_size=1``
-                says that it is one. An input of compiled code is not looked at.
+                says that it is one. The values of an input of compiled code are not read.
         """
         if batch is not None:
             batch_size = count_graphs(x, batch, batch_size, self.num_nodes)

@@ -55,10 +55,10 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         out_rep: How it moves those of the output. A pointwise activation behind the layer keeps
             the symmetry if ``out_rep.is_permutation``, or if the activation is odd.
         bias: Add one learned vector per node orbit.
-        mixing: How clusters talk. ``"full"``: every pair, ``k^2`` matrices, the complete space of
-            equivariant maps. ``"low_rank"``: ``W[c, c'] = sum_r u_r[c] v_r[c'] M_r`` with ``rank``
-            terms. ``"quotient"``: only the pairs in ``cluster_edge_index`` and each cluster with
-            itself. ``"none"``: not at all; D then covers every cluster.
+        mixing: Mixing between clusters. ``"full"``: every pair, ``k^2`` matrices, the complete
+            space of equivariant maps. ``"low_rank"``: ``W[c, c'] = sum_r u_r[c] v_r[c'] M_r`` with
+            ``rank`` terms. ``"quotient"``: only the pairs in ``cluster_edge_index`` and each
+            cluster with itself. ``"none"``: none; D then covers every cluster.
         rank: Number of terms of ``"low_rank"``.
         cluster_edge_index: Coarse graph of ``"quotient"``, ``[2, q]``, messages from row 0 to
             row 1, as :meth:`gsym.Partition.quotient` returns it.
@@ -280,7 +280,7 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         return own_parameter(self.mixing, "weight") if own is None else own
 
     def _own_weight(self, tables: _LinearTables) -> Tensor:
-        """D of every cluster, ``[k, in, out]``, 0 where it has none, or one for all."""
+        """The within-cluster map D, ``[k, in, out]``, 0 where there is none, or one for all."""
         assert self.weight_self is not None
         if tables.own_tie is not None:
             return own_matrices(tables.own_tie, self.weight_self, self._into, self._out)

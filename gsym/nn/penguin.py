@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 from torch import Tensor
 
 from gsym.groups import PermutationGroup
@@ -38,7 +35,7 @@ class PenguinConv(ScoredLayer):
     the outputs of the branches are blended, not their messages; each branch has its own update of
     the features; there is one Estimator, which sees the features and coordinates that the layer
     is given, in the stack :class:`Penguin` those of its input for all layers, whereas a stack of
-    single layers estimates anew in each; the coordinates move as in EGNN, not as in E2GN2; no
+    single layers estimates again in each; the coordinates move as in EGNN, not as in E2GN2; no
     price on alpha is added by itself.
 
     A free branch can learn a symmetric map as well, so data alone need not raise a learned alpha.
@@ -55,13 +52,19 @@ class PenguinConv(ScoredLayer):
             ends of every edge (a node takes the mean over its incoming edges, and 1 without any),
             or of every node for each of its features and its coordinates; ``"given"`` in each
             call.
+        group: As in :class:`EGNNConv`, for both branches and the Estimator.
         hard: Round a learned alpha to 0 or 1, that of edges before the mean, with straight-through
             gradients.
-        group: As in :class:`EGNNConv`, for both branches and the Estimator.
         residual: As in :class:`EGNNConv`, for both branches.
         velocity: As in :class:`EGNNConv`; the free branch sees velocities with the coordinates.
         dim: Number of coordinates d.
-        **options: Further options of :class:`EGNNConv`, for its branch.
+        attention: As in :class:`EGNNConv`, for its branch, like those that follow.
+        normalize: See there.
+        coord_aggr: See there.
+        tanh: See there.
+        clamp: See there.
+        extra_vectors: See there.
+        learn_axis: See there.
 
     Shapes:
         - input: as :class:`EGNNConv`
@@ -105,12 +108,18 @@ class PenguinConv(ScoredLayer):
         edge_dim: int = 0,
         alpha: float | str = "learned",
         *,
-        hard: bool = False,
         group: PermutationGroup | None = None,
+        hard: bool = False,
         residual: bool | None = None,
         velocity: bool = False,
         dim: int = 3,
-        **options: Any,
+        attention: bool = False,
+        normalize: bool = False,
+        coord_aggr: str = "mean",
+        tanh: bool = False,
+        clamp: float | None = None,
+        extra_vectors: Tensor | None = None,
+        learn_axis: bool | str = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -130,9 +139,15 @@ class PenguinConv(ScoredLayer):
             edge_dim,
             group=group,
             residual=residual,
+            attention=attention,
+            normalize=normalize,
+            coord_aggr=coord_aggr,
+            tanh=tanh,
+            clamp=clamp,
             velocity=velocity,
+            extra_vectors=extra_vectors,
+            learn_axis=learn_axis,
             dim=dim,
-            **options,
         )
         self.free = NonEquivariantConv(
             in_channels,
@@ -165,10 +180,7 @@ class PenguinConv(ScoredLayer):
         """As PyG writes its layers, with the options that are not the default."""
         hard = self.estimator is not None and self.estimator.hard
         branch = self.equivariant._options()
-        defaults = inspect.signature(EGNNConv).parameters
-        # Those of EGNN have no default here.
-        more = {k: v for k, v in branch.items() if v != defaults[k].default}
-        options = {**more, "alpha": self.alpha, "hard": hard, "dim": self.dim}
+        options = {**branch, "alpha": self.alpha, "hard": hard, "dim": self.dim}
         return short_repr(self, PenguinConv, options)
 
     def forward(
@@ -234,12 +246,19 @@ class Penguin(ScoredLayer, GeometricStack):
         hidden_channels: Width of all layers.
         num_layers: Number of layers.
         edge_dim: Attributes per edge.
+        group: As in :class:`PenguinConv`; the linear maps are tied along node orbits as well.
         alpha: As in :class:`PenguinConv`; ``"feature"`` scores the hidden features.
         hard: As in :class:`PenguinConv`.
-        group: As in :class:`PenguinConv`; the linear maps are tied along node orbits as well.
         velocity: As in :class:`EGNNConv`; each layer sees the same, initial velocities.
         dim: Number of coordinates d.
-        **options: Further options of every :class:`PenguinConv`. A learned axis is shared by all.
+        residual: As in :class:`EGNNConv`, like those that follow.
+        attention: See there.
+        normalize: See there.
+        coord_aggr: See there.
+        tanh: See there.
+        clamp: See there.
+        extra_vectors: See there.
+        learn_axis: See there; a learned axis is shared by all layers.
 
     Shapes:
         - input: as :class:`EGNNConv`
@@ -271,12 +290,19 @@ class Penguin(ScoredLayer, GeometricStack):
         num_layers: int = 4,
         *,
         edge_dim: int = 0,
+        group: PermutationGroup | None = None,
         alpha: float | str = "learned",
         hard: bool = False,
-        group: PermutationGroup | None = None,
         velocity: bool = False,
         dim: int = 3,
-        **options: Any,
+        residual: bool | None = None,
+        attention: bool = False,
+        normalize: bool = False,
+        coord_aggr: str = "mean",
+        tanh: bool = False,
+        clamp: float | None = None,
+        extra_vectors: Tensor | None = None,
+        learn_axis: bool = False,
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
         super().__init__(
@@ -289,7 +315,17 @@ class Penguin(ScoredLayer, GeometricStack):
             velocity=velocity,
         )
         self._set_alpha(alpha, hard, hidden_channels, hidden_channels)
-        options = {"alpha": "given", **options}
+        options = {
+            "alpha": "given",
+            "residual": residual,
+            "attention": attention,
+            "normalize": normalize,
+            "coord_aggr": coord_aggr,
+            "tanh": tanh,
+            "clamp": clamp,
+            "extra_vectors": extra_vectors,
+            "learn_axis": learn_axis,
+        }
         self._set_layers(PenguinConv, hidden_channels, out_channels, num_layers, options)
         self.reset_parameters()
 

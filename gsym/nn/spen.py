@@ -103,7 +103,7 @@ class SubgraphConv(nn.Module):
         self.node_to_node = linear(1, 1, node_channels) if node_channels else None
 
     def reset_parameters(self) -> None:
-        """Draw all maps anew."""
+        """Draw all maps again."""
         for part in self.children():
             part.reset_parameters()  # type: ignore[operator]
 
@@ -164,10 +164,10 @@ class SPEN(nn.Module):
         hidden_channels: Channels of each map, ``[64, 64, 64, 64, 64]`` being five layers; the last
             is that of the maps to order 0.
         colours: ``"none"``, and all nodes of a subgraph are exchanged; ``"root"``, and the root is
-            told from its neighbours, so that m - 1 nodes are exchanged.
+            distinguished from its neighbours, so that m - 1 nodes are exchanged.
         num_labels: Labels of nodes that are not exchanged for each other either; nodes bring them
             as ``label`` in ``forward``.
-        num_kinds: Kinds of ego-networks with weights of their own, in ``data.sub_kind``; see
+        num_kinds: Kinds of ego-networks with separate weights, in ``data.sub_kind``; see
             :class:`gsym.transforms.AddSubgraphKind`.
         dropout: Of both hidden layers.
 
@@ -183,7 +183,7 @@ class SPEN(nn.Module):
         SignalError: Features of another number of channels, or not floating point.
 
     Cost:
-        That of its layers; the tables are built anew for every batch that comes without them.
+        That of its layers; the tables are rebuilt for every batch that comes without them.
 
     Example:
         >>> from torch_geometric.data import Data
@@ -256,7 +256,7 @@ class SPEN(nn.Module):
         Args:
             data: Graphs with their ego-networks.
             label: Label of every node, int64 ``[n]``, with ``num_labels`` above 1.
-            tables: What :meth:`tables` gave for these graphs and labels; built anew if left out.
+            tables: What :meth:`tables` gave for these graphs and labels; rebuilt if left out.
         """
         batch, count = self._graphs(data)
         tables = self.tables(data, label) if tables is None else tables

@@ -39,7 +39,7 @@ class EquivariantTensorLinear(nn.Module):
         bias: Add the complete equivariant bias: one vector per colour of nodes, or per two colours
             of pairs and one per colour more for the pairs (i, i).
         num_colours: Number of colours of the nodes.
-        num_kinds: Kinds of subgraphs, each with weights of its own.
+        num_kinds: Kinds of subgraphs, each with separate weights.
 
     Shapes:
         - input: order 1 ``[..., n, in_channels]``, order 2 ``[..., p, in_channels]``, nodes and

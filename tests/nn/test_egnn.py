@@ -108,7 +108,7 @@ def node_mlp(mlp, x: Tensor, node: int) -> Tensor:
 
 def by_formula(conv, x, pos, edge_index, edge_attr=None, velocity=None):
     """Section A.1 and A.2 for one sample, one edge after another."""
-    n, edges, option = x.size(0), conv.edges, conv.edges.options
+    n, edges, option = x.size(0), conv.edges, conv.edges.options._asdict()
     vectors = [] if conv.extra_vectors is None else list(conv.extra_vectors)
     vectors += [] if conv.axis is None else [conv.axis]
     messages = [[] for _ in range(n)]

@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 
-# Whose channels are whole vectors.
+# Whose channels are multiples of the SIMD width.
 _WHOLE = ("row_mlp", "linear_pair", "elu_norm")
 
 
@@ -69,7 +69,7 @@ def takes(op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:
     """Whether there is a loop of an operator for these tensors.
 
     They are float32 alone or float64 alone, but for edges and subgraphs, whose numbers are
-    converted. Products of all rows take whole vectors.
+    converted. Products that all rows share take multiples of the SIMD width.
     """
     if op == "edge_mlp_sum":
         return True

@@ -32,7 +32,7 @@ _LINUX_NAMES = {"sse3": "pni", "bmi": "bmi1", "lzcnt": "abm", "prfchw": "3dnowpr
 
 @dataclass(frozen=True)
 class Record:
-    """What is filed beside a library, and checked before it is loaded.
+    """The record of a library, and checked before it is loaded.
 
     Attributes:
         sha256: Checksum of the library.

@@ -65,7 +65,7 @@ class _Grads(Structure):
 class CppPipeline(Pipeline):
     """As :class:`Pipeline`, in compiled loops.
 
-    Channels are filled up with zeros to whole vectors, which SiLU and every product keep zero.
+    Channels are padded with zeros to a multiple of the SIMD width, and stay zero.
     """
 
     def forward(self) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def indexed_linear(
 def indexed_outer(x: Tensor, y: Tensor, tiles: TileTables, is_sorted: bool) -> Tensor:
     """``[s, in, out]``: sum over samples and rows of a segment of ``x^T y``."""
     lanes = library().gsym_vector_bytes() // x.element_size()
-    if y.size(-1) % lanes and x.size(-1) % lanes == 0:  # whole vectors are faster
+    if y.size(-1) % lanes and x.size(-1) % lanes == 0:  # multiples of the SIMD width are faster
         return indexed_outer(y, x, tiles, is_sorted).transpose(1, 2).contiguous()
     count, out_channels = tiles.pointers.numel() - 1, y.size(-1)
     total = x.new_empty(count, x.size(-1), out_channels)

@@ -2,7 +2,7 @@
 
 Eager code spends most of its time on the page faults of fresh ``[e, h]`` tensors. Here every block
 of edges goes through the whole pipeline in buffers that stay in the cache, and the gradient
-computes the block anew. What it computes is :func:`gsym.kernels.reference.edge_mlp_sum`.
+recomputes the block. What it computes is :func:`gsym.kernels.reference.edge_mlp_sum`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gsym.kernels.edges import EdgeStage, EdgeTables
 
-# Edges of a block: its buffers stay in the cache, and fewer would make the calls dear.
+# Edges of a block: its buffers stay in the cache, and fewer would make the calls expensive.
 BLOCK_EDGES = 3 * 2**11
 
 # Products that sum over the edges of a block, or have one column, are made in so many parts: as a
@@ -83,15 +83,15 @@ class Pipeline:
         given = self.given
         total = torch.zeros_like(given["receiver"], memory_format=torch.contiguous_format)
         moved = total.new_zeros(self.batch, self.n, given["pos"].size(-1) if self.moves else 0)
-        rooms = self.rooms(2)
+        buffers = self.buffers(2)
         for block in self.blocks():
-            u, v = (room[: block.i.numel()] for room in rooms)
+            u, v = (buffer[: block.i.numel()] for buffer in buffers)
             _, r = self.hidden(block, u, v)
             _silu(u, out=u)
             torch.addmm(given["bias"], u, given["weight"].t(), out=v)
             _silu(v, out=v)
             if "gate" in given:
-                v.mul_(self.openness(v))
+                v.mul_(self.gate_value(v))
             self.collect(v, total, block)
             if self.moves:
                 torch.addmm(given["coord_bias"], v, given["coord"].t(), out=u)
@@ -115,18 +115,18 @@ class Pipeline:
             given["pos"].size(-1) if "pos" in given else 0, self.batch, self.m
         )
         grad_moved = self.averaged(grad_moved)
-        rooms = self.rooms(8)
+        buffers = self.buffers(8)
         ones = grad_total.new_ones(self.block_rows, 1)  # by which columns are summed
         for block in self.blocks():
-            u, p, v, a, m, b, c, g = (room[: block.i.numel()] for room in rooms)
+            u, p, v, a, m, b, c, g = (buffer[: block.i.numel()] for buffer in buffers)
             one = ones[: u.size(0)]
             inputs, r = self.hidden(block, u, p)
             _silu(u, out=p)
             torch.addmm(given["bias"], p, given["weight"].t(), out=v)
             _silu(v, out=a)
             if "gate" in given:
-                openness = self.openness(a)
-                torch.mul(a, openness, out=m)
+                gate_value = self.gate_value(a)
+                torch.mul(a, gate_value, out=m)
             else:
                 m = a
             torch.index_select(_rows(grad_total, block), 0, block.i, out=g)
@@ -144,10 +144,10 @@ class Pipeline:
                 sums["coord_bias"].add(one, c)
                 g.addmm_(c, given["coord"])
             if "gate" in given:
-                grad_gate = (g * a).sum(1, keepdim=True) * openness * (1 - openness)
+                grad_gate = (g * a).sum(1, keepdim=True) * gate_value * (1 - gate_value)
                 sums["gate"].add(grad_gate, a)
                 sums["gate_bias"].add(one, grad_gate)
-                g.mul_(openness).addmm_(grad_gate, given["gate"])
+                g.mul_(gate_value).addmm_(grad_gate, given["gate"])
             _silu_backward(g, v, grad_input=g)
             sums["weight"].add(g, p)
             sums["bias"].add(one, g)
@@ -231,7 +231,7 @@ class Pipeline:
                 starts = starts.clamp(edges.start, edges.stop) - edges.start
                 yield _Block(slice(first, first + 1), edges, i, j, receivers, starts)
 
-    def rooms(self, count: int) -> list[Tensor]:
+    def buffers(self, count: int) -> list[Tensor]:
         """Buffers for a block of edges, used again and again."""
         return [self.given["receiver"].new_empty(self.block_rows, self.h) for _ in range(count)]
 
@@ -246,18 +246,18 @@ class Pipeline:
         torch.index_select(_rows(given["receiver"], block), 0, block.i, out=u)
         torch.index_select(_rows(given["sender"], block), 0, block.j, out=spare)
         u.add_(spare)
-        entering, r = [], u[:, :0]
+        edge_inputs, r = [], u[:, :0]
         if "pos" in given:
             pos = _rows(given["pos"], block)
             r = pos.index_select(0, block.i).sub_(pos.index_select(0, block.j))
-            entering.append(r.square().sum(-1, keepdim=True))
+            edge_inputs.append(r.square().sum(-1, keepdim=True))
         if "attr" in given:
             attr = given["attr"].expand(self.batch, -1, -1)[block.samples, block.edges]
-            entering.append(attr.reshape(u.size(0), -1))
-        if len(entering) == 1:
-            inputs = entering[0]
+            edge_inputs.append(attr.reshape(u.size(0), -1))
+        if len(edge_inputs) == 1:
+            inputs = edge_inputs[0]
         else:
-            inputs = torch.cat(entering, dim=1) if entering else u[:, :0]
+            inputs = torch.cat(edge_inputs, dim=1) if edge_inputs else u[:, :0]
         u.addmm_(inputs, self.first)
         return inputs, r
 
@@ -278,7 +278,7 @@ class Pipeline:
         sums = F.embedding_bag(every, x, block.starts, mode="sum", include_last_offset=True)
         _rows(out, block)[block.receivers].add_(sums)
 
-    def openness(self, message: Tensor) -> Tensor:
+    def gate_value(self, message: Tensor) -> Tensor:
         """The gate of every edge, ``[e, 1]``."""
         return self.product(message, self.given["gate"]).add_(self.given["gate_bias"]).sigmoid_()
 

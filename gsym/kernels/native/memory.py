@@ -1,7 +1,7 @@
 """Memory for large results, from huge pages where the system gives them to those who ask.
 
 A fresh page costs a fault, and to take one for every 4 KiB of a result takes longer than to fill
-it. NumPy asks for huge pages, torch only if it is told to before it starts.
+it. NumPy asks for huge pages, torch only if set to do so before it starts.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ node; so one NaN spreads to the nodes of its block. Nodes whose edges all lie in
 written at once; what blocks hold of the others goes to a table of pieces, two rows per block, at
 most 1/8 of ``[e, h]``, which :func:`gsym.kernels.triton.rows.reduce_rows` adds up in order.
 
-The gradient computes the edges anew, once in the order of receivers and once in that of senders, so
+The gradient recomputes the edges, once in the order of receivers and once in that of senders, so
 that either end is a sum over consecutive edges. In the first pass a fixed number of programs walk
-the blocks, and each adds up the gradients of the weights in a table of its own; the tables are
+the blocks, and each adds up the gradients of the weights in a separate table; the tables are
 added up at last. What does not fit in registers is composed of operators, which store ``[e, h]``.
 
 Tiles are ``[h, e]``: the left factor of a product is then a matrix of weights, of which every warp
@@ -414,7 +414,7 @@ def _backward_kernel(
     E: tl.constexpr,
     H: tl.constexpr,
 ):
-    """Compute the edges anew, and the gradients of one end and, by receiver, of the weights."""
+    """Recompute the edges, and the gradients of one end and, by receiver, of the weights."""
     WEIGHTS: tl.constexpr = weight_grad is not None
     blocks = tl.cdiv(edges, E)
     program = tl.program_id(0).to(tl.int64)
