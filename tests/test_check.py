@@ -252,7 +252,8 @@ class TestLayersThatDifferentiate:
 
     @pytest.mark.parametrize("way", ["autograd", "func"])
     def test_pass_the_kit(self, way):
-        report = check_layer(lambda g: Force(g, way), CYCLE, dimension=None, compile_backend="eager")
+        options = {"dimension": None, "compile_backend": "eager"}
+        report = check_layer(lambda g: Force(g, way), CYCLE, **options)
         assert len(report.passed) == (11 if way == "func" else 10)
         if way == "autograd":
             assert "does not trace torch.autograd.grad" in report.skipped["compile"]
@@ -392,7 +393,10 @@ class TestReport:
     def test_names_what_passed_and_why_something_was_skipped(self):
         everything = PermutationGroup.symmetric(3)
         report = check_layer(
-            lambda group: OrbitLinear(1, 1, group), everything, dimension=None, backend="eager"
+            lambda group: OrbitLinear(1, 1, group),
+            everything,
+            dimension=None,
+            compile_backend="eager",
         )
         assert len(report.passed) == 10
         assert not report.failed
@@ -416,4 +420,5 @@ class TestReport:
         def make(group: PermutationGroup) -> nn.Module:
             return Net(OrbitLinear(1, 2, group), nn.Tanh(), OrbitLinear(2, 1, group))
 
-        assert "dimension" in check_layer(make, CYCLE, dimension=None, compile_backend="eager").skipped
+        report = check_layer(make, CYCLE, dimension=None, compile_backend="eager")
+        assert "dimension" in report.skipped

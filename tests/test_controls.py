@@ -392,7 +392,7 @@ def test_an_adjacency_used_on_its_diagonal_alone():
         CLUSTERS,
         edge_index,
         dimension=dimension,
-        backend="eager",
+        compile_backend="eager",
     )
     found = failures(
         lambda group: DiagonalAdjacency(1, 2, group, **keywords),
@@ -437,7 +437,7 @@ def test_linear_is_sound(name, mixing):
         lambda group: OrbitLinear(1, 2, group, mixing=mixing, **options),
         GROUPS[name],
         dimension=dimension,
-        backend="eager",
+        compile_backend="eager",
     )
     assert len(report.passed) == 12
 
@@ -456,7 +456,7 @@ def test_conv_is_sound(name, propagate):
         group,
         *(() if propagate == "none" else (edge_index,)),
         dimension=dimension,
-        backend="eager",
+        compile_backend="eager",
     )
     assert len(report.passed) == 12
 

@@ -373,7 +373,7 @@ def test_the_layer_kit_offers_the_treatments():
     report = check_layer(
         lambda group: OrbitLinear(2, 1, group),
         group,
-        backend="eager",
+        compile_backend="eager",
         treatments=["deepcopy", "pickle"],
     )
     assert report.passed[-2:] == ["deepcopy", "pickle"]
