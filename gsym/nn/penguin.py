@@ -249,8 +249,6 @@ class Penguin(ScoredLayer, GeometricStack):
         group: As in :class:`PenguinConv`; the linear maps are tied along node orbits as well.
         alpha: As in :class:`PenguinConv`; ``"feature"`` scores the hidden features.
         hard: As in :class:`PenguinConv`.
-        velocity: As in :class:`EGNNConv`; each layer sees the same, initial velocities.
-        dim: Number of coordinates d.
         residual: As in :class:`EGNNConv`, like those that follow.
         attention: See there.
         normalize: See there.
@@ -259,6 +257,8 @@ class Penguin(ScoredLayer, GeometricStack):
         clamp: See there.
         extra_vectors: See there.
         learn_axis: See there; a learned axis is shared by all layers.
+        velocity: As in :class:`EGNNConv`; each layer sees the same, initial velocities.
+        dim: Number of coordinates d.
 
     Shapes:
         - input: as :class:`EGNNConv`
@@ -293,8 +293,6 @@ class Penguin(ScoredLayer, GeometricStack):
         group: PermutationGroup | None = None,
         alpha: float | str = "learned",
         hard: bool = False,
-        velocity: bool = False,
-        dim: int = 3,
         residual: bool | None = None,
         attention: bool = False,
         normalize: bool = False,
@@ -303,6 +301,8 @@ class Penguin(ScoredLayer, GeometricStack):
         clamp: float | None = None,
         extra_vectors: Tensor | None = None,
         learn_axis: bool = False,
+        velocity: bool = False,
+        dim: int = 3,
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
         super().__init__(
