@@ -83,6 +83,22 @@ def takes_sorted(x: Tensor, clusters: Clusters, *, backend: str = "auto") -> boo
 
     A stack of layers on one partition sorts once. Where rows come sorted there is nothing to do,
     and the answer is no.
+
+    Args:
+        x: Rows ``[..., r, c]``, of which shape and device count.
+        clusters: Which rows belong to which cluster.
+        backend: As in :func:`gsym.kernels.backend`, for this call.
+
+    Raises:
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: Rows that are not floating point, or ``clusters`` that are none.
+        BackendUnavailableError: A named back-end that cannot run.
+
+    Example:
+        >>> clusters = Clusters(torch.tensor([0, 1, 0, 1]), 2, 1, 1)
+        >>> takes_sorted(torch.ones(4, 1), clusters, backend="native")
+        True
     """
+    check_clusters(x, clusters)
     chosen = choose(backend, "cluster_linear", x.device.type)
     return not clusters.is_sorted and clusters._in_runs(chosen.sorts)
