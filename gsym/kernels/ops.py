@@ -11,6 +11,10 @@ torch, whatever the back-end but ``"reference"``, and ``trace`` says ``"native"`
 Leading axes of other operands either match those of ``x`` or are absent (broadcast over the batch).
 Values are never read, to avoid a device sync.
 
+Operands are checked in one look: whether they are alike, plain tensors of one type on one device in
+eager code, and have shapes that fit. Only where they do not, the checks go through them one by one,
+which words the error or serves the rarer case. So layers call the same functions as users.
+
 Reductions of half precision accumulate in float32 and round once, at the end. Under autocast,
 products take their operands in its type, as ``nn.Linear`` does; reductions keep the type of ``x``.
 """
