@@ -86,10 +86,12 @@ class NodeLinear(TabledModule[_NodeTables]):
 
 def may_be_read(*maps: NodeLinear) -> bool:
     """Whether all nodes share these maps and nobody notices that they are not called."""
-    for part in maps:
+    if not is_plain(NodeLinear, *maps):
+        return False
+    for part in maps:  # noqa: SIM110  a generator takes as long as all of this
         if not part.is_shared:
             return False
-    return is_plain(NodeLinear, *maps)
+    return True
 
 
 class NodeMLP(nn.Module):
