@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from gsym.kernels import _plain
-from gsym.kernels._autograd import derive, operator
-from gsym.kernels._backends import BACKENDS, choose, record
-from gsym.kernels._transforms import undisturbed
+from gsym.kernels._autograd import Context, Grads, derive, operator
+from gsym.kernels._backends import BACKENDS, STATE, choose
 from gsym.kernels.ops import gather_segment_sum, segment_gather, segment_mean, segment_sum
 from gsym.kernels.segments import Segments
 from gsym.kernels.subgraphs import Subgraphs
+from gsym.kernels.transforms import undisturbed
 
 # Tensors of the maps of pairs, the pairs themselves among them.
 _OF_PAIRS = 10
@@ -183,13 +183,17 @@ def lifted_maps(
     tensors = [pair, *from_pairs]
     if node is not None and from_nodes is not None:
         tensors += [node, *from_nodes[:7]]
-    chosen, given = choose("auto", "lifted_maps", pair), [t for t in tensors if t is not None]
+    chosen, given = (
+        choose("auto", "lifted_maps", pair.device.type),
+        [t for t in tensors if t is not None],
+    )
     if (
         tables.blocks is not None
         and len(given) == len(tensors)
         and chosen.takes("lifted_maps", *given)
     ):
-        record(chosen.name)
+        if STATE.record is not None:
+            STATE.record.append(chosen.name)
         found: tuple[Tensor, Tensor] = lifted_average(given, list(tables.blocks), chosen.name)
         return found
     return _compose(tensors, tables, "auto")
@@ -206,19 +210,19 @@ def lifted_average(
         tables: ``LiftedTables.blocks``.
         backend: One that takes them.
     """
-    found: tuple[Tensor, Tensor] = BACKENDS[backend].loops().lifted_maps(tensors, tables)
+    found: tuple[Tensor, Tensor] = BACKENDS[backend].loops.lifted_maps(tensors, tables)
     return found
 
 
 @lifted_average.fake
-def _(tensors, tables, backend):  # type: ignore[no-untyped-def]
+def _(tensors: list[Tensor], tables: list[Tensor], backend: str) -> tuple[Tensor, Tensor]:
     x, bias = tensors[0], tensors[3]
     width = bias.size(-1) * (1 if len(tensors) == _OF_PAIRS else 2)
     return x.new_empty(x.size(0), width), x.new_empty(tables[3].size(0), width)
 
 
-@lifted_average.gradient(lambda tensors, output: tensors)
-def _(ctx, *grads):  # type: ignore[no-untyped-def]
+@lifted_average.gradient()
+def _(ctx: Context, *grads: Tensor) -> Grads:
     if torch.is_grad_enabled():
         return _derive(grads, ctx.saved_tensors, *ctx.rest)
     wanted = ctx.needs_input_grad[0]
@@ -240,18 +244,32 @@ def lifted_average_grads(
 
     That of the pairs, which are dear, is left out where it is not ``wanted``.
     """
-    run = BACKENDS[backend].loops().lifted_maps_grads
+    run = BACKENDS[backend].loops.lifted_maps_grads
     found: list[Tensor] = run(tensors, tables, by_pair, by_node, wanted)
     return found
 
 
 @lifted_average_grads.fake
-def _(by_pair, by_node, tensors, tables, backend, wanted):  # type: ignore[no-untyped-def]
+def _(
+    by_pair: Tensor,
+    by_node: Tensor,
+    tensors: list[Tensor],
+    tables: list[Tensor],
+    backend: str,
+    wanted: bool,
+) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in (tensors if wanted else tensors[1:])]
 
 
 @lifted_average_grads.plain
-def _(by_pair, by_node, tensors, tables, backend, wanted):  # type: ignore[no-untyped-def]
+def _(
+    by_pair: Tensor,
+    by_node: Tensor,
+    tensors: list[Tensor],
+    tables: list[Tensor],
+    backend: str,
+    wanted: bool,
+) -> list[Tensor]:
     found = _derive((by_pair, by_node), tensors, tables, backend)
     return found if wanted else found[1:]
 
@@ -262,9 +280,10 @@ def graph_sums(x: Tensor, tables: LiftedTables) -> Tensor:
     Returns:
         Both side by side, ``[b, 2c]``.
     """
-    chosen = choose("auto", "graph_sums", x)
+    chosen = choose("auto", "graph_sums", x.device.type)
     if tables.blocks is not None and chosen.takes("graph_sums", x):
-        record(chosen.name)
+        if STATE.record is not None:
+            STATE.record.append(chosen.name)
         found: Tensor = subgraph_sums(x, list(tables.blocks), chosen.name)
         return found
     sub = tables.subgraphs
@@ -278,17 +297,17 @@ def graph_sums(x: Tensor, tables: LiftedTables) -> Tensor:
 @operator(1)
 def subgraph_sums(x: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     """:func:`graph_sums` by a back-end that can."""
-    found: Tensor = BACKENDS[backend].loops().graph_sums(x, tables)
+    found: Tensor = BACKENDS[backend].loops.graph_sums(x, tables)
     return found
 
 
 @subgraph_sums.fake
-def _(x, tables, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return x.new_empty(tables[5].size(0) - 1, 2 * x.size(-1))
 
 
 @subgraph_sums.plain
-def _(x, tables, backend):  # type: ignore[no-untyped-def]
+def _(x: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     loop, owner, place, place_owner, size = _places(tables, x.dtype)
     trace = _plain.add(_plain.take(x, loop), owner, size.size(0))
     total = _plain.add(_plain.take(x, place), place_owner, size.size(0)) / size
@@ -296,24 +315,24 @@ def _(x, tables, backend):  # type: ignore[no-untyped-def]
 
 
 @subgraph_sums.gradient(lambda tensors, output: ())
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     return (subgraph_spread(grad, *ctx.rest),)
 
 
 @operator(1)
 def subgraph_spread(grad: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     """The adjoint of :func:`subgraph_sums`."""
-    found: Tensor = BACKENDS[backend].loops().graph_spread(grad, tables)
+    found: Tensor = BACKENDS[backend].loops.graph_spread(grad, tables)
     return found
 
 
 @subgraph_spread.fake
-def _(grad, tables, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     return grad.new_empty(tables[0].size(0), grad.size(-1) // 2)
 
 
 @subgraph_spread.plain
-def _(grad, tables, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, tables: list[Tensor], backend: str) -> Tensor:
     loop, owner, place, place_owner, size = _places(tables, grad.dtype)
     trace, total = (grad / size).chunk(2, dim=-1)
     count = tables[0].size(0)
@@ -322,7 +341,7 @@ def _(grad, tables, backend):  # type: ignore[no-untyped-def]
 
 
 @subgraph_spread.gradient(lambda tensors, output: ())
-def _(ctx, grad):  # type: ignore[no-untyped-def]
+def _(ctx: Context, grad: Tensor) -> Grads:
     return (subgraph_sums(grad, *ctx.rest),)
 
 

@@ -68,7 +68,7 @@ class BlockTables(Tables):
         dense = n**2 * in_channels * out_channels
 
         def pays(blocks: float) -> bool:
-            """Whether a share of blocks pays, beside the way into the basis and out of it."""
+            """Whether a share of blocks pays, on top of the way into the basis and out of it."""
             work = blocks + 1 / in_channels + 1 / out_channels
             return work <= MOST_WORK and dense * (1 - work) >= LEAST_SAVED
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gsym import kernels
-from gsym.kernels import _lifted
-from gsym.kernels.lifted import graph_sums
+from gsym.kernels import lifted
 from gsym.kernels.cpp import library
+from gsym.kernels.lifted import graph_sums
 from gsym.nn import SubgraphConv
 from gsym.nn._ego import EgoTables
 
@@ -182,14 +182,14 @@ def test_the_operators_are_whole():
         given += [to_node.node_weight, to_node.graph_weight, to_node.bias]
         if to_pair.pair_weight is not None:
             given += [to_pair.pair_weight, to_pair.swap_weight]
-    torch.library.opcheck(_lifted.lifted_average.registered, (given, blocks, "cpp"))
+    torch.library.opcheck(lifted.lifted_average.registered, (given, blocks, "cpp"))
     grads = [torch.randn_like(y) for y in conv(pair, node, tables)]
     still = [t.detach() for t in given]
     args = (*grads, still, blocks, "cpp", False)
-    torch.library.opcheck(_lifted.lifted_average_grads.registered, args)
-    torch.library.opcheck(_lifted.subgraph_sums.registered, (pair, blocks, "cpp"))
+    torch.library.opcheck(lifted.lifted_average_grads.registered, args)
+    torch.library.opcheck(lifted.subgraph_sums.registered, (pair, blocks, "cpp"))
     sums = torch.randn(tables.subgraphs.num_subgraphs, 4, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(_lifted.subgraph_spread.registered, (sums, blocks, "cpp"))
+    torch.library.opcheck(lifted.subgraph_spread.registered, (sums, blocks, "cpp"))
 
 
 def test_tables_of_other_rows_are_refused():
@@ -197,8 +197,8 @@ def test_tables_of_other_rows_are_refused():
     conv, pair, node = make(3, 2, 16, tables)
     blocks = list(other.lifted.blocks)
     with pytest.raises(ValueError, match="tables of an index"):
-        _lifted.subgraph_sums(pair, blocks, "cpp")
-    lifted = tables.lifted._replace(blocks=other.lifted.blocks)
-    tables._kept[:] = [lifted]
+        lifted.subgraph_sums(pair, blocks, "cpp")
+    changed = tables.lifted._replace(blocks=other.lifted.blocks)
+    tables._kept[:] = [changed]
     with pytest.raises(ValueError, match="tables of an index"):
         conv(pair, node, tables)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Array, Structure, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
-from gsym.kernels.cpp.library import NUMBER_TYPES, call, check_sizes, library, pointer
+from gsym.kernels.cpp.library import NUMBER_TYPES, addresses, call, check_sizes, library
 from gsym.kernels.native.memory import new_empty
 
 _SIZES = (
@@ -74,7 +74,7 @@ def lifted_maps_grads(
     grads = [*([] if wanted else [None]), *found]
     outer, width = (by_pair.contiguous(), by_node.contiguous()), _width(record)
     check_sizes(by_pair=(outer[0], record.pairs * width), by_node=(outer[1], record.nodes * width))
-    results = _Gradients(pointer(grads[8]), pointer(grads[9]), *_halves(grads))
+    results = _Gradients(*addresses(grads[8:10]), *_halves(grads))
     call(f"lifted_backward_{NUMBER_TYPES[x.dtype]}", record, _pointers(*outer), results)
     return found
 
@@ -86,16 +86,16 @@ def _width(record: _Lifted) -> int:
 
 def _halves(tensors: Sequence[Tensor | None]) -> tuple[_Half, _Half]:
     """Pairs and nodes, each with its maps."""
-    addresses = [pointer(t) for t in tensors]
-    return _Half(*addresses[:8]), _Half(*addresses[10:18])
+    places = addresses(tensors)
+    return _Half(*places[:8]), _Half(*places[10:18])
 
 
 def graph_sums(x: Tensor, tables: Sequence[Tensor]) -> Tensor:
     """Trace over m and total over the square of m side by side, ``[b, 2c]`` of ``x [f, c]``."""
     x = x.contiguous()
-    record = _Lifted(*_sizes(tables, x.size(-1)), *map(pointer, tables))
+    record = _Lifted(*_sizes(tables, x.size(-1)), *addresses(tables))
     check_sizes(x=(x, record.pairs * x.size(-1)))
-    record.pairs_half = _Half(pointer(x))
+    record.pairs_half = _Half(*addresses([x]))
     result = x.new_empty(record.subgraphs, 2 * x.size(-1))
     call(f"lifted_sums_{NUMBER_TYPES[x.dtype]}", record, _pointers(result))
     return result
@@ -104,7 +104,7 @@ def graph_sums(x: Tensor, tables: Sequence[Tensor]) -> Tensor:
 def graph_spread(grad: Tensor, tables: Sequence[Tensor]) -> Tensor:
     """The adjoint, ``[f, c]`` of ``[b, 2c]``."""
     grad, c = grad.contiguous(), grad.size(-1) // 2
-    record = _Lifted(*_sizes(tables, c), *map(pointer, tables))
+    record = _Lifted(*_sizes(tables, c), *addresses(tables))
     check_sizes(grad=(grad, record.subgraphs * 2 * c))
     result = new_empty(grad, record.pairs, c)
     call(f"lifted_spread_{NUMBER_TYPES[grad.dtype]}", record, _pointers(grad, result))
@@ -134,9 +134,9 @@ def _record(tensors: Sequence[Tensor], tables: Sequence[Tensor]) -> tuple[_Lifte
     check_sizes(x=(kept[0], sizes[1] * c), pair=(kept[8], c * d), turned=(kept[9], c * d))
     if e:
         check_sizes(nodes=(kept[10], sizes[0] * e))
-    addresses = [pointer(t) for t in (*tables, kept[8], kept[9])]
-    return _Lifted(*sizes, *addresses, *_halves(kept)), kept
+    places = addresses((*tables, kept[8], kept[9]))
+    return _Lifted(*sizes, *places, *_halves(kept)), kept
 
 
-def _pointers(*tensors: Tensor):  # type: ignore[no-untyped-def]
-    return (c_void_p * len(tensors))(*map(pointer, tensors))
+def _pointers(*tensors: Tensor) -> Array[c_void_p]:
+    return (c_void_p * len(tensors))(*addresses(tensors))
