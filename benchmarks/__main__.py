@@ -79,7 +79,7 @@ def run(
 
 @app.command
 def report(*, out: Path = OUT, embed: Path | None = None) -> None:
-    """Write the page and its pictures anew from the results file.
+    """Write the page and its pictures again from the results file.
 
     For example:
 

@@ -11,12 +11,11 @@ nothing that can be observed, or a test is missing; and why.
 from __future__ import annotations
 
 import csv
-import io
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -27,6 +26,7 @@ from benchmarks.mutants.faults import belongs, digest, draw
 from benchmarks.mutants.trial import copied, trace, try_out
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import locked
+from benchmarks.suite.records import read_records, write_records
 
 ROOT = Path(__file__).parents[2]
 VERDICTS = Path(__file__).with_name("verdicts.csv")
@@ -114,7 +114,7 @@ def main(count: int = 320, seed: int = 0, out: Path = Path("docs/pages/results")
 
 def run(count: int, seed: int, out: Path) -> list[Row]:
     """The rows of a sample, those known from before included."""
-    known = {row.key: row for row in read_rows(out / FILE)}
+    known = {row.key: row for row in read_records(out / FILE, Row)}
     sample = draw(ROOT, list(TARGETS), count, seed)
     sources = {path: digest((ROOT / path).read_text()) for path in {f.path for f in sample}}
     rows = {}
@@ -148,36 +148,14 @@ def run(count: int, seed: int, out: Path) -> list[Row]:
                     len(traced.of(fault)),
                     round(time.perf_counter() - start, 1),
                 )
-                write_rows(out / FILE, rows.values())
+                write_records(out / FILE, Row, rows.values())
                 change = f"{fault.before!r} -> {fault.after!r}"
                 console.print(
                     f"[{len(rows)}/{count}] {outcome} {fault.path}:{fault.line} {change} {test}"
                 )
     ordered = [rows[fault.key] for fault in sample]
-    write_rows(out / FILE, ordered)
+    write_records(out / FILE, Row, ordered)
     return ordered
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file of results; none if there is no such file."""
-    if not path.exists():
-        return []
-    kinds = {"str": str, "int": int, "float": float}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Row(**{field.name: kinds[str(field.type)](line[field.name]) for field in fields(Row)})
-            for line in csv.DictReader(file)
-        ]
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a file of results anew."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(asdict, rows))
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def verdicts() -> dict[str, tuple[str, str]]:

@@ -55,7 +55,7 @@ class Model:
     """A network and how it is trained.
 
     Attributes:
-        make: Builds it anew; sees the training part, for what is fitted in closed form.
+        make: Builds a fresh one; sees the training part, for what is fitted in closed form.
         schedule: ``None`` where ``make`` leaves nothing to train.
         price: Of freedom: what ``1 - alpha``, averaged, costs in the training loss.
         baseline: Whether the others are compared with it.

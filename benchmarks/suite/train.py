@@ -51,7 +51,7 @@ class Training(ABC):
 
     @abstractmethod
     def validate(self, model: nn.Module) -> Measured:
-        """What is measured after an epoch; the first number is told while training."""
+        """What is measured after an epoch; the first number is shown while training."""
 
     def rank(self, measured: Measured) -> tuple[float, ...]:
         """Epochs are compared by this: the first one of least rank is the best."""

@@ -16,6 +16,7 @@ pytest.importorskip("coverage", reason="coverage is not installed: make gate-ext
 from benchmarks.mutants import __main__ as suite
 from benchmarks.mutants.faults import describe, draw, places
 from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.records import read_records, write_records
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''"""A file."""
@@ -175,5 +176,5 @@ def test_the_page_counts_and_names(tmp_path, monkeypatch):
     missed, same = page.split("## Missed")[1].split("## Equivalent")
     assert "| `gsym/groups/chain.py` f | `if a \\| b:` | `if b:` | no such graph |" in missed
     assert "the seed alone changes" in same and "Made with `command`" in same
-    suite.write_rows(tmp_path / suite.FILE, rows)
-    assert suite.read_rows(tmp_path / suite.FILE) == rows
+    write_records(tmp_path / suite.FILE, suite.Row, rows)
+    assert read_records(tmp_path / suite.FILE, suite.Row) == rows
