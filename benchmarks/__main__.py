@@ -342,6 +342,24 @@ def poses(
     print(f"The page is in {page}")
 
 
+@app.command
+def covariance(*, out: Path = OUT, data: Path | None = None, seeds: int = 10) -> None:
+    """Fill gaps of real signals by SymmetricCovariance and by others; finished cells are kept.
+
+    For example:
+
+      OMP_NUM_THREADS=1 python -m benchmarks covariance --data DIR --seeds 5
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA.
+        seeds: Number of draws.
+    """
+    from benchmarks.studies import covariance as study
+
+    print(f"The page is in {study.main(out, _folder(data), seeds, Console())}")
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):

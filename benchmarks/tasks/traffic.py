@@ -82,7 +82,7 @@ class Traffic(Task):
     model_name = "DCGRU"
 
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
-        recording = _freeway() if data is None else _metr_la(data)
+        recording = _freeway() if data is None else metr_la(data)
         config = _PROFILES[recording.dataset, profile]
         speed = recording.speed
         t = speed.size(0)
@@ -211,7 +211,7 @@ def _freeway() -> _Recording:
 
 
 @cache
-def _metr_la(data: Path) -> _Recording:
+def metr_la(data: Path) -> _Recording:
     """METR-LA with groups proposed from its road graph alone; speeds are not looked at."""
     path = find(data, "traffic/metr_la.npz", "metr-la")
     arrays = read_npz(path, ["speed", "time_unix", "adj", "latlon"])

@@ -51,7 +51,7 @@ def load(recording, tmp_path):
         folder = tmp_path / "traffic"
         folder.mkdir(exist_ok=True)
         np.savez(folder / "metr_la.npz", **{**recording, **changes})
-        traffic._metr_la.cache_clear()
+        traffic.metr_la.cache_clear()
         return TASK.load(tmp_path, profile, seed)
 
     return load
