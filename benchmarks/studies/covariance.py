@@ -63,7 +63,7 @@ def _traffic(data: Path) -> Source:
     recording = metr_la(data)
     speed = recording.speed.numpy().astype(np.float64)
     end = int(0.7 * len(speed))
-    whole = (speed > 0).all(1)
+    whole = np.asarray((speed > 0).all(1))
     positions = np.asarray(recording.positions)
     apart = ((positions[:, None] - positions[None]) ** 2).sum(-1)
     return Source(
