@@ -149,12 +149,12 @@ class TestFolds:
         assert int((found.fold == -1).sum()) == 8
 
 
-def fit(out, graphs, name, fold, schedule):
+def fit(out, graphs, name, fold, schedule, every=math.inf):
     def make(num_labels, num_classes):
         return models(KINDS)[name](num_labels, num_classes, 4)
 
     training = GraphTraining(make, graphs, fold, 16)
-    trainer = Trainer(Fabric(accelerator="cpu"), out / "checkpoint", out / "diverged", math.inf)
+    trainer = Trainer(Fabric(accelerator="cpu"), out / "checkpoint", out / "diverged", every)
     return trainer.fit(training, schedule, 0)
 
 
@@ -192,6 +192,27 @@ class TestProtocols:
         assert found.history[found.best_epoch - 1]["val"] == 100.0 and len(found.history) == 12
         assert majority(toy, 0) == (75.0, 50.0)  # 28 of 42 are rings
         assert count_labels(toy, 0)[0] == 100.0  # a ring has as many edges as nodes
+
+    def test_a_killed_training_resumes_bitwise(self, toy, tmp_path, monkeypatch):
+        schedule = Schedule(4, batch_size=16, lr=0.02, cosine=True)
+        whole = fit(tmp_path, toy, "GIN", 0, schedule)
+        real, steps = GraphTraining.loss, []
+
+        def stop(self, model, batch):
+            steps.append(batch)
+            if len(steps) == 8:
+                raise KeyboardInterrupt
+            return real(self, model, batch)
+
+        monkeypatch.setattr(GraphTraining, "loss", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path, toy, "GIN", 0, schedule, every=0.0)
+        resumed = fit(tmp_path, toy, "GIN", 0, schedule, every=0.0)
+        # Three batches make an epoch: two epochs were kept.
+        assert len(steps) == 8 + 6 and not (tmp_path / "checkpoint").exists()
+        assert resumed.history == whole.history and len(whole.history) == 4
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, resumed.model.state_dict()[name]), name
 
     def test_a_loss_that_is_no_number_ends_the_training(self, toy, tmp_path, monkeypatch):
         monkeypatch.setattr(training.F, "cross_entropy", lambda *_: torch.tensor(math.nan))
