@@ -37,7 +37,7 @@ def test_masks_hide_what_was_asked_for():
 def test_rows_make_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(covariance, "SOURCES", {"made up": lambda data: source()})
     monkeypatch.setattr(covariance, "CELLS", (("made up", 20, 0.3),))
-    monkeypatch.setattr(covariance, "HELD", 30)
+    monkeypatch.setattr(covariance, "HELD", 10)
     page = covariance.main(tmp_path, tmp_path, 2, Console(quiet=True)).read_text()
     with (tmp_path / covariance.ROWS).open() as file:
         rows = list(csv.DictReader(file))
