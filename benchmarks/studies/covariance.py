@@ -317,7 +317,8 @@ def report(out: Path) -> Path:
         "of nodes or the skeleton; on poses its levels are the trivial group, S_16 and the mirror "
         "with the sign of the lateral coordinate. Names with *kernel* are the same sum with fewer "
         "levels and weights by likelihood. *Transductive* and *both* also learn from what is seen "
-        "of the signals to be filled, up to 25 signals. IterativeImputer uses 20 nodes for each and 5 rounds.",
+        "of the signals to be filled, up to 25 signals. IterativeImputer uses 20 nodes for each "
+        "and 5 rounds.",
     ]
     cells = list(dict.fromkeys((r["data"], r["signals"], r["hidden"]) for r in rows))
     verdicts = []
