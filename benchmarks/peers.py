@@ -13,6 +13,7 @@ from torch_geometric.utils import scatter
 from gsym import Partition
 from gsym.nn import EGNNConv, EquivariantTensorLinear, OrbitLinear, PenguinConv
 from gsym.nn._messages import EdgeMLP
+from gsym.nn._mixing import FullMixing
 from gsym.nn._nodewise import NodeMLP
 
 
@@ -50,6 +51,49 @@ class DenseClusterLinear(nn.Module):
         y = (flat @ weight.T).view(-1, self.out_channels, n).transpose(1, 2)
         y = y + self.bias.repeat_interleave(self.size, 0)
         return y.index_select(1, self.inverse)
+
+
+class DenseOrbitLinear(nn.Module):
+    """A map with one block per pair orbit, through the matrix of all pairs of nodes.
+
+    Args:
+        layer: The map; a group without clusters of more than a node, and no bias.
+        form: How the matrix comes about: ``"gather and product"`` gathers blocks and moves their
+            axes, ``"einsum"`` gathers them and leaves the rest to torch, and ``"flat gather"``
+            gathers single numbers to where the product wants them.
+    """
+
+    index: Tensor
+
+    def __init__(self, layer: OrbitLinear, form: str) -> None:
+        super().__init__()
+        assert layer.group is not None and isinstance(layer.mixing, FullMixing)
+        self.form, orbits = form, layer.group.pair_orbits()
+        n, a, b = layer.group.num_nodes, layer.in_channels, layer.out_channels
+        index = orbits.index.t()  # source first
+        if layer.mixing.weight.dim() == 4:  # nothing is tied
+            weight = layer.mixing.weight.transpose(1, 2).reshape(n * n, a, b)
+            weight = weight.new_empty(weight.shape).index_copy(0, index.reshape(-1), weight)
+        else:
+            weight = layer.mixing.weight
+        if form == "flat gather":
+            channels = torch.arange(a * b).view(a, b)
+            index = index[:, None, :, None] * (a * b) + channels[:, None, :]
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.register_buffer("index", index.reshape(n, -1).contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, (_, a, b) = x.size(-2), self.weight.shape
+        rows = self.index.view(-1)
+        if self.form == "einsum":
+            blocks = self.weight.index_select(0, rows).view(n, n, a, b)
+            return torch.einsum("bsi,stio->bto", x, blocks)
+        if self.form == "flat gather":
+            matrix = self.weight.view(-1).index_select(0, rows).view(n * a, n * b)
+        else:
+            blocks = self.weight.index_select(0, rows).view(n, n, a, b)
+            matrix = blocks.transpose(1, 2).reshape(n * a, n * b)
+        return (x.flatten(1) @ matrix).view(-1, n, b)
 
 
 class NaiveClusterLinear(nn.Module):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from general_groups import cyclic, mirror
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from benchmarks.kernels.groups import cyclic, mirror
 from gsym import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.nn import (
     EGNN,

@@ -6,11 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from benchmarks.kernels.groups import GROUPS
+
 FORWARD, BOTH = "forward", "forward and backward"
 
 # What torch is told before it starts; every setting is measured in a process of its own.
 PLAIN, HUGE, KEPT, EXACT, TF32 = "THP off", "THP on", "memory kept", "float32", "TF32"
 SETTINGS = {"cpu": (PLAIN, HUGE, KEPT), "cuda": (EXACT, TF32)}
+
+# The quickest of these by its median, each of which materialises a tied matrix.
+BEST_DENSE = "best dense form"
+DENSE_FORMS = ("gather and product", "einsum", "flat gather")
 
 # Channels where n is swept, and n where channels are.
 CHANNELS, EDGES = 64, 10**5
@@ -21,7 +27,8 @@ class Size(NamedTuple):
 
     Attributes:
         n: Edges, or whatever the rows are.
-        k: Nodes that the edges join, or what the rows belong to: segments or clusters.
+        k: Nodes that the edges join, or what the rows belong to: segments or clusters; of a general
+            group its pair orbits.
         channels: Width of all features.
         batch: Signals side by side.
     """
@@ -89,6 +96,14 @@ _WIDE = Size(784, 4, 32, 32)
 _EQUAL = Size(102_400, 100, 32)
 _EGO = Size(1_194_845, 2_000, 64)
 _FEW_EGO = Size(44_252, 74, 64)
+
+# Least ratios by channels; every other group has the last one, at 64.
+_GENERAL = {
+    ("D4 on 8 x 8", 16): 3,
+    ("D4 on 8 x 8", 64): 10,
+    ("mirror", 64): 2,
+    ("Z4 x Z4 x Z4", 64): 20,
+} | {(name, 64): 0.95 for name in GROUPS if name not in ("D4 on 8 x 8", "mirror", "Z4 x Z4 x Z4")}
 
 _SEGMENTS_GPU = Size(16 * 10**6, 10**6, 64)
 _GATHER_GPU = Size(10**7, 625_000, 64)
@@ -163,6 +178,19 @@ GOALS = (
             ("C10", _FEW_EGO, "stacked, padded"),
             ("C11", _EGO, "stacked by size"),
         )
+        for mode in (FORWARD, BOTH)
+    ),
+    *(
+        Goal(
+            "C12" if least > 1 else "C13",
+            f"OrbitLinear, {name}",
+            Size(GROUPS[name].num_nodes, GROUPS[name].commutant_dim(), channels, 64),
+            mode,
+            BEST_DENSE,
+            least,
+            settings=(PLAIN,),
+        )
+        for (name, channels), least in _GENERAL.items()
         for mode in (FORWARD, BOTH)
     ),
     Goal("H1", "segment_sum", _SEGMENTS_GPU, FORWARD, "copy", 0.85, 0.92, settings=(EXACT,)),

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch_geometric.nn import HeteroLinear, SimpleConv
 from torch_geometric.utils import add_self_loops, coalesce, scatter
 
-from benchmarks.kernels.bars import Size
+from benchmarks.kernels.bars import DENSE_FORMS, Size
+from benchmarks.kernels.groups import GROUPS
 from benchmarks.peers import (
     DenseClusterLinear,
+    DenseOrbitLinear,
     NaiveClusterLinear,
     PlainEGNN,
     PlainPenguin,
@@ -83,12 +85,14 @@ class Case:
         make: Prepares it at a size, on a device.
         held: Tensors ``[n, channels]`` that the hungriest peer holds at a time.
         segments: Segments of n rows where sizes are swept; ``None`` leaves the sweep out.
+        threads: Threads on the CPU.
     """
 
     title: str
     make: Callable[[Size, torch.device], Work]
     held: int
     segments: Callable[[int], int] | None = None
+    threads: int = 2
 
     def bytes(self, size: Size) -> int:
         """Memory that the hungriest peer needs, roughly."""
@@ -549,6 +553,22 @@ def _dense_net(size: Size, device: torch.device) -> Work:
     return Work(peers, moved=size.batch * size.n * 2 * (1 + c) * 4, flops=flops)
 
 
+def _general(name: str) -> Callable[[Size, torch.device], Work]:
+    """A group without clusters beside the matrix with one block per pair of nodes."""
+
+    def make(size: Size, device: torch.device) -> Work:
+        group, c = GROUPS[name], size.channels
+        ours = OrbitLinear(c, c, group, bias=False).to(device)
+        forms = {form: DenseOrbitLinear(ours, form).to(device) for form in DENSE_FORMS}
+        x = _signal(device, size.batch, group.num_nodes, c)
+        peers = _layers({OURS: ours, **forms}, (x,))
+        moved = (2 * size.batch * size.n * c + group.commutant_dim() * c * c) * 4
+        # No basis has blocks of fewer numbers than there are weights.
+        return Work(peers, moved, flops=2 * size.batch * group.commutant_dim() * c * c)
+
+    return make
+
+
 def _patches(size: Size) -> Partition:
     side, across = math.isqrt(size.n), math.isqrt(size.k)
     return Partition.grid(side, side, side // across)
@@ -658,6 +678,15 @@ CASES = {
         _pairs(_ego_sizes),
         40,
     ),
+    **{
+        f"OrbitLinear, {name}": Case(
+            f"OrbitLinear of a general group, {name}: n nodes with k pair orbits",
+            _general(name),
+            1,
+            threads=1,  # what is small waits for a second one longer than that saves
+        )
+        for name in GROUPS
+    },
     "OrbitLinear, dense": Case("OrbitLinear against its materialised weight", _dense, 1),
     "GNet, dense": Case("GNet 1 -> channels -> 1 against materialised weights", _dense_net, 1),
 }

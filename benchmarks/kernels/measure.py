@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.kernels.bars import BOTH, GOALS, HUGE, KEPT, TF32, Size
+from benchmarks.kernels.bars import BEST_DENSE, BOTH, DENSE_FORMS, GOALS, HUGE, KEPT, TF32, Size
 from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
 from benchmarks.kernels.rows import Row
 from benchmarks.suite.errors import BenchmarkError
@@ -126,7 +126,7 @@ def _print(job: Job, workload: Workload) -> None:
     if job.peaks:
         found = measure_memory(job, workload)
     elif workload.case == GROWTH:
-        with _settings(workload.compiled, job.setting):
+        with _settings(workload, job.setting):
             found = [asdict(row) for row in growth(job)]
     else:
         found = {mode: asdict(timed) for mode, timed in measure(job, workload).items()}
@@ -175,7 +175,7 @@ def measure(job: Job, workload: Workload) -> dict[str, Timed]:
     """
     device = torch.device(job.device)
     found = {}
-    with _settings(workload.compiled, job.setting):
+    with _settings(workload, job.setting):
         for mode, work, steps in _prepared(job, workload):
             known = workload.memory
             memory = peaks(steps, device) if known is None else known[mode]
@@ -188,18 +188,22 @@ def measure(job: Job, workload: Workload) -> dict[str, Timed]:
 def measure_memory(job: Job, workload: Workload) -> dict[str, dict[str, float]]:
     """Peaks in MiB, by mode and variant."""
     device = torch.device(job.device)
-    with _settings(workload.compiled, job.setting):
+    with _settings(workload, job.setting):
         return {mode: peaks(steps, device) for mode, _, steps in _prepared(job, workload)}
 
 
+def _threads(case: str) -> int:
+    return CASES[case].threads if case in CASES else THREADS
+
+
 @contextmanager
-def _settings(compiled: bool, setting: str) -> Iterator[None]:
+def _settings(workload: Workload, setting: str) -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(_threads(workload.case))
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if setting == TF32 else "highest")
     torch.manual_seed(0)
-    if compiled:
+    if workload.compiled:
         # A function is compiled some eight times at most, then runs as it is without a word.
         torch.compiler.reset()
     gc.collect()
@@ -234,6 +238,10 @@ def make_rows(job: Job, workload: Workload, mode: str, timed: Timed) -> list[Row
     if mode == BOTH:
         moved, flops = 2 * moved, 3 * flops
     times = {name: np.array(taken) for name, taken in timed.times.items()}
+    memories = dict(timed.memory)
+    if set(DENSE_FORMS) <= set(times):
+        best = min(DENSE_FORMS, key=lambda form: float(np.median(times[form])))
+        times[BEST_DENSE], memories[BEST_DENSE] = times[best], memories[best]
     # A copy reads and writes its buffer, so it moves twice its size.
     ceilings = {COPY: (2 * copied, 0.0), PRODUCT: (0.0, _product_flops(job.device))}
     floor = times[COPY] * moved / ceilings[COPY][0]
@@ -242,14 +250,14 @@ def make_rows(job: Job, workload: Workload, mode: str, timed: Timed) -> list[Row
     rows = []
     for name, taken in times.items():
         ratio = taken / times[OURS]
-        memory_ratio = _divide(timed.memory[name], timed.memory[OURS])
+        memory_ratio = _divide(memories[name], memories[OURS])
         roofline, needs = float(np.median(floor / taken)), (moved, flops)
         if name in ceilings:
             needs, memory_ratio, roofline = ceilings[name], np.nan, np.nan
             ratio = ratio * (moved / needs[0] if name == COPY else flops / needs[1])
         numbers = {"memory_ratio": memory_ratio, "roofline": roofline, "needs": needs}
         place = job, workload.case, workload.size, mode, name
-        rows.append(_row(*place, taken, ratio, timed.memory[name], **numbers))  # type: ignore[arg-type]
+        rows.append(_row(*place, taken, ratio, memories[name], **numbers))  # type: ignore[arg-type]
     return rows
 
 
@@ -498,7 +506,7 @@ def _row(
         stretch=np.nan if goal is None else _rounded(goal.stretch),
         least_memory=np.nan if goal is None else float(goal.memory),
         met=met,
-        threads=THREADS,
+        threads=_threads(case),
         commit=commit(),
         torch=torch.__version__,
         machine=_machine(job.device),

@@ -16,8 +16,21 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.kernels import measure, suite
-from benchmarks.kernels.bars import BARS, BOTH, FORWARD, GOALS, HUGE, PLAIN, SETTINGS, Goal, Size
+from benchmarks.kernels.bars import (
+    BARS,
+    BEST_DENSE,
+    BOTH,
+    DENSE_FORMS,
+    FORWARD,
+    GOALS,
+    HUGE,
+    PLAIN,
+    SETTINGS,
+    Goal,
+    Size,
+)
 from benchmarks.kernels.cases import CASES, COMPILED, OURS, READING, Peer
+from benchmarks.kernels.groups import GROUPS
 from benchmarks.kernels.measure import (
     COPY,
     GROWTH,
@@ -43,6 +56,7 @@ SMALL = {
     "OrbitLinear": Size(12, 3, 4, 2),
     "OrbitLinear, dense": Size(16, 4, 3, 2),
     "GNet, dense": Size(16, 4, 3, 2),
+    **{f"OrbitLinear, {name}": Size(group.num_nodes, 1, 4, 2) for name, group in GROUPS.items()},
 }
 
 
@@ -57,7 +71,7 @@ def test_every_case_runs_and_its_peers_agree(name):
         steps = prepare(peers, mode, Workload(name, size, (mode,), False), PLAIN)
         assert list(steps) == list(peers)
     named = {goal.peer for goal in GOALS if goal.case == name}
-    assert named <= {*work.peers, COPY, "torch-scatter", "CUDA graph"}
+    assert named <= {*work.peers, COPY, BEST_DENSE, "torch-scatter", "CUDA graph"}
 
 
 def test_a_peer_of_other_values_is_refused():
@@ -137,6 +151,18 @@ def test_a_slow_row_misses_its_bar():
     assert slow[COPY].met == "no" and slow["PyG scatter"].met == "no"
     # Another size is not judged.
     assert rows_of({OURS: 9, "PyG scatter": 1, COPY: 1}, size=Size(10, 2, 64))[COPY].met == ""
+
+
+def test_the_best_dense_form_is_the_one_of_least_median():
+    taken = dict(zip(DENSE_FORMS, ([3, 3, 9], [4, 4, 4], [2, 5, 5]), strict=True))
+    times = {OURS: [1, 1, 3], COPY: [1, 1, 1], **taken}
+    memory = {name: float(i) for i, name in enumerate(times)}
+    timed = Timed(1e6, 0, {k: list(map(float, v)) for k, v in times.items()}, memory)
+    workload = Workload("OrbitLinear, mirror", Size(21, 245, 64, 64), (FORWARD,), False)
+    job = Job("cpu", PLAIN, "standard", 3, 1.0, (workload,))
+    best = next(r for r in make_rows(job, workload, FORWARD, timed) if r.variant == BEST_DENSE)
+    assert (best.median_ms, best.ratio, best.bar, best.met) == (3, 3, "C12", "yes")
+    assert best.memory_mib == memory[DENSE_FORMS[0]] and best.threads == 1
 
 
 def test_the_ratio_is_the_median_of_ratios():

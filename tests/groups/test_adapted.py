@@ -7,8 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from general_groups import GROUPS, cyclic, elements
 
+from benchmarks.kernels.groups import GROUPS, cyclic
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.groups import Orbits, adapted
 from gsym.groups.adapted import AdaptedBasis, find_basis
@@ -16,6 +16,18 @@ from gsym.groups.adapted import AdaptedBasis, find_basis
 # S4 wr S6 has 10^11 elements.
 SMALL = {name: GROUPS[name] for name in GROUPS if name != "S4 wr S6"}
 by_name = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+
+
+def elements(group: PermutationGroup) -> list[torch.Tensor]:
+    """Every element of a small group, from its generators alone."""
+    found = {tuple(range(group.num_nodes))}
+    frontier = list(found)
+    generators = group.generators.tolist()
+    while frontier:
+        images = {tuple(g[i] for i in perm) for perm in frontier for g in generators}
+        frontier = list(images - found)
+        found |= images
+    return [torch.tensor(perm) for perm in sorted(found)]
 
 
 def basis_of(group: PermutationGroup) -> AdaptedBasis:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from general_groups import GROUPS, cyclic, mirror, square
 from torch import Tensor
 
+from benchmarks.kernels.groups import GROUPS, cyclic, mirror, square
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.check import equivariance_error
 from gsym.nn import GNet, GNetConv, OrbitLinear, _blocks

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from gsym import PermutationGroup
 
@@ -63,18 +62,6 @@ def _symmetric(x: int, y: int) -> int:
 def _product(x: int, y: int) -> int:
     (a, b), (c, d) = divmod(x, 6), divmod(y, 6)
     return _quaternions(a, c) * 6 + _symmetric(b, d)
-
-
-def elements(group: PermutationGroup) -> Sequence[Tensor]:
-    """Every element of a small group, from its generators alone."""
-    found = {tuple(range(group.num_nodes))}
-    frontier = list(found)
-    generators = group.generators.tolist()
-    while frontier:
-        images = {tuple(g[i] for i in perm) for perm in frontier for g in generators}
-        frontier = list(images - found)
-        found |= images
-    return [torch.tensor(perm) for perm in sorted(found)]
 
 
 GROUPS = {
