@@ -11,7 +11,9 @@ import torch
 from gsym import kernels
 from gsym.kernels import Clusters, Segments, Tiles, ops
 from gsym.kernels.cpp import library as cpp_library
+from gsym.kernels.lifted import graph_sums
 from gsym.kernels.subgraphs import Subgraphs
+from gsym.nn import EgoTables, SubgraphConv
 from gsym.nn._norm import ELUGraphNorm
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-10}
@@ -264,6 +266,37 @@ def subgraphs(draw):
     agree(kernels.subgraph_linear, x, made, (2, 2), graph, node, pair, *bias)
 
 
+def ego_networks(draw):
+    """Of a layer and its sums of subgraphs; as for norms."""
+    lanes = cpp_library.library().gsym_vector_bytes() // draw.dtype.itemsize
+    sizes = [draw.choice([0, 1, 2, 3, 5, 9, 17, 60]) for _ in range(draw.randint(1, 30))]
+    n = max(len(sizes), *sizes) + draw.randint(0, 5)
+    nodes = [torch.randperm(n, generator=draw.torch)[:m] for m in sizes]
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    tables = EgoTables.build(torch.cat(nodes), owner, n)
+    c, e, d = draw.width() or 1, draw.width(), draw.randint(1, 3) * lanes
+    layer = SubgraphConv(c, e, d).to(draw.dtype)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, generator=draw.torch)
+    twin = SubgraphConv(c, e, d).double()
+    twin.load_state_dict(layer.state_dict())
+    pair = draw.numbers(tables.first.numel(), c)
+    node = draw.numbers(n, e) if e else None
+    found = []
+    for net, backend in ((layer, "auto"), (twin, "native")):
+        kind = next(net.parameters()).dtype
+        given = [None if x is None else x.detach().to(kind).requires_grad_() for x in (pair, node)]
+        with kernels.backend(backend):
+            out = [*net(*given, tables), graph_sums(given[0], tables.lifted)]
+        outer = [torch.linspace(-1, 1, max(y.numel(), 1))[: y.numel()].view(y.shape) for y in out]
+        leaves = [x for x in (*given, *net.parameters()) if x is not None]
+        grads = torch.autograd.grad(out, leaves, [g.to(kind) for g in outer])
+        found.append((out, grads))
+    (values, grads), (true_values, true_grads) = found
+    compare("value", values, true_values, pair.dtype)
+    compare("gradient", grads, true_grads, pair.dtype)
+
+
 def norms(draw):
     """Of a layer, which has no definition of its own: in float64 without compiled code."""
     lanes = cpp_library.library().gsym_vector_bytes() // draw.dtype.itemsize
@@ -285,5 +318,8 @@ def norms(draw):
     compare("gradient", grads, true_grads, x.dtype)
 
 
-_ALL = reductions, gathers, products, clusters, nodes, edges, subgraphs, norms
+_ALL = (
+    *(reductions, gathers, products, clusters, nodes, edges, subgraphs),
+    *(ego_networks, norms),
+)
 CASES = {case.__name__: case for case in _ALL}

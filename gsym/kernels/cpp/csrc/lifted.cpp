@@ -145,12 +145,12 @@ public:
 #pragma omp parallel num_threads(g.threads)
     {
       int64_t numbers = std::max({of_nodes.numbers, of_entries.numbers, of_pairs.numbers});
-      T *zero = scratch<T>(std::max(wide, 3 * cp) + numbers + BLOCK * (3 * c + 2 * c + d) +
-                           MOST_ROWS * cp);
-      T *added = zero + std::max(wide, 3 * cp), *own = added + numbers;
+      int64_t widest = std::max(3 * cp, ep);
+      T *zero = scratch<T>(widest + numbers + BLOCK * (3 * c + 2 * c + d) + MOST_ROWS * cp);
+      T *added = zero + widest, *own = added + numbers;
       T *left_rows = own + BLOCK * 3 * c, *right_rows = left_rows + BLOCK * 2 * c;
       T *tile = right_rows + BLOCK * d;
-      std::fill_n(zero, std::max(wide, 3 * cp), T(0));
+      std::fill_n(zero, widest, T(0));
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < by_entries.count(); i++) {
         int64_t begin = by_entries.starts[i], end = by_entries.starts[i + 1];
