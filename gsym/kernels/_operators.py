@@ -473,7 +473,11 @@ def edge_mlp_grads(
     stage = _stage(tensors, names, normalize, tanh, clamp, mean)
     run = BACKENDS[backend].loops.edge_mlp_grads
     grads = run(stage, EdgeTables(*tables), grad_total, grad_moved)
-    return [grads[name].to(x.dtype) for name, x in stage.tensors.items()]
+    found = []
+    for name, x in stage.tensors.items():
+        grad = grads[name]
+        found.append(grad if grad.dtype == x.dtype else grad.to(x.dtype))
+    return found
 
 
 @edge_mlp_grads.fake

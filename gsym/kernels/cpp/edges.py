@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import Structure, c_double, c_int64, c_void_p
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -83,45 +82,43 @@ class CppPipeline(Pipeline):
         weights = receiver.new_zeros(2 * h + 1 + attributes + 5, width)
         outer = self._filled(grad_total), grad_moved.contiguous()
         self._run("backward", _Grads, (*outer, receiver, sender, received, sent, attr, weights))
-        weight, coord, first, rest = weights[:, :h].split([h, h, 1 + attributes, 5])
+        weight, coord, first, rest = weights[:, :h].split_with_sizes([h, h, 1 + attributes, 5])
+        bias, coord_bias, coord_last, gate, gate_bias = rest.unbind()
         grads = {
             "receiver": self._cut(receiver),
             "sender": self._cut(sender),
-            "pos": received.sub_(sent),
-            "attr": attr.sum(0) if "attr" in given and given["attr"].dim() == 2 else attr,
             "weight": weight,
-            "bias": rest[0],
-            "distance": first[0],
-            "attr_weight": first[1:].t(),
-            "coord": coord,
-            "coord_bias": rest[1],
-            "coord_last": rest[2:3],
-            "gate": rest[3:4],
-            "gate_bias": rest[4, :1],
+            "bias": bias,
         }
-        return {name: grads[name] for name in given}
+        if "pos" in given:
+            grads["pos"] = received.sub_(sent)
+            grads["distance"] = first[0]
+        if "attr" in given:
+            grads["attr"] = attr.sum(0) if given["attr"].dim() == 2 else attr
+            grads["attr_weight"] = first[1:].t()
+        if "gate" in given:
+            grads["gate"], grads["gate_bias"] = gate[None], gate_bias[:1]
+        if self.moves:
+            grads |= {"coord": coord, "coord_bias": coord_bias, "coord_last": coord_last[None]}
+        return grads
 
-    @cached_property
-    def dims(self) -> int:
-        return self.given["pos"].size(-1) if "pos" in self.given else 0
-
-    @cached_property
-    def attributes(self) -> int:
-        return self.given["attr"].size(-1) if "attr" in self.given else 0
-
-    @cached_property
-    def width(self) -> int:
-        lanes = library().gsym_vector_bytes() // self.given["receiver"].element_size()
-        return -(-self.h // lanes) * lanes
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.given
+        self.dims = given["pos"].size(-1) if "pos" in given else 0
+        self.attributes = given["attr"].size(-1) if "attr" in given else 0
+        lanes = library().gsym_vector_bytes() // given["receiver"].element_size()
+        self.width = -(-self.h // lanes) * lanes
 
     def _zeros(self, *shapes: tuple[int, int]) -> list[Tensor]:
         """Tensors ``[b, *shape]`` of zeros, from one piece of memory."""
-        sizes = []
+        starts = [0]
         for rows, columns in shapes:
-            sizes.append(self.batch * rows * columns)
-        parts = list(new_zeros(self.given["receiver"], sum(sizes)).split(sizes))
-        for i, shape in enumerate(shapes):
-            parts[i] = parts[i].view(self.batch, *shape)
+            starts.append(starts[-1] + self.batch * rows * columns)
+        flat, parts = new_zeros(self.given["receiver"], starts[-1]), []
+        for start, (rows, columns) in zip(starts, shapes, strict=False):
+            shape, strides = (self.batch, rows, columns), (rows * columns, columns, 1)
+            parts.append(flat.as_strided(shape, strides, start))
         return parts
 
     def _filled(self, x: Tensor) -> Tensor:

@@ -98,8 +98,9 @@ def _pair(tensors: Any) -> tuple[_Pair, list[Tensor]]:
 
 def _flat(weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Memory for the gradients of all weights, and its parts."""
-    flat = weights[0].new_empty(sum(w.numel() for w in weights))
-    parts = flat.split([w.numel() for w in weights])
+    sizes = list(map(Tensor.numel, weights))
+    flat = weights[0].new_empty(sum(sizes))
+    parts = flat.split_with_sizes(sizes)
     return flat, [p.view(w.shape) for p, w in zip(parts, weights, strict=True)]
 
 
