@@ -35,7 +35,8 @@ def run(primitive: Callable[..., Any], backend: str, alike: bool, x: Any, *args:
     if name == "reference":
         call, options = getattr(reference, op) if isinstance(x, Tensor) else _define_edges, {}
     elif not alike and (looks_inside() or _are_traced(args)):
-        name, call, options = "native", getattr(_plain, op), {}
+        # The definition is plain torch, too, where there is nothing better.
+        name, call, options = "native", getattr(_plain, op, None) or getattr(reference, op), {}
     if STATE.record is not None:
         STATE.record.append(name)
     if alike or not torch.is_autocast_enabled(kind):
