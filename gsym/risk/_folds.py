@@ -20,7 +20,7 @@ def make_folds(
     """Rows to train on and rows held out, for up to five folds.
 
     Args:
-        signals: Rows ``[s, d]``, less their mean.
+        signals: Rows ``[s, d]``.
         block: Consecutive signals that depend on each other. Above 1 every fold is a stretch of
             whole blocks; ``"auto"`` tests for dependence.
         groups: What each signal belongs to, ``[s]``; one group is never split.

@@ -43,8 +43,8 @@ class Fold:
         found = [errors for seen, errors in self.held if seen.all()]
         return found[0] if found else np.zeros((0, self.terms.shape[1]))
 
-    def gaussian(self, weights: NDArray, errors: NDArray) -> DenseGaussian:
-        """The Gaussian of these weights and of the signals to train on."""
+    def gaussian(self, weights: NDArray, x: NDArray) -> DenseGaussian:
+        """The Gaussian of these weights; the signals to train on are in the terms."""
         return DenseGaussian(np.tensordot(weights, self.terms, 1))
 
 

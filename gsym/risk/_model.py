@@ -166,13 +166,13 @@ def _held_out(
     """Fills of the signals that each fold trains on, and whole signals that it holds out."""
     found = []
     for fold, (train, held) in zip(problem.folds, rows, strict=True):
-        mean = data.filled[train].mean(0)
-        errors = data.filled[train] - mean
+        x = data.filled[train]
+        mean = x.mean(0)
         fills: dict[str, Fill] = {
-            name: GaussianFill(fold.gaussian(w, errors)) for name, w in weights.items()
+            name: GaussianFill(fold.gaussian(w, x)) for name, w in weights.items()
         }
         if not alone:
-            fills.update(other_fills(errors))
+            fills.update(other_fills(x - mean))
         whole = held[data.seen[held].all(1)]
         if len(whole):
             found.append((fills, data.filled[whole] - mean))

@@ -111,18 +111,17 @@ def _split_problem(
     terms: Terms, x: NDArray, rows: Rows, levels: Sequence[Partition | None]
 ) -> Problem:
     s, n = x.shape
-    errors = x - x.mean(0)
-    products = Products.of(errors, meet_of(levels, n))
+    products = Products.of(x, meet_of(levels, n))
     folds = []
     for train, held in rows:
         own, its = levels, products
         if terms.chain is not None:
             found = _partitions(terms.of(x[train][:, :, None]))
             assert found is not None
-            own, its = found, Products.of(errors, meet_of(found, n))
+            own, its = found, Products.of(x, meet_of(found, n))
         folds.append(SplitFold(its, own, train, held))
     whole = SplitFold(products, levels, np.arange(s), np.arange(0))
-    return Problem(split_likelihood(folds), folds, lambda weights: whole.gaussian(weights, errors))
+    return Problem(split_likelihood(folds), folds, lambda weights: whole.gaussian(weights, x))
 
 
 def _partitions(made: Sequence[GroupTerm | KernelTerm]) -> list[Partition | None] | None:

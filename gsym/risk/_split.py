@@ -28,7 +28,7 @@ from scipy.linalg import cho_factor, cho_solve, cholesky
 from scipy.sparse import csr_array
 
 from gsym.groups import Partition
-from gsym.risk._mixture import Loss, inverse_and_log_det
+from gsym.risk._mixture import FLOOR, Loss, inverse_and_log_det
 
 # Numbers in one block of nodes.
 _BLOCK = 2**22
@@ -57,6 +57,8 @@ class Products:
         """
         s = len(x)
         order, sizes = fine.order.numpy(), np.array(fine.sizes)
+        # Off from the start, because a large mean would cost digits.
+        center = x.mean(0)
         starts = np.cumsum(sizes) - sizes
         means = np.empty((s, len(sizes)))
         deviations = np.zeros((len(sizes), s, s))
@@ -64,11 +66,11 @@ class Products:
         for c, (start, size) in enumerate(zip(starts, sizes, strict=True)):
             nodes = order[start : start + size]
             blocks = [nodes[i : i + width] for i in range(0, size, width)]
-            mean = sum(x[:, block].sum(1) for block in blocks) / size
+            mean = sum((x[:, block] - center[block]).sum(1) for block in blocks) / size
             means[:, c] = mean * math.sqrt(size)
             if size > 1:
                 for block in blocks:
-                    part = x[:, block] - mean[:, None]
+                    part = x[:, block] - center[block] - mean[:, None]
                     deviations[c] += part @ part.T
         return cls(fine, deviations, means)
 
@@ -131,16 +133,18 @@ class SplitFold:
         trivial = float(weights[self.trivial].sum())
         return inner @ self.d_terms, np.tensordot(inner, self.N_terms, 1), trivial
 
-    def gaussian(self, weights: NDArray, errors: NDArray) -> SplitGaussian:
+    def gaussian(self, weights: NDArray, x: NDArray) -> SplitGaussian:
         """The Gaussian of these weights.
 
         Args:
             weights: Of every term.
-            errors: Signals to train on, less their mean, ``[t, n]``.
+            x: Signals to train on, ``[t, n]``.
         """
         d, N, trivial = self.parts(weights)
-        count = len(errors) if trivial else 0
-        B = math.sqrt(trivial / len(errors)) * errors[:count].T
+        # At its floor the trivial level is nothing, and its factor would be a copy of the signals.
+        B = np.zeros((x.shape[1], 0))
+        if trivial > 10 * FLOOR:
+            B = math.sqrt(trivial / len(x)) * (x - x.mean(0)).T
         return SplitGaussian(self.products.fine.labels.numpy(), d, N, B)
 
     def loss(self, weights: NDArray) -> tuple[float, NDArray]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from gsym._validate import optional_module
+
 
 class Weights(dict[str, float]):
     """Weights by the name of the term; prints as a line of shares.
@@ -15,6 +19,27 @@ class Weights(dict[str, float]):
         """Weights over their sum: every term has the same trace, so shares of the variance."""
         total = sum(self.values())
         return {name: weight / total for name, weight in self.items()}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the shares, a bar for each term.
+
+        Args:
+            ax: Axes of matplotlib; new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        if ax is None:
+            pyplot = optional_module("matplotlib.pyplot", "matplotlib", "bench", "plot")
+            _, ax = pyplot.subplots(layout="constrained")
+        shares = self.shares()
+        ax.barh(list(shares), [100 * share for share in shares.values()])
+        ax.invert_yaxis()
+        ax.set_xlabel("share of the variance (%)")
+        return ax
 
     def __repr__(self) -> str:
         ranked = sorted(self.shares().items(), key=lambda item: -item[1])

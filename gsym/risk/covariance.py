@@ -155,7 +155,8 @@ class SymmetricCovariance(BaseEstimator):
         x = self._signals(X if observed is None else np.where(seen, _array(X), 0.0), reset=True)
         s, n, c = x.shape
         data = Completed(x.reshape(s, -1), seen.reshape(s, -1))
-        errors = data.centred()
+        # Signals without gaps are not copied, which of a million nodes would take gigabytes.
+        errors = data.filled if seen.all() else data.centred()
         _check_varies(errors, data.seen)
         terms = read_terms(
             self.levels, self.kernels, self.positions, self.edge_index, self.edge_weight, n, c
@@ -291,6 +292,18 @@ class SymmetricCovariance(BaseEstimator):
         """The mean of :meth:`conditional`: signals with what is not observed filled in."""
         return self.conditional(X, observed, transductive=transductive)[0]
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw :attr:`weights_`, a bar for each level: how much each symmetry explains.
+
+        Args:
+            ax: Axes of matplotlib; new ones by default.
+
+        Returns:
+            The axes.
+        """
+        check_is_fitted(self, "weights_")
+        return self.weights_.plot(ax)
+
     def sample(self, n_samples: int = 1, random_state: int | None = None) -> NDArray:
         """Random signals of the fitted Gaussian, ``[n_samples, n]`` or ``[n_samples, n, c]``."""
         check_is_fitted(self, "weights_")
@@ -341,7 +354,7 @@ def _check_varies(errors: NDArray, seen: NDArray) -> None:
             f"{never.size} coordinates are never observed, the first being {never[0]}; leave their "
             "nodes out, or give signals that show them"
         )
-    size = np.abs(errors).max(0)
+    size = np.ptp(errors, axis=0)
     if size.max() == 0:
         raise SignalError("the signals never vary: there is no covariance to estimate")
     still = np.flatnonzero(size <= 1e-12 * size.max())

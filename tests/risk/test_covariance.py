@@ -5,6 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy.optimize import check_grad
 from sklearn.covariance import LedoitWolf
 from sklearn.utils.estimator_checks import check_estimator
@@ -185,10 +186,10 @@ def test_conditional_is_the_textbook_formula():
 @pytest.mark.parametrize("objective", ["auto", "likelihood", "imputation"])
 def test_intervals_are_calibrated(objective):
     inside = []
-    for seed in range(4):
-        x, place, _ = correlated(260, 20, seed)
+    for seed in range(3):
+        x, place, _ = correlated(260, 12, seed)
         cov = SymmetricCovariance("auto", positions=place, objective=objective).fit(x[:60])
-        seen = np.random.default_rng(seed).uniform(size=(200, 20)) > 0.3
+        seen = np.random.default_rng(seed).uniform(size=(200, 12)) > 0.3
         mean, variance = cov.conditional(x[60:], seen)
         inside.append((np.abs(mean - x[60:]) < 1.645 * np.sqrt(variance))[~seen].mean())
     assert 0.88 < np.mean(inside) < 0.92
@@ -224,11 +225,10 @@ def test_a_jump_of_a_still_node_carries_nothing_off():
     assert np.abs((new - x[40:])[:, :4] @ B).max() > 1000
 
 
-@pytest.mark.parametrize("objective", ["auto", "likelihood"])
-def test_gaps_in_training_signals_cost_little(objective):
-    x, place, true = correlated(100, 10)
+def test_gaps_in_training_signals_cost_little():
+    x, place, true = correlated(80, 8)
     seen = np.random.default_rng(1).uniform(size=x.shape) > 0.3
-    fit = {"positions": place, "objective": objective}
+    fit = {"positions": place}
     gaps = SymmetricCovariance(**fit).fit(np.where(seen, x, np.nan), observed=seen)
     zeros = SymmetricCovariance(**fit).fit(np.where(seen, x, 0.0))
     assert gaps.error_norm(true) < 0.5 * zeros.error_norm(true)
@@ -257,16 +257,15 @@ def test_completion_is_a_fixed_point_of_the_likelihood():
 
 
 def test_signals_to_be_filled_teach():
-    gained = []
-    for seed in range(2):
-        x, place, _ = correlated(120, 12, seed)
-        seen = np.random.default_rng(seed).uniform(size=(100, 12)) > 0.3
-        cov = SymmetricCovariance(positions=place, objective="likelihood").fit(x[:20])
-        before = cov.covariance_
-        alone, taught = (cov.impute(x[20:], seen, transductive=t) for t in (False, True))
-        gained.append(((taught - x[20:]) ** 2).sum() / ((alone - x[20:]) ** 2).sum())
-        np.testing.assert_array_equal(cov.covariance_, before)
-    assert np.mean(gained) < 0.97
+    x, place, _ = correlated(120, 12)
+    seen = np.random.default_rng(0).uniform(size=(100, 12)) > 0.3
+    cov = SymmetricCovariance(positions=place, objective="likelihood").fit(x[:20])
+    before = cov.covariance_
+    alone, taught = (cov.impute(x[20:], seen, transductive=t) for t in (False, True))
+    assert ((taught - x[20:]) ** 2).sum() < 0.95 * ((alone - x[20:]) ** 2).sum()
+    np.testing.assert_array_equal(taught[seen], x[20:][seen])
+    # For that call only.
+    np.testing.assert_array_equal(cov.covariance_, before)
 
 
 def test_channels_go_together():
@@ -337,6 +336,14 @@ def test_weights_print_as_a_line():
     cov = SymmetricCovariance(objective="likelihood").fit(x)
     assert "%" in repr(cov.weights_) and "\n" not in repr(cov.weights_)
     assert sum(cov.weights_.shares().values()) == pytest.approx(1)
+
+
+def test_weights_are_drawn_as_bars():
+    figure = Figure()
+    cov = SymmetricCovariance(objective="likelihood").fit(normal(20, 9))
+    ax = cov.plot(figure.subplots())
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == pytest.approx([100 * share for share in cov.weights_.shares().values()])
 
 
 def test_a_graph_adds_diffusion():
