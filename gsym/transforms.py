@@ -1,4 +1,4 @@
-"""PyG transforms: the second way to use a group, beside tied weights.
+"""PyG transforms: the second way to use a group, besides tied weights.
 
 A message-passing network commutes with every permutation that preserves its graph and the labels
 it is given. Labels that only the chosen group preserves, embedded and added to the input, make an

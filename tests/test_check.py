@@ -401,7 +401,7 @@ class TestReport:
         assert len(report.passed) == 10
         assert not report.failed
         assert report.skipped == {
-            "moves outside": "no permutation outside the group moves its pair orbits",
+            "not over-tied": "no permutation outside the group moves its pair orbits",
             "dimension": "the layer is not linear in the signal",
         }
         assert "passed   gradcheck\n" in str(report)

@@ -323,7 +323,7 @@ def _named(
         rank[order] = np.arange(len(ids))
         return rank[where], [str(ids[i]) for i in order]
     number = {name: i for i, name in enumerate(names)}
-    # pandas writes whole numbers beside missing ones as 12.0.
+    # pandas writes whole numbers in a column with missing ones as 12.0.
     by_value = {_whole(name): i for i, name in enumerate(names) if _whole(name) is not None}
     found = np.array(
         [number.get(w, by_value.get(_whole(w), -1)) for w in map(str, ids)], dtype=np.int64

@@ -277,7 +277,7 @@ def _from_edge_index(path: Path, arrays: dict[str, Any], summary: Summary) -> Gr
         np.ndim(count) or not float(_numbers(path, "num_nodes", count)).is_integer()
     ):
         raise FileError(f"{path}: num_nodes must be one whole number; got {count!r:.60}")
-    # The features of a PyG Data are per node; an x beside a graph in an npz may be signals.
+    # The features of a PyG Data are per node; an x next to a graph in an npz may be signals.
     if count is None and "x" in arrays and path.suffix.lower() in TORCH:
         count = len(arrays["x"])
     return _graph(path, edge_index, weight, None if count is None else int(count), summary)

@@ -74,12 +74,12 @@ def read_inputs(
     Raises:
         FileError: Files that do not fit together, or signals that seem to be transposed.
     """
-    told: dict[str, Any] = {"first_row": first_row, "first_column": first_column}
+    layout: dict[str, Any] = {"first_row": first_row, "first_column": first_column}
     given = None if names is None else tuple(read_names(names))
     count = None if given is None else len(given)
     x = None
     if signals is not None:
-        x = load_signals(signals, None, **told)
+        x = load_signals(signals, None, **layout)
         if count is not None and count != x.values.size(1):
             raise FileError(f"{names}: {count} names for {x.values.size(1)} nodes")
         if given is not None and x.names is not None:
@@ -103,7 +103,7 @@ def read_inputs(
         raise FileError(f"{names}: {count} names for {n} nodes")
     y = None
     if targets is not None:
-        y = load_targets(targets, n, **told)
+        y = load_targets(targets, n, **layout)
         if x is not None:
             y = _aligned(x, y, str(signals), str(targets))
     seen = None if mask is None or x is None else read_mask(mask, x.values.shape)

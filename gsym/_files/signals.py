@@ -193,7 +193,7 @@ def load_targets(
         FileError: As :func:`load_signals`.
     """
     path, _ = split_source(source)
-    told: dict[str, Any] = {"first_row": first_row, "first_column": first_column}
+    layout: dict[str, Any] = {"first_row": first_row, "first_column": first_column}
     if path.suffix.lower() in (*SUFFIXES, *FRAMES):
         summary = Summary(path)
         table = read_table(path, summary, num_nodes, first_row, first_column)
@@ -205,7 +205,7 @@ def load_targets(
         _, arrays = _arrays(source)
         named = [key for key in ("targets", "y") if key in arrays]
         if len(arrays) > 1:
-            # An x beside others holds signals.
+            # An x among others holds signals.
             if len(named) != 1:
                 raise FileError(
                     f"{path}: which array holds the targets? It holds {listing(arrays)}; "
@@ -214,7 +214,7 @@ def load_targets(
             return load_targets(f"{path}:{named[0]}", num_nodes)
         only = next(iter(arrays.values())) if len(arrays) == 1 else None
         if only is None or not (np.ndim(only) == 1 or (np.ndim(only) == 2 and only.shape[1] == 1)):
-            return load_signals(source, num_nodes, "targets", **told)
+            return load_signals(source, num_nodes, "targets", **layout)
         summary, times = Summary(path), None
     values = _numbers(path, "targets", only).astype(np.float64).reshape(-1)
     if not np.isfinite(values).all():

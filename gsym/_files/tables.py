@@ -213,11 +213,11 @@ def _first_column(
     body: list[list[str]],
     kept: Sequence[int],
     columns: int | None,
-    told: FirstColumn,
+    asked: FirstColumn,
     has_times: bool,
 ) -> Literal["node", "index", "label", "time", "number"]:
     """What the first column that is left holds."""
-    if told == "node":
+    if asked == "node":
         return "node"
     column = kept[0]
     cells = [row[column] for row in body if not is_missing(row[column])]
@@ -234,7 +234,7 @@ def _first_column(
         return "index"
     if text.short_header and column == 0:
         return "index"
-    if told == "index":
+    if asked == "index":
         return "index"
     if name in _TIME:
         return "number"

@@ -39,11 +39,11 @@ def check_layer(
 
     - ``equivariant``: commutes with the generators, at random weights;
     - ``equivariant after training``: still, after five steps of Adam;
-    - ``moves outside``: changes under permutations outside the group (over-tied weights do not),
+    - ``not over-tied``: changes under permutations outside the group (over-tied weights do not),
       and, with representations, where an element moves nodes alone and leaves the channels;
     - ``dimension``: the layer is linear up to its bias, and its maps at random weights span
       exactly the theoretical space;
-    - ``samples apart``: a batch gives what its samples give alone, in ``eval`` mode;
+    - ``batch independence``: a batch gives what its samples give alone, in ``eval`` mode;
     - ``live parameters``: what the output depends on is what ``parameters()`` lists, every
       parameter gets a gradient, and every one moves;
     - ``gradcheck`` and ``gradgradcheck`` in float64;
@@ -107,9 +107,10 @@ class _Kit:
         args: tuple[Any, ...],
         reps: tuple[Representation | None, Representation | None],
         dimension: int | None,
-        backend: str,
+        compile_backend: str,
     ) -> None:
-        self.make_layer, self.group, self.backend = make_layer, group, backend
+        self.make_layer, self.group = make_layer, group
+        self.compile_backend = compile_backend
         self.args = tuple(_cast(a, torch.float64) for a in args)
         self.in_rep, self.out_rep = reps
         self.moves_channels = any(rep is not None for rep in reps)
@@ -132,9 +133,9 @@ class _Kit:
         return [
             ("equivariant", self.equivariant),
             ("equivariant after training", self.equivariant_after_training),
-            ("moves outside", self.moves_outside),
+            ("not over-tied", self.is_not_over_tied),
             ("dimension", self.spans_the_commutant),
-            ("samples apart", self.samples_apart),
+            ("batch independence", self.is_independent_of_the_batch),
             ("live parameters", self.live_parameters),
             ("gradcheck", self.gradients),
             ("gradgradcheck", self.second_gradients),
@@ -181,7 +182,7 @@ class _Kit:
             (layer(x, *self.args) - target).square().mean().backward()
             optimiser.step()
 
-    def moves_outside(self) -> None:
+    def is_not_over_tied(self) -> None:
         outsiders = list(_outsiders(self.group, self.random))
         if not outsiders:
             raise _Skip("no permutation outside the group moves its pair orbits")
@@ -232,7 +233,7 @@ class _Kit:
         rank = int(torch.linalg.matrix_rank(torch.stack(maps), rtol=1e-9))
         assert rank == expected, f"the maps span {rank} dimensions; the theory says {expected}"
 
-    def samples_apart(self) -> None:
+    def is_independent_of_the_batch(self) -> None:
         layer = self.layer().eval()
         x = self.signal(layer, 3)
         alone = torch.cat([layer(sample[None], *self.args) for sample in x])
@@ -282,7 +283,7 @@ class _Kit:
         x = self.signal(layer, 2)
         expected = layer(x, *self.args)
         torch.compiler.reset()
-        compiled = torch.compile(layer, fullgraph=True, backend=self.backend)
+        compiled = torch.compile(layer, fullgraph=True, backend=self.compile_backend)
         try:
             value = compiled(x, *self.args)
         except torch._dynamo.exc.Unsupported as error:

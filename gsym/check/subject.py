@@ -26,7 +26,7 @@ class Skip(Exception):  # noqa: N818  # a message to the runner, not an error
 
 
 class Subject:
-    """Makes the module anew for every treatment, and its twin.
+    """Makes a new module for every treatment, and its twin.
 
     The twin is a fresh module in float64 with the same weights, which is called once and never
     treated. Weights are random, so that nothing stays hidden behind zeros.

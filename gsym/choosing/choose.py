@@ -70,7 +70,7 @@ def choose_group(
     signals), scores of fitted clusters are somewhat too good.
 
     **Signs.** A mirror exchanges nodes *and* turns what points to the side. With ``signs="auto"``
-    every pattern of signs of the channels is judged for every small group, beside no symmetry, by
+    every pattern of signs of the channels is judged for every small group, and without symmetry, by
     the leave-one-out error of ridge on monomials of degree 2 (:mod:`gsym.risk.monomials`), as the
     mean over signals of the root mean squared error. This is the choice where all candidates are
     small. Where some are large, the best pattern of each small group joins the candidates of
@@ -168,7 +168,7 @@ def choose_group(
         )
     judged_by = _criterion(criterion, score, folds)
     if signs is not None and judged_by is not CRITERIA["ridge"]:
-        raise ValueError('signs="auto" has a criterion of its own; leave score and criterion out')
+        raise ValueError('signs="auto" comes with its own criterion; leave score and criterion out')
     hierarchy = candidates if isinstance(candidates, Hierarchy) else None
     if check_whole(seed, "seed") < 0:
         raise ValueError(f"seed must not be negative; got {seed}")
@@ -237,7 +237,7 @@ def _criterion(criterion: str | Criterion, score: Score | None, folds: int) -> C
     check_folds(folds)
     if score is not None:
         if criterion != "ridge":
-            raise ValueError("score= is a criterion of its own; leave criterion out")
+            raise ValueError("score= is itself a criterion; leave criterion out")
         return CrossValidation(score, folds)
     if isinstance(criterion, Criterion):
         return criterion

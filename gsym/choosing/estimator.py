@@ -27,7 +27,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
 
     Follows scikit-learn: parameters are stored as given, ``fit`` learns attributes that end in an
     underscore, ``clone``, pipelines and model selection work. Samples are signals on n nodes, so
-    beside the usual ``[samples, n]`` (one channel) arrays ``[samples, n, c]`` are accepted.
+    besides the usual ``[samples, n]`` (one channel) arrays ``[samples, n, c]`` are accepted.
 
     Args:
         candidates: A :class:`gsym.Hierarchy` or a list of groups and partitions. ``None``: the

@@ -155,17 +155,18 @@ def energy_basis(A: csr_array, dimension: int) -> np.ndarray:
 
 
 def by_component(
-    A: csr_array, tree: Callable[[csr_array, np.ndarray], Merges], *, told: bool = False
+    A: csr_array, tree: Callable[[csr_array, np.ndarray], Merges], *, warned: bool = False
 ) -> Merges:
     """Merges of every connected component on its own, then of the components.
 
-    Components are joined last, smallest first, at infinite height, with a warning unless ``told``.
+    Components are joined last, smallest first, at infinite height, with a warning unless that
+    came before (``warned``).
     """
     n = A.shape[0]
     count, labels = connected_components(A, directed=False)
     if count == 1:
         return tree(A, np.arange(n))
-    if not told:
+    if not warned:
         warn_components(count)
     order = np.argsort(labels, kind="stable")
     sizes = np.bincount(labels)

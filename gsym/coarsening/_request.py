@@ -144,7 +144,7 @@ class Request:
         if not A.nnz:
             raise ClusteringError(
                 f"the graph on {self.num_nodes} nodes has no edges, and method {self.method!r} "
-                "goes by edges; ward, spectral and risk also take signals alone, without a graph"
+                "goes by edges; methods whose input is signals work without a graph"
             )
         return A
 
@@ -170,13 +170,13 @@ class Request:
 
     @cached_property
     def family_levels(self) -> list[int]:
-        """The levels that a method without a chain has to find one by one, ends left out."""
+        """The levels that a method without nested levels finds one by one, ends left out."""
         powers = [2**i for i in range(1, 8) if 2**i <= self.num_nodes // 2]
         asked = powers[::-1] if self.levels is None else self.levels
         return [k for k in asked if 1 < k < self.num_nodes]
 
     def tree(self, merges: Merges) -> Hierarchy:
-        """A chain from merges and heights, offering the asked levels."""
+        """Nested levels from merges and heights, offering those asked for."""
         return Hierarchy.from_merges(
             self.num_nodes,
             *merges,
@@ -186,7 +186,7 @@ class Request:
         )
 
     def chain(self, partitions: Iterable[Partition]) -> Hierarchy:
-        """A chain of what the method found; asked levels must be among them."""
+        """Nested levels of what the method found; those asked for must be among them."""
         ends = {self.num_nodes: Partition.singletons(self.num_nodes)}
         ends[1] = Partition.single(self.num_nodes)
         found = ends | {p.num_clusters: p for p in partitions}
@@ -201,7 +201,7 @@ class Request:
         return self._hierarchy(list(found.values()), nested=True)
 
     def family(self, answers: Iterable[tuple[int, np.ndarray]]) -> Hierarchy:
-        """A family of labels ``[n]``, one answer per asked level; misses are told, not hidden."""
+        """Labels ``[n]`` of levels that need not nest; a warning is issued for missing levels."""
         found: dict[int, Partition] = {}
         for asked, labels in answers:
             partition = Partition.from_labels(labels, relabel=True)

@@ -161,7 +161,7 @@ class Coarsening:
         return torch.from_numpy((coarse - fine) * unit)
 
     def restricted_approximation(self, k: int) -> float:
-        """How much of the first ``k`` eigenvectors the clusters blur, in energy.
+        """Restricted spectral approximation error of the first ``k`` eigenvectors.
 
         The smallest ``epsilon`` with ``|x - C^T C x|_L <= epsilon |x|_L`` for every x in the span
         of the first ``k`` eigenvectors of L that are not constant on components, where

@@ -20,7 +20,7 @@ from gsym.groups import Partition
 
 
 class Hierarchy:
-    """Partitions of one node set from single nodes to one cluster: a dial from trivial to S_n.
+    """Partitions of one node set: levels from the trivial group to S_n.
 
     Usually a chain in which every partition refines the next, kept as ``n - 1`` merges whatever
     the number of levels. Methods whose answers do not nest give a *family*: the same access by

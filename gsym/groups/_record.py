@@ -32,7 +32,7 @@ def read_record(
     if given.get("format") != FORMAT:
         raise error(
             f"this {kind} has format {given.get('format')!r:.80}, but {FORMAT} is the one that can "
-            "be read; update gsym, or save it anew"
+            "be read; update gsym, or save it again"
         )
     missing = [name for name in fields[kind] if name not in given]
     if missing:

@@ -175,7 +175,7 @@ def search(edges: Array, colour: Array, points: int, solver: str) -> dict[str, A
     Args:
         edges: Each edge once, int64 ``[2, m]``.
         colour: Colours ``0..k-1``, int64 ``[n]``.
-        points: Only what happens to vertices ``0..points-1`` is told; it determines the rest.
+        points: Only the images of vertices ``0..points-1`` are reported; they determine the rest.
         solver: ``"bliss"``, ``"nauty"`` or ``"networkx"``.
 
     Returns:

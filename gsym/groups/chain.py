@@ -96,11 +96,11 @@ class StabiliserChain:
         if abs(self.log_order() - log_order) > 0.3:
             raise GroupError(
                 f"the generators make a group of order exp({self.log_order():.6g}), "
-                f"not exp({log_order:.6g}) as told"
+                f"not exp({log_order:.6g}) as given"
             )
 
     def confirm(self, order: int) -> None:
-        """Make sure of an order that was told.
+        """Make sure of an order that was given.
 
         A chain that lacks elements has too few by a factor of two at least, and lets half of all
         random elements or more leave a residue; 40 of them are tried.
@@ -111,13 +111,13 @@ class StabiliserChain:
         if self.order() != order:
             raise GroupError(
                 f"the generators make a group of order {_digits(self.order())}, not "
-                f"{_digits(order)} as told"
+                f"{_digits(order)} as given"
             )
         for _ in range(_TRIALS if self._levels else 0):
             if (self._sift(self._random_element()) != np.arange(self._n)).any():
                 raise GroupError(
                     f"the generators make a group of more than {_digits(order)} elements, the "
-                    "order told"
+                    "given order"
                 )
 
     def order(self) -> int:

@@ -3,7 +3,7 @@ r"""Ridge regression in the commutant of a group, and its leave-one-out error, i
 **Regression in a commutant.** Signals x ``[s, n, c_in]`` predict targets y ``[s, n, c_out]``
 through the linear maps that commute with a group G. The estimate is ridge regression with the
 Frobenius norm of the whole map as its penalty, restricted to the commutant. For the group of a
-partition into k clusters of sizes :math:`n_c` the problem falls apart. With cluster means
+partition into k clusters of sizes :math:`n_c` the problem separates. With cluster means
 :math:`m_c, \bar y_c` and the orthonormal coordinates :math:`u_c = \sqrt{n_c}\, m_c`,
 :math:`v_c = \sqrt{n_c}\, \bar y_c`,
 
@@ -23,7 +23,7 @@ for the own values by taking the block off the Gram matrix. :math:`D_0` is fitte
 block. At a fixed penalty the error is linear in the targets, so with the errors of the regression
 for targets y and for targets x, that for :math:`y - D_0(b)\, x` is their difference.
 A gap leaves the signals around the block out of the fit too: b then names more rows than are
-judged. All this equals fitting anew without the block, to rounding.
+judged. All this equals a refit without the block, to rounding.
 
 **Penalties.** One penalty serves the means, one the own values and one :math:`D_0`, of a grid that
 depends on the inputs alone. The penalty under which a block is judged is the one that suits the
@@ -54,9 +54,9 @@ from gsym.risk.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
 from gsym.risk.regressions import MeansRidge, OwnRidge, SpreadRidge, sum_rows
 from gsym.risk.samples import Samples, observed_samples
 
-# So few blocks are judged by fits anew, penalties included: there their choice shows in the error.
+# So few blocks are judged by refits, penalties included: there their choice shows in the error.
 NESTED_BLOCKS = 30
-# Fits anew where more blocks are judged and something besides the weights is estimated.
+# Refits where more blocks are judged and something besides the weights is estimated.
 FOLDS = 10
 # Missing targets are filled until they move by less than this share of all, or so many times.
 _FILLED, _MOST_FILLS = 1e-3, 20
@@ -108,7 +108,7 @@ def commutant_ridge(
         ``r = min(s, k c_in)``; s may be smaller than ``n c_in``. Blocks of h with a gap of g add
         ``O(s / h (h + 2 g)^2 (r + h + 2 g))``. Swaps multiply s by their number, up to 64; more
         swaps, and general groups, regress on pair orbits with ``O(s r^3)`` for
-        ``r = num_orbits c_in <= 256``. Up to 30 blocks take one fit each beside the last one.
+        ``r = num_orbits c_in <= 256``. Up to 30 blocks take one more fit each.
 
     Example:
         >>> x = torch.randn(50, 6, 1, generator=torch.Generator().manual_seed(0))
@@ -159,7 +159,7 @@ class _Part:
 
 
 def _parts(data: Samples) -> list[_Part]:
-    """What is fitted anew, or nothing where the closed form serves.
+    """What is refitted, or nothing where the closed form serves.
 
     Up to :data:`NESTED_BLOCKS` blocks are left out one by one. More are left out in
     :data:`FOLDS` runs, if there is something to estimate besides the weights.

@@ -342,7 +342,7 @@ def _node_means(values: NDArray, seen: NDArray | None) -> NDArray:
 
 
 def check_blocks(signals: int, block: int, gap: int) -> None:
-    """Check that there are two blocks, and signals left to fit to beside each and its gap."""
+    """Check that there are two blocks, and signals left to fit to outside each and its gap."""
     if block < 1 or signals < 2 * block:
         raise SignalError(
             f"leaving signals out needs at least two blocks; got {signals} signals in "

@@ -93,7 +93,7 @@ def exported(subject: Subject) -> Iterator[Comparison]:
             args = subject.arguments(other=True)
             yield f"{what}: another graph", run(*args), subject.value(args)
         plain = program.run_decompositions()
-        yield f"{what}: operators beside ATen", _foreign(plain), []
+        yield f"{what}: operators outside ATen", _foreign(plain), []
         yield f"{what}: decomposed", plain.module()(*subject.arguments()), subject.value()
 
 
@@ -114,7 +114,7 @@ def exported_constant(subject: Subject) -> Iterator[Comparison]:
             right = subject.value(larger(subject))
             yield f"{what}: another batch size", program.module()(*more), right
         plain = program.run_decompositions()
-        yield f"{what}: operators beside ATen", _foreign(plain), []
+        yield f"{what}: operators outside ATen", _foreign(plain), []
         yield f"{what}: decomposed", plain.module()(*args), subject.value()
 
 

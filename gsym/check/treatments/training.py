@@ -198,7 +198,7 @@ def _to_its_precision(
 ) -> Iterator[Comparison]:
     """All gradients as one to the tolerance of the type, and each by itself to four times that.
 
-    Single ones may cancel, some to nothing, so the rounding of the whole is allowed beside.
+    Single ones may cancel, some to nothing, so the rounding of the whole is allowed as well.
     """
     came, right = (torch.cat([g.flatten().double() for g in of]) for of in (found, wanted))
     yield what, came.to(dtype), right

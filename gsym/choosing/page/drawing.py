@@ -241,7 +241,7 @@ def cluster_colours(levels: Sequence[np.ndarray], positions: np.ndarray) -> list
     """Colour the clusters of every level so that neighbouring levels and clusters can be compared.
 
     From the coarsest level to the finest, the largest part of a cluster keeps its colour. The
-    others take, of the colours that no cluster drawn beside them has, the one that is used least.
+    others take, of the colours that no cluster drawn next to them has, the one that is used least.
 
     Args:
         levels: Labels ``[n]`` of each level from fine to coarse, numbered without gaps.
@@ -258,12 +258,12 @@ def cluster_colours(levels: Sequence[np.ndarray], positions: np.ndarray) -> list
     """
     n = len(positions)
     _, near = cKDTree(positions).query(positions, k=min(7, n))
-    beside = np.stack([np.repeat(np.arange(n), min(7, n)), near.reshape(-1)])
+    adjacent = np.stack([np.repeat(np.arange(n), min(7, n)), near.reshape(-1)])
     colours: list[np.ndarray] = []
     above, above_colour = np.zeros(n, dtype=np.int64), np.zeros(1, dtype=np.int64)
     for labels in reversed(levels):
         colour = _inherit(labels, above, above_colour)
-        _fill(colour, labels, beside)
+        _fill(colour, labels, adjacent)
         colours.append(colour)
         above, above_colour = labels, colour
     return colours[::-1]
@@ -288,10 +288,10 @@ def _inherit(labels: np.ndarray, above: np.ndarray, above_colour: np.ndarray) ->
     return colour
 
 
-def _fill(colour: np.ndarray, labels: np.ndarray, beside: np.ndarray) -> None:
+def _fill(colour: np.ndarray, labels: np.ndarray, adjacent: np.ndarray) -> None:
     """Give a colour to every cluster that has none, in place."""
     k = colour.size
-    pairs = np.unique(labels[beside[0]] * k + labels[beside[1]])
+    pairs = np.unique(labels[adjacent[0]] * k + labels[adjacent[1]])
     touching = adjacency(np.stack([pairs // k, pairs % k]), k)
     used = np.bincount(colour[colour >= 0], minlength=NUM_COLOURS)
     sizes = np.bincount(labels, minlength=k)

@@ -1,4 +1,4 @@
-"""Leiden in a process of its own: networkit's loop does not end on some graphs."""
+"""Leiden in a subprocess, because networkit's loop does not end on some graphs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gsym.errors import ClusteringError
 _WORKER = Path(__file__).with_name("_leiden.py")
 # Processor seconds for one run, at least and per edge: ten times what runs that end have needed.
 _SECONDS, _SECONDS_PER_EDGE = 2.0, 4e-5
-# Seconds to answer in, beside what the runs may take; the machine may be busy with other work.
+# Seconds to answer in, besides what the runs may take; the machine may be busy with other work.
 _SECONDS_MORE, _SLOWER = 120.0, 4
 # Runs in search of the resolution of one level.
 _TRIES = 8
@@ -80,7 +80,7 @@ def _merge_down(A: csr_array, labels: np.ndarray, k: int) -> np.ndarray:
         return labels
     coo = A.tocoo()
     between = coo_array((coo.data, (labels[coo.row], labels[coo.col])), shape=(count, count))
-    merges, heights = by_component(between.tocsr(), lambda A, _: paris_merges(A), told=True)
+    merges, heights = by_component(between.tocsr(), lambda A, _: paris_merges(A), warned=True)
     return Hierarchy.from_merges(count, merges, heights)[k].labels.numpy()[labels]
 
 

@@ -1,4 +1,4 @@
-"""METIS in a process of its own: on input it does not like it takes the interpreter down."""
+"""METIS in a subprocess, because it can abort the process on invalid input."""
 
 from __future__ import annotations
 

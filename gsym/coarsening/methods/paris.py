@@ -19,7 +19,7 @@ def paris_merges(A: csr_array) -> tuple[np.ndarray, np.ndarray]:
     total weight W, are at distance ``d_i d_j / (W w_ij)``; the nearest two are merged. The
     distance to a union lies between those to its parts, so that any two clusters that are nearest
     to each other may be merged at once: a chain of nearest neighbours finds such a pair. Equal
-    distances are told apart by the numbers of nodes.
+    distances are ordered by the numbers of nodes.
 
     Args:
         A: Symmetric adjacency of a connected graph, float64 ``[n, n]``; self-loops count in

@@ -38,7 +38,7 @@ def merge_by_risk(
     from the mean over pairs, so that the noise of the two residuals cancels. The first term is
     drawn towards its mean as far as pairs differ by chance, as they do when signals are few.
     Nothing here is the similarity of the signals: two nodes merge when they *respond* and *act*
-    alike. The regression is fitted anew as clusters merge, so its noise falls along the way; its
+    alike. The regression is fitted again as clusters merge, so its noise falls along the way; its
     penalty is chosen by generalised cross-validation.
 
     Args:

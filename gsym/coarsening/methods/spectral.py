@@ -26,7 +26,7 @@ def _spectral(request: Request) -> Hierarchy:
     shares = {k: _share(sizes, k) for k in wanted}
     labels = {k: np.zeros(request.num_nodes, dtype=np.int64) for k in wanted}
     used = dict.fromkeys(wanted, 0)
-    # The smallest components come first: where k is less than their number they share one label.
+    # The smallest components come first: where k is less than their number, they share one label.
     for c in np.argsort(sizes, kind="stable"):
         nodes = np.flatnonzero(component == c)
         most = max((share[c] for share in shares.values()), default=1)
@@ -69,7 +69,7 @@ def _similarity(request: Request) -> csr_array:
 def _share(sizes: np.ndarray, k: int) -> np.ndarray:
     """Clusters per component, at least one each and in proportion to size, ``k`` in all.
 
-    With fewer clusters than components, the smallest components get none and form one together.
+    With fewer clusters than components, the smallest components share one cluster.
     """
     if k < sizes.size:
         share = np.zeros_like(sizes)
@@ -97,7 +97,7 @@ def _k_means(embedding: np.ndarray, k: int, seed: int) -> np.ndarray:
     length = np.linalg.norm(embedding, axis=1, keepdims=True)
     rows = embedding / np.where(length > 0, length, 1)
     with warnings.catch_warnings():
-        # Fewer distinct rows than clusters: the missing level is told by Request.family.
+        # Fewer distinct rows than clusters: Request.family warns of the missing level.
         warnings.filterwarnings("ignore", message=".*distinct clusters.*")
         return KMeans(k, n_init=4, random_state=seed).fit(rows).labels_
 
