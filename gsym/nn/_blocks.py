@@ -17,6 +17,8 @@ from gsym.nn._modules import Tables
 # multiplications that may be left, and how many of its numbers must be saved, lest calls cost more.
 MOST_WORK = 0.9
 LEAST_SAVED = 100_000
+# Where clusters have several nodes, the dense form is one call with the rest of the layer.
+FUSED = 3
 # Coefficients of a matrix that has more than this share of numbers in it are kept as a matrix.
 DENSE = 0.05
 # From so many numbers a row on, rows of weights are laid where the products want them.
@@ -62,15 +64,20 @@ class BlockTables(Tables):
     by_row: bool
 
     @classmethod
-    def of(cls, group: PermutationGroup, in_channels: int, out_channels: int) -> Self | None:
-        """The tables of a group, on the CPU, or nothing where the dense matrix is faster."""
+    def of(
+        cls, group: PermutationGroup, in_channels: int, out_channels: int, *, fused: bool
+    ) -> Self | None:
+        """The tables of a group, on the CPU, or nothing where the dense matrix is faster.
+
+        ``fused`` says that the product with that matrix is part of a larger call.
+        """
         n, free = group.num_nodes, group.commutant_dim()
-        dense = n**2 * in_channels * out_channels
+        dense, least = n**2 * in_channels * out_channels, LEAST_SAVED * (FUSED if fused else 1)
 
         def pays(blocks: float) -> bool:
             """Whether a share of blocks pays, on top of the way into the basis and out of it."""
             work = blocks + 1 / in_channels + 1 / out_channels
-            return work <= MOST_WORK and dense * (1 - work) >= LEAST_SAVED
+            return work <= MOST_WORK and dense * (1 - work) >= least
 
         # Blocks have at least as many entries as there are weights; so some need no search.
         if not pays(free / n**2):

@@ -63,7 +63,8 @@ class FullMixing(TabledModule[_FullTables]):
             # Source first: pair (t, s) is read at position s * k + t.
             pairs = kernels.Segments(orbits.index.t().reshape(-1), orbits.num_orbits)
             first = pairs.order[pairs.pointers[:-1]]
-            blocks = BlockTables.of(self.group.swaps, *self._channels)
+            fused = self.group.partition.num_nodes > self.num_clusters
+            blocks = BlockTables.of(self.group.swaps, *self._channels, fused=fused)
         return _FullTables(sizes / sizes.sum(), pairs, first, blocks)
 
     def matrix(self) -> Tensor:

@@ -149,6 +149,14 @@ class TestChoice:
     def test_takes_blocks_where_they_pay(self, group, channels, blocks):
         assert (blocks_of(OrbitLinear(channels, channels, group)) is not None) == blocks
 
+    @pytest.mark.parametrize(("swaps", "blocks"), [("C13", True), ("S3 wr S2", False)])
+    def test_asks_for_more_where_the_dense_form_is_part_of_one_call(self, swaps, blocks):
+        swaps = GROUPS[swaps]
+        assert blocks_of(OrbitLinear(64, 64, swaps)) is not None
+        labels = torch.arange(swaps.num_nodes).repeat_interleave(4)
+        group = ClusterGroup(Partition(labels), swaps=swaps)
+        assert (blocks_of(OrbitLinear(64, 64, group)) is not None) == blocks
+
     def test_does_not_search_where_they_cannot(self, monkeypatch):
         monkeypatch.setattr(PermutationGroup, "adapted_basis", property(lambda self: 1 / 0))
         OrbitLinear(16, 16, mirror(48, 46))
