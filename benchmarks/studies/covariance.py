@@ -321,7 +321,7 @@ def report(out: Path) -> Path:
         "and 5 rounds.",
     ]
     cells = list(dict.fromkeys((r["data"], r["signals"], r["hidden"]) for r in rows))
-    verdicts = []
+    verdicts, taught = [], []
     for cell in cells:
         here = [r for r in rows if (r["data"], r["signals"], r["hidden"]) == cell]
         errors: dict[str, list[float]] = {}
@@ -333,13 +333,16 @@ def report(out: Path) -> Path:
         best = min(rivals, key=lambda name: values[name].mean())
         above = _against(values[OURS], values[best])
         verdicts.append(
-            [*cell, best, above, _against(values[OURS], values["Ledoit-Wolf"]),
+            [*cell[:2], _hidden(cell[2]), best, above, _against(values[OURS], values["Ledoit-Wolf"]),
              _against(values[OURS], values["two-level, kernel"])]
         )  # fmt: skip
         body = [
             [name, f"{v.mean():.4g}", "" if name == OURS else _against(values[OURS], v)]
             for name, v in sorted(values.items(), key=lambda item: item[1].mean())
         ]
+        if TAUGHT in values:
+            both = _against(values[TAUGHT], values["IterativeImputer, both"])
+            taught.append(f"{cell[0]}, {cell[1]} signals: {both} %")
         title = f"## {cell[0]}, {cell[1]} signals, {_hidden(cell[2])}"
         head = ["fill", here[0]["unit"], "ours against it, %"]
         parts += [title, markdown_table(head, body)]
@@ -350,9 +353,12 @@ def report(out: Path) -> Path:
         "Nowhere is ours more than 5 % above the best rival."
         if not lost
         else "More than 5 % above the best rival: "
-        + "; ".join(f"{v[0]}, {v[1]} signals, {_hidden(v[2])} ({v[4]} %)" for v in lost)
+        + "; ".join(f"{v[0]}, {v[1]} signals, {v[2]} ({v[4]} %)" for v in lost)
         + "."
     )
+    if taught:
+        said += " Ours, transductive, against IterativeImputer that learns from both: "
+        said += "; ".join(taught) + "."
     parts[2:2] = ["## Against the best rival of each cell", markdown_table(head, verdicts), said]
     draws = len({r["seed"] for r in rows})
     commits = ", ".join(sorted({r["commit"] for r in rows}))

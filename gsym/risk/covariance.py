@@ -78,7 +78,8 @@ class SymmetricCovariance(BaseEstimator):
         n_features_in_: Number of nodes.
 
     Symmetry:
-        Relabelling nodes, levels and kernels alike relabels the result; a common unit scales it.
+        Relabelling nodes, levels, kernels and patterns alike relabels the result; a common unit
+        scales it.
 
     Raises:
         SignalError: Fewer than four signals, more levels than signals, NaN, signals that never
