@@ -331,11 +331,11 @@ def report(out: Path) -> Path:
         rivals = [name for name in values if name not in (OURS, TAUGHT, "its likelihood alone")]
         rivals = [name for name in rivals if "both" not in name]
         best = min(rivals, key=lambda name: values[name].mean())
-        above = _against(values[OURS], values[best])
-        verdicts.append(
-            [*cell[:2], _hidden(cell[2]), best, above, _against(values[OURS], values["Ledoit-Wolf"]),
-             _against(values[OURS], values["two-level, kernel"])]
-        )  # fmt: skip
+        against = [
+            _against(values[OURS], values[name])
+            for name in (best, "Ledoit-Wolf", "two-level, kernel")
+        ]
+        verdicts.append([*cell[:2], _hidden(cell[2]), best, *against])
         body = [
             [name, f"{v.mean():.4g}", "" if name == OURS else _against(values[OURS], v)]
             for name, v in sorted(values.items(), key=lambda item: item[1].mean())
