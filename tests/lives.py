@@ -30,8 +30,8 @@ from toy_task import ToyTask
 from benchmarks import tasks
 from benchmarks.__main__ import main
 from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.results import read_rows
 from benchmarks.suite.run import run
-from benchmarks.suite.store import read_rows
 from benchmarks.suite.task import Schedule
 
 NOISY = {"seconds", "peak_memory_mib"}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.suite.store import Row, Value
+from benchmarks.suite.results import Row, Value
 from benchmarks.suite.task import Problem, Schedule, Split, Task
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 

@@ -26,7 +26,7 @@ from benchmarks.mutants.faults import belongs, digest, draw
 from benchmarks.mutants.trial import copied, trace, try_out
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import locked
-from benchmarks.suite.records import read_records, write_records
+from benchmarks.suite.study_tables import read_records, write_records
 
 ROOT = Path(__file__).parents[2]
 VERDICTS = Path(__file__).with_name("verdicts.csv")

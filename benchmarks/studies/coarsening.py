@@ -20,8 +20,8 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.suite.provenance import provenance
-from benchmarks.suite.records import read_records, write_records
 from benchmarks.suite.report.markdown import write_page
+from benchmarks.suite.study_tables import read_records, write_records
 from gsym import ClusterGroup
 from gsym.coarsening import coarsen
 from gsym.nn import OrbitLinear

@@ -20,8 +20,8 @@ from rich.progress import track
 from benchmarks.data import find, read_npz
 from benchmarks.simulators.gait import SKELETON_EDGES
 from benchmarks.suite.provenance import provenance
-from benchmarks.suite.records import read_records, write_records
 from benchmarks.suite.report.markdown import write_page
+from benchmarks.suite.study_tables import read_records, write_records
 from gsym.coarsening import Coarsening, coarsen
 from gsym.errors import ClusteringError
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.suite.engine import Engine, Job, check_request
 from benchmarks.suite.report.tables import Line, compare, spread, thousands
-from benchmarks.suite.store import Row, Value
+from benchmarks.suite.results import Row, Value
 from benchmarks.suite.task import Schedule
 from benchmarks.suite.train import Fit, Measured, Trainer, Training, closed_form
 

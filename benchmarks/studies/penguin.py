@@ -30,7 +30,7 @@ from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.report.draw import PALETTE, save
 from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
 from benchmarks.suite.report.tables import Line
-from benchmarks.suite.store import read_rows
+from benchmarks.suite.results import read_rows
 from benchmarks.suite.task import Schedule
 from gsym.nn import EGNNConv, PenguinConv
 

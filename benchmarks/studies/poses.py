@@ -17,8 +17,8 @@ from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.report.draw import PALETTE, save
 from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
 from benchmarks.suite.report.tables import Interval, Line, Table, compare, tabulate
+from benchmarks.suite.results import RESULTS, read_rows
 from benchmarks.suite.run import run
-from benchmarks.suite.store import RESULTS, read_rows
 from benchmarks.suite.task import Predictor, Problem, Schedule
 from benchmarks.tasks.skeleton import REFLECTION, Skeleton
 

@@ -17,13 +17,13 @@ from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import locked
 from benchmarks.suite.provenance import provenance
 from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
-from benchmarks.suite.store import Row, Value, append_row, read_rows, recover
+from benchmarks.suite.results import Row, Value, append_row, read_rows, recover
 from benchmarks.tasks.skeleton import REFLECTION, Skeleton
 from gsym.choosing import Candidate
 from gsym.choosing.signs import sign_patterns
 from gsym.groups import PermutationGroup, Representation
+from gsym.risk.left_out import LeftOut
 from gsym.risk.monomials import MonomialRidge, moves_of
-from gsym.risk.samples import LeftOut
 
 RESULTS, PAGE = "signs.csv", "signs.md"
 POSES, TRUTHS = "poses", "truths"

@@ -18,8 +18,8 @@ from benchmarks.studies.molecules.graphs import load
 from benchmarks.studies.molecules.models import GINNet, GraphNet, SPENNet
 from benchmarks.suite.folder import locked
 from benchmarks.suite.memory import peak_memory
-from benchmarks.suite.records import write_records
 from benchmarks.suite.report.markdown import write_page
+from benchmarks.suite.study_tables import write_records
 from gsym.transforms import EgoSubgraphs
 
 THREADS = 2

@@ -19,7 +19,7 @@ from benchmarks.suite.errors import BenchmarkError, check_names
 from benchmarks.suite.folder import locked
 from benchmarks.suite.memory import peak_memory
 from benchmarks.suite.provenance import device_name, provenance
-from benchmarks.suite.store import RESULTS, Row, Value, append_row, read_rows, recover
+from benchmarks.suite.results import RESULTS, Row, Value, append_row, read_rows, recover
 from benchmarks.suite.train import CHECKPOINT_SECONDS, Fit, Trainer
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -31,7 +31,7 @@ class Job:
 
     Attributes:
         label: What it is called while it runs.
-        columns: Who it is: the columns of `store.Cell` that do not depend on how it goes.
+        columns: Who it is: the columns of `results.Cell` that do not depend on how it goes.
         metric: Name of the headline metric.
         unit: Its unit.
         fit: Trains, or fits in closed form.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.data import write_npz
 from benchmarks.suite.engine import Engine, Job, check_request, digest
 from benchmarks.suite.errors import BenchmarkError, check_names
-from benchmarks.suite.store import RESULTS, Row, Value, file_stem, graph_path
+from benchmarks.suite.results import RESULTS, Row, Value, file_stem, graph_path
 from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task
 from benchmarks.suite.train import CHECKPOINT_SECONDS, Fit, Measured, Trainer, Training, closed_form
 from gsym.groups import ClusterGroup, PermutationGroup, Representation

@@ -21,8 +21,8 @@ from gsym.choosing.choice import Candidate, GroupChoice, signs_text
 from gsym.choosing.criteria import ChoiceData, Entry, group_of
 from gsym.errors import GroupError, SignalError
 from gsym.groups import PermutationGroup, Representation, automorphisms
+from gsym.risk.left_out import LeftOut
 from gsym.risk.monomials import MAX_IMAGES, Monomials, moves_of, root_errors
-from gsym.risk.samples import LeftOut
 
 SIGNS = "leave-one-out root mean squared error of ridge on monomials of degree 2"
 # Signs of the generators, for each channel.

@@ -19,7 +19,7 @@ from gsym._validate import (
 )
 from gsym.groups import PermutationGroup
 from gsym.nn._batch import check_batch, count_graphs, unstack, unstack_rows
-from gsym.nn._graph import LastGraph
+from gsym.nn._last_graph import LastGraph
 from gsym.nn._messages import EdgeGraph
 from gsym.nn._modules import Tables, own_parameter
 from gsym.nn._nodewise import NodeLinear

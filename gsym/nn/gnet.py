@@ -17,8 +17,8 @@ from gsym._validate import (
 from gsym.errors import GraphError
 from gsym.groups import PermutationGroup, Representation
 from gsym.nn._batch import count_graphs, refuse_stacked, unstack
-from gsym.nn._graph import LastGraph
 from gsym.nn._inputs import check_input
+from gsym.nn._last_graph import LastGraph
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
 from gsym.nn._neighbours import NeighbourGraph, PairTable

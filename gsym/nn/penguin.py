@@ -12,7 +12,7 @@ from gsym.nn._geometric import (
     check_residual,
     short_repr,
 )
-from gsym.nn._graph import LastGraph
+from gsym.nn._last_graph import LastGraph
 from gsym.nn._messages import EdgeGraph
 from gsym.nn._scores import ScoredLayer
 from gsym.nn.egnn import EGNNConv

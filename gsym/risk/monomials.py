@@ -38,8 +38,9 @@ from numpy.typing import NDArray
 
 from gsym.errors import GroupError, SignalError
 from gsym.groups import Representation
+from gsym.risk.left_out import LeftOut
 from gsym.risk.regressions import left_out_residuals, spectrum
-from gsym.risk.samples import LeftOut, select
+from gsym.risk.samples import select
 
 # Groups of up to this many elements are applied to the data.
 MAX_IMAGES = 64

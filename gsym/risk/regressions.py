@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from gsym.risk.left_out import LeftOut
 from gsym.risk.orbit_ridge import MEAN_PENALTIES
-from gsym.risk.samples import LeftOut, Samples, select
+from gsym.risk.samples import Samples, select
 
 OWN_PENALTIES = np.logspace(-6, 1, 8)
 

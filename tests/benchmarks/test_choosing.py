@@ -17,7 +17,7 @@ from benchmarks.studies.choosing.trials import (
 )
 from benchmarks.studies.choosing.twins import INPUTS, TRUTHS, Twin, chain
 from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.records import read_records, write_records
+from benchmarks.suite.study_tables import read_records, write_records
 from gsym import ClusterGroup, Partition
 
 

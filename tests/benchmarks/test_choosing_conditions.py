@@ -16,7 +16,7 @@ from benchmarks.studies.choosing.conditions import (
     one_day,
     run,
 )
-from benchmarks.suite.records import read_records
+from benchmarks.suite.study_tables import read_records
 from gsym.risk.ridge import commutant_ridge
 
 

@@ -14,12 +14,12 @@ import pytest
 from toy_task import ToyTask, make_row
 
 from benchmarks.studies import motion
-from benchmarks.suite import store
+from benchmarks.suite import results
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import HOLDER, check_writable, locked
 from benchmarks.suite.report.markdown import write_report as report
+from benchmarks.suite.results import RESULTS, append_row, read_rows, recover
 from benchmarks.suite.run import run
-from benchmarks.suite.store import RESULTS, append_row, read_rows, recover
 
 OLDER = ["metric", "unit", "val", "test", "metric_2", "val_2", "test_2"]
 HOLD = """
@@ -102,7 +102,7 @@ def test_a_disk_that_takes_no_byte_is_named(tmp_path, monkeypatch):
 def test_results_that_cannot_be_written_to_are_named(tmp_path, monkeypatch, name):
     # Root may write to any file, so the system's answer is put in its place.
     append_row(tmp_path, make_row(), name)
-    opened = store.Path.open
+    opened = results.Path.open
 
     def refuse(path, mode="r", *arguments, **options):
         if "a" in mode and path.name == name:

@@ -27,7 +27,7 @@ from benchmarks.studies.molecules.pairs import families, pair_refinement, refine
 from benchmarks.studies.molecules.separation import measure, names, theory
 from benchmarks.studies.molecules.training import GraphTraining, count_labels, last, majority
 from benchmarks.suite.engine import Engine
-from benchmarks.suite.store import Row, Value, read_rows
+from benchmarks.suite.results import Row, Value, read_rows
 from benchmarks.suite.task import Schedule
 from benchmarks.suite.train import Trainer
 

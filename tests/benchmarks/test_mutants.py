@@ -16,7 +16,7 @@ pytest.importorskip("coverage", reason="coverage is not installed: make gate-ext
 from benchmarks.mutants import __main__ as suite
 from benchmarks.mutants.faults import describe, draw, places
 from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.records import read_records, write_records
+from benchmarks.suite.study_tables import read_records, write_records
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''"""A file."""

@@ -20,7 +20,7 @@ from benchmarks.simulators.nbody import TIME_STEP, advance, energy, simulate_mot
 from benchmarks.studies import motion, nbody
 from benchmarks.suite.engine import Engine
 from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.store import read_rows
+from benchmarks.suite.results import read_rows
 from benchmarks.suite.train import Trainer
 
 LIKE = np.ones((1, 5))

@@ -24,7 +24,7 @@ from benchmarks.simulators.partial import (
 from benchmarks.studies import penguin
 from benchmarks.studies.motion import Part
 from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.store import read_rows
+from benchmarks.suite.results import read_rows
 from gsym.nn import PenguinConv
 
 WORLDS = {"pull": pull, "fall": fall, "slide": slide, "blow": partial(blow, wind=1.0)}

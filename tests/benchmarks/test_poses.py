@@ -8,7 +8,7 @@ from rich.console import Console
 
 from benchmarks.studies import poses as study
 from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.store import read_rows
+from benchmarks.suite.results import read_rows
 
 
 def test_each_seed_draws_its_own_poses_and_tests_on_all():

@@ -11,7 +11,7 @@ from toy_task import ToyTask
 
 from benchmarks import suite, tasks
 from benchmarks.__main__ import main
-from benchmarks.suite.store import read_rows
+from benchmarks.suite.results import read_rows
 from benchmarks.suite.task import register
 
 MODULE = """

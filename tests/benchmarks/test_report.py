@@ -12,8 +12,8 @@ from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.report.markdown import BEGIN, END
 from benchmarks.suite.report.markdown import write_report as report
 from benchmarks.suite.report.tables import compare, rich_tables, select, tabulate
+from benchmarks.suite.results import append_row
 from benchmarks.suite.run import run
-from benchmarks.suite.store import append_row
 
 FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2, 3.1], test=[4.0, 4.4, 4.1])
 MIDDLE = make_rows("(S_2)^2 x| S_2", 3, 2.079, val=[1.0, 1.1, 1.2], test=[2.0, 2.5, 2.3])

@@ -8,8 +8,8 @@ from toy_task import ToyTask, make_row
 
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.provenance import provenance
+from benchmarks.suite.results import RESULTS, append_row, read_rows
 from benchmarks.suite.run import run
-from benchmarks.suite.store import RESULTS, append_row, read_rows
 
 
 @pytest.fixture

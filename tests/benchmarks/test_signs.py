@@ -8,7 +8,7 @@ from rich.console import Console
 
 from benchmarks.studies import signs
 from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.store import Value, read_rows
+from benchmarks.suite.results import Value, read_rows
 
 
 @pytest.fixture(scope="module")

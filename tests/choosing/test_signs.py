@@ -9,9 +9,9 @@ from gsym.choosing.page.page import code
 from gsym.choosing.signs import characters, sign_patterns, small_symmetries
 from gsym.errors import GroupError, SignalError
 from gsym.groups import PermutationGroup, Representation
+from gsym.risk.left_out import LeftOut
 from gsym.risk.monomials import MonomialRidge, moves_of
 from gsym.risk.ridge import commutant_ridge
-from gsym.risk.samples import LeftOut
 
 MIRROR = PermutationGroup.from_cycles(6, [(0, 1), (2, 3)])
 

@@ -7,8 +7,8 @@ import torch
 from gsym.errors import GroupError, SignalError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.risk import monomials
+from gsym.risk.left_out import LeftOut
 from gsym.risk.monomials import PENALTIES, MonomialRidge, moves_of, root_errors
-from gsym.risk.samples import LeftOut
 
 SWAP = PermutationGroup.from_cycles(4, [(0, 1)])
 TURN = PermutationGroup.from_cycles(4, [(0, 1, 2)])

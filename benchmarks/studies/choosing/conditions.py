@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.stats import binomtest
 
-from benchmarks.suite.records import append_record, read_records
+from benchmarks.suite.study_tables import append_record, read_records
 from gsym import ClusterGroup, Partition
 from gsym.choosing.choose import choose_group
 from gsym.coarsening import coarsen

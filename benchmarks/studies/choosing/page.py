@@ -18,9 +18,9 @@ from benchmarks.studies.choosing.trials import (
     Trial,
 )
 from benchmarks.studies.choosing.twins import ASYMMETRIC, INPUTS, TRUTHS
-from benchmarks.suite.records import read_records
 from benchmarks.suite.report.markdown import markdown_table, write_page
-from benchmarks.suite.store import read_rows
+from benchmarks.suite.results import read_rows
+from benchmarks.suite.study_tables import read_records
 
 COMMAND = "python -m benchmarks choosing"
 PAGE = "choosing.md"

@@ -20,8 +20,8 @@ from benchmarks.studies.choosing.trials import (
 from benchmarks.studies.choosing.twins import INPUTS, TRUTHS
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.provenance import provenance
-from benchmarks.suite.records import write_records
-from benchmarks.suite.store import read_rows
+from benchmarks.suite.results import read_rows
+from benchmarks.suite.study_tables import write_records
 from benchmarks.tasks import TASKS
 
 METR_LA = Path("traffic") / "metr_la.npz"

@@ -35,7 +35,7 @@ from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.report.draw import PALETTE, save
 from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
 from benchmarks.suite.report.tables import Interval
-from benchmarks.suite.store import Row, read_rows
+from benchmarks.suite.results import Row, read_rows
 
 PAGE, PICTURE = "molecules.md", "molecules.png"
 REFERENCE = "GIN"

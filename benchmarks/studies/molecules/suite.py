@@ -17,7 +17,7 @@ from benchmarks.studies.molecules.separation import measure, names, theory
 from benchmarks.studies.molecules.training import BASELINES, GraphTraining, last
 from benchmarks.suite.engine import Engine, Job, check_request
 from benchmarks.suite.errors import BenchmarkError, check_names
-from benchmarks.suite.store import Value
+from benchmarks.suite.results import Value
 from benchmarks.suite.task import Schedule
 from benchmarks.suite.train import Fit, Trainer, closed_form
 

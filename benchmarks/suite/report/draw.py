@@ -19,7 +19,7 @@ from scipy import stats
 
 from benchmarks.data import read_npz, replacing
 from benchmarks.suite.report.tables import Interval, Line, Table, select, thousands
-from benchmarks.suite.store import graph_path
+from benchmarks.suite.results import graph_path
 
 # Okabe and Ito's palette, distinguishable with the common colour-vision deficiencies.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")

@@ -10,7 +10,7 @@ from benchmarks.data import replacing
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.report.draw import draw_errors, draw_graph, load_graph
 from benchmarks.suite.report.tables import Line, Table, compare, select, spread, tabulate, thousands
-from benchmarks.suite.store import RESULTS, Row, read_rows
+from benchmarks.suite.results import RESULTS, Row, read_rows
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table as RichTable
 from scipy import stats
 
-from benchmarks.suite.store import Row, file_stem
+from benchmarks.suite.results import Row, file_stem
 
 
 @dataclass(frozen=True)

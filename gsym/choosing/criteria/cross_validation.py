@@ -16,7 +16,7 @@ from gsym._validate import check_whole
 from gsym.choosing.choice import Candidate, Words
 from gsym.choosing.criteria._criterion import ChoiceData, Criterion, Entry, group_of
 from gsym.errors import SignalError
-from gsym.risk.samples import LeftOut
+from gsym.risk.left_out import LeftOut
 
 Score = Callable[..., Any]
 

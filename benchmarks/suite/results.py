@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.data import replacing
 from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.records import check_columns, csv_line, parse
+from benchmarks.suite.study_tables import check_columns, csv_line, parse
 
 RESULTS = "results.csv"
 STATUSES = ("ok", "diverged", "oom")
