@@ -45,10 +45,11 @@ class Operator:
         compute: The function, by whose name and types the operator is registered.
         inputs: How many arguments are differentiable tensors; ``None`` for one list of them.
         parts: Whether its results may share memory, as parts of one tensor do.
+        kept: How many results, the last ones, are for the gradient alone.
     """
 
-    def __init__(self, compute: Compute, inputs: int | None, parts: bool) -> None:
-        self.compute, self._inputs = compute, inputs
+    def __init__(self, compute: Compute, inputs: int | None, parts: bool, kept: int) -> None:
+        self.compute, self._inputs, self._kept = compute, inputs, kept
         self.registered = torch.library.custom_op(
             f"gsym::{compute.__name__}", _apart(compute) if parts else compute, mutates_args=()
         )
@@ -120,6 +121,9 @@ class Operator:
                     # Autograd sees neither views nor what is written in place.
                     with torch._C._ExcludeDispatchKeyGuard(_AUTOGRAD):
                         output = self.compute(*given, *ctx.rest)
+                    if self._kept:
+                        ctx.set_materialize_grads(False)
+                        ctx.mark_non_differentiable(*output[-self._kept :])
                     ctx.dtype = tensors[0].dtype
                     ctx.save_for_backward(*(keep(tensors, output) if keep else tensors))
                     return output
@@ -141,9 +145,11 @@ class Operator:
         return args[: self._inputs], args[self._inputs :]
 
 
-def operator(inputs: int | None, *, parts: bool = False) -> Callable[[Compute], Operator]:
+def operator(
+    inputs: int | None, *, parts: bool = False, kept: int = 0
+) -> Callable[[Compute], Operator]:
     """Make an :class:`Operator` of a function."""
-    return lambda compute: Operator(compute, inputs, parts)
+    return lambda compute: Operator(compute, inputs, parts, kept)
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -47,7 +47,7 @@ def elu_norm(
     return _compose(tensors, mean, partial(ops.segment_gather, segments=segments), eps)
 
 
-@operator(None)
+@operator(None, kept=1)
 def normalised(
     tensors: list[Tensor], tables: list[Tensor], eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def _(
 
 
 @normalised.gradient(lambda tensors, output: (*tensors, output[1]))
-def _(ctx: Context, grad: Tensor, _: Tensor) -> Grads:
+def _(ctx: Context, grad: Tensor, _: Tensor | None) -> Grads:
     *tensors, stored = ctx.saved_tensors
     if torch.is_grad_enabled() or is_transformed(grad):
         return _derive(grad, tensors, *ctx.rest)
