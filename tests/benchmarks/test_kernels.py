@@ -122,7 +122,7 @@ def test_the_first_call_of_a_turn_does_not_count(monkeypatch):
         now, last = now + (again if last == name else first), name
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
-    steps = {"a": lambda: run("a", 1.0, 0.1), "b": lambda: run("b", 0.5, 0.5)}
+    steps = {"a": lambda: run("a", 0.8, 0.1), "b": lambda: run("b", 0.5, 0.5)}
     times = interleave(steps, 3, CPU)
     assert times["a"] == pytest.approx([100.0] * 3)
     assert times["b"] == pytest.approx([500.0] * 3)
