@@ -144,7 +144,9 @@ class SplitFold:
         # At its floor the trivial level is nothing, and its factor would be a copy of the signals.
         B = np.zeros((x.shape[1], 0))
         if trivial > 10 * FLOOR:
-            B = math.sqrt(trivial / len(x)) * (x - x.mean(0)).T
+            errors = x - x.mean(0)
+            errors *= math.sqrt(trivial / len(x))
+            B = errors.T
         return SplitGaussian(self.products.fine.labels.numpy(), d, N, B)
 
     def loss(self, weights: NDArray) -> tuple[float, NDArray]:
