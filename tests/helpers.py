@@ -1,6 +1,7 @@
 """Random groups for the tests, and where the golden values lie."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym import ClusterGroup, Partition, PermutationGroup, kernels
 from gsym.kernels import Clusters, Tiles
+
+# The definition of the edge stage, with the arguments of the primitive.
+define_edges = partial(kernels.edge_mlp_sum, backend="reference")
 
 
 def random_cluster_group(seed: int, max_nodes: int = 40) -> ClusterGroup:

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gsym.kernels import _plain, reference
 from gsym.kernels._backends import STATE, choose
-from gsym.kernels.edges import EdgeStage
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.transforms import looks_inside
 
@@ -33,7 +31,7 @@ def run(primitive: Callable[..., Any], backend: str, alike: bool, x: Any, *args:
     chosen = choose(backend, op, kind)
     name, call, options = chosen.name, primitive, {"backend": chosen}
     if name == "reference":
-        call, options = getattr(reference, op) if isinstance(x, Tensor) else _define_edges, {}
+        call, options = getattr(reference, op), {}
     elif not alike and (looks_inside() or _are_traced(args)):
         # The definition is plain torch, too, where there is nothing better.
         name, call, options = "native", getattr(_plain, op, None) or getattr(reference, op), {}
@@ -43,10 +41,6 @@ def run(primitive: Callable[..., Any], backend: str, alike: bool, x: Any, *args:
         return call(x, *args, **options)
     with torch.autocast(kind, enabled=False):
         return call(x, *args, **options)
-
-
-def _define_edges(stage: EdgeStage, source: Segments, segments: Segments) -> Any:
-    return reference.edge_mlp_sum(source=source, segments=segments, **stage.arguments())
 
 
 def _are_traced(args: tuple[object, ...]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,18 +83,6 @@ class EdgeStage:
             name: x if x.dtype == wide or (x.dtype == kept and name != "pos") else x.to(wide)
             for name, x in self.tensors.items()
         }
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of :func:`gsym.kernels.edge_mlp_sum`, but for both indices."""
-        given = self.tensors
-        names = {
-            "edge_attr": ("attr", "attr_weight"),
-            "gate": ("gate", "gate_bias"),
-            "coord": ("coord", "coord_bias", "coord_last"),
-        }
-        parts = {name: tuple(given[n] for n in ns) for name, ns in names.items() if ns[0] in given}
-        alone = ("receiver", "sender", "weight", "bias", "pos", "distance")
-        return {n: given[n] for n in alone if n in given} | parts | self.options._asdict()
 
 
 class EdgeMaps(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gsym.kernels._subgraph_maps import Weights
 from gsym.kernels.clusters import Clusters
+from gsym.kernels.edges import EdgeStage
 from gsym.kernels.segments import Segments, Tiles
 from gsym.kernels.subgraphs import Subgraphs
 
@@ -103,22 +104,7 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 def edge_mlp_sum(
-    receiver: Tensor,
-    sender: Tensor,
-    source: Segments,
-    segments: Segments,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    pos: Tensor | None = None,
-    distance: Tensor | None = None,
-    edge_attr: tuple[Tensor, Tensor] | None = None,
-    gate: tuple[Tensor, Tensor] | None = None,
-    coord: tuple[Tensor, Tensor, Tensor] | None = None,
-    normalize: bool = False,
-    tanh: bool = False,
-    clamp: float | None = None,
-    mean: bool = True,
+    stage: EdgeStage, source: Segments, segments: Segments
 ) -> tuple[Tensor, Tensor | None]:
     """Sums over the incoming edges of every node, of messages and of coordinate moves.
 
@@ -126,28 +112,31 @@ def edge_mlp_sum(
     |r|^2 distance + A edge_attr) + b), times sigmoid(gate m) if there is a gate; the move is
     r * coord(m), coord having one hidden layer. Weights are stored as ``nn.Linear`` does.
     """
+    given, options = stage.tensors, stage.options
     i, j = segments._index, source._index
-    hidden = receiver[..., i, :] + sender[..., j, :]
-    if edge_attr is not None:
-        hidden = hidden + F.linear(*edge_attr)
-    if pos is not None and distance is not None:
-        r = pos[..., i, :] - pos[..., j, :]
+    hidden = given["receiver"][..., i, :] + given["sender"][..., j, :]
+    if "attr" in given:
+        hidden = hidden + F.linear(given["attr"], given["attr_weight"])
+    if "pos" in given and "distance" in given:
+        r = given["pos"][..., i, :] - given["pos"][..., j, :]
         s = r.square().sum(-1, keepdim=True)
-        hidden = hidden + (s * distance).to(hidden.dtype)
-    message = F.silu(F.linear(F.silu(hidden), weight, bias))
-    if gate is not None:
-        message = message * F.linear(message, *gate).sigmoid()
+        hidden = hidden + (s * given["distance"]).to(hidden.dtype)
+    message = F.silu(F.linear(F.silu(hidden), given["weight"], given["bias"]))
+    if "gate" in given:
+        message = message * F.linear(message, given["gate"], given["gate_bias"]).sigmoid()
     total = segment_sum(message, segments)
-    if coord is None:
+    if not stage.moves:
         return total, None
-    if normalize:
+    if options.normalize:
         length = s.detach().sqrt()
         r = r / torch.where(length == 0, 1, length + 1e-8)
-    size = F.linear(F.silu(F.linear(message, coord[0], coord[1])), coord[2])
-    move = r * (size.tanh() if tanh else size)
-    if clamp is not None:
-        move = move * clamp / move.square().sum(-1, keepdim=True).clamp(min=clamp**2).sqrt()
-    return total, segment_mean(move, segments) if mean else segment_sum(move, segments)
+    inner = F.silu(F.linear(message, given["coord"], given["coord_bias"]))
+    size = F.linear(inner, given["coord_last"])
+    move = r * (size.tanh() if options.tanh else size)
+    if options.clamp is not None:
+        longest = options.clamp
+        move = move * longest / move.square().sum(-1, keepdim=True).clamp(min=longest**2).sqrt()
+    return total, segment_mean(move, segments) if options.mean else segment_sum(move, segments)
 
 
 def subgraph_linear(

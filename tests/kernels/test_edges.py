@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers import define_edges
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gsym import kernels
-from gsym.kernels import Segments, _operators, native, reference
+from gsym.kernels import Segments, _operators, native
 from gsym.kernels.edges import EdgeOptions, EdgeStage
 from gsym.kernels.native import edges as pipeline
 
@@ -127,7 +128,7 @@ def assert_parity(function, tables, tensors, options, allowed=None):
     exact = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
     allowed = allowed or TOLERANCE[tensors["receiver"].dtype]
     found = call(function, tables, leaves, options)
-    right = call(reference.edge_mlp_sum, tables, exact, options)
+    right = call(define_edges, tables, exact, options)
     assert len(found) == len(right) == 1 + ("coord" in tensors)
     for name, a, b in zip(("messages", "moves"), found, right, strict=False):
         assert a.dtype == tensors["receiver"].dtype
@@ -253,7 +254,7 @@ def test_gradients_of_moves_within_a_clamp_that_float32_rounds(fused):
     assert (source.index == segments.index).any()  # loops, whose moves are zero
     tensors["coord_last"] = 1e-4 * tensors["coord_last"].detach()
     tables, options = (source, segments), options | {"clamp": 0.21}
-    assert call(reference.edge_mlp_sum, tables, tensors, options)[1].abs().amax() < 0.1
+    assert call(define_edges, tables, tensors, options)[1].abs().amax() < 0.1
     assert_parity(on(fused), tables, tensors, options)
 
 
@@ -456,7 +457,7 @@ def test_autocast_takes_products_in_its_type_and_leaves_coordinates():
         total, moved = call(kernels.edge_mlp_sum, tables, tensors, options)
     assert (total.dtype, moved.dtype) == (torch.bfloat16, torch.float32)
     exact = {name: x.detach().double() for name, x in tensors.items()}
-    right = call(reference.edge_mlp_sum, tables, exact, options)
+    right = call(define_edges, tables, exact, options)
     assert_near(total.detach(), right[0], 0.1, "messages")
     assert_near(moved.detach(), right[1], 0.1, "moves")
 
@@ -513,7 +514,7 @@ def test_a_tensor_in_two_places_counts_once_in_each():
         loss = sum(v.square().sum() for v in call(function, tables, tensors, options))
         return torch.autograd.grad(loss, shared, **how)[0]
 
-    right = gradient(reference.edge_mlp_sum, retain_graph=True)
+    right = gradient(define_edges, retain_graph=True)
     for how in ({"retain_graph": True}, {"create_graph": True}):
         torch.testing.assert_close(gradient(kernels.edge_mlp_sum, **how), right)
 

@@ -6,6 +6,7 @@ the type must come out, though sums on the way do not fit it.
 
 import pytest
 import torch
+from helpers import define_edges
 from kernels.test_edges import call as call_edges
 from kernels.test_edges import make_case as make_edge_case
 
@@ -176,11 +177,11 @@ def test_edges_over_magnitudes(dtype, backend, variant, scale):
 
     given = [x.to(dtype) for x in tensors.values()]
     exact = [x.double() for x in given]
-    right = run(reference.edge_mlp_sum, exact)
+    right = run(define_edges, exact)
     if right.abs().max() > 6e4:
         pytest.skip("the result itself does not fit float16")
     given, exact = ([x.requires_grad_() for x in part] for part in (given, exact))
-    y, right = run(kernels.edge_mlp_sum, given, backend=backend), run(reference.edge_mlp_sum, exact)
+    y, right = run(kernels.edge_mlp_sum, given, backend=backend), run(define_edges, exact)
     assert_near(y.detach(), right.detach(), 4 * HALVES[dtype], "value")
     place = names.index("pos")
     outer = torch.linspace(0.5, 1, y.numel()).to(dtype)
@@ -240,7 +241,7 @@ def test_autocast_computes_edges_in_float32(dtype):
         found = call_edges(kernels.edge_mlp_sum, tables, tensors, options)
     rounded = {n: x.detach().to(dtype) if n != "pos" else x.detach() for n, x in tensors.items()}
     exact = {name: x.double().requires_grad_() for name, x in rounded.items()}
-    right = call_edges(reference.edge_mlp_sum, tables, exact, options)
+    right = call_edges(define_edges, tables, exact, options)
     for a, b in zip(found, right, strict=True):
         assert_near(a.detach(), b.detach(), 8 * HALVES[dtype], "value")
     wanted = torch.autograd.grad(right[1].sum(), exact["pos"])[0]

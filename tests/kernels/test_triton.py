@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from helpers import define_edges
 from kernels import test_transforms as transformed
 from kernels.test_edges import both_ends
 from kernels.test_ops import (
@@ -283,9 +284,9 @@ def clamped(args, options):
     own["source"] = Segments(nodes[count:], 2 * count)
     for name in ("receiver", "sender", "pos"):
         own[name] = torch.cat([args[name][..., ends, :] for ends in (index, source)], dim=-2)
-    full = {name: widened(x) if type(x) is tuple else x for name, x in (args | own).items()}
+    full = {name: tuple(widened(x)) if type(x) is tuple else x for name, x in (args | own).items()}
     full |= {name: x.double() for name, x in full.items() if isinstance(x, torch.Tensor)}
-    _, moved = reference.edge_mlp_sum(**full, **options | {"clamp": None, "mean": False})
+    _, moved = define_edges(**full, **options | {"clamp": None, "mean": False})
     lengths = moved.detach()[..., :count, :].norm(dim=-1)[..., index != source].flatten()
     lengths = lengths.sort().values
     few = lengths.numel() // 8
@@ -601,7 +602,7 @@ def assert_of_rows_in_pairs(backend, op, rows, dtype=torch.bfloat16):
     for end in ends:
         given = [x.detach()[end], sender[rows - end.stop : rows - end.start].flip(0)]
         given = [value.double().requires_grad_() for value in given]
-        right, _ = reference.edge_mlp_sum(*given, short, short, weight[0].double(), bias.double())
+        right, _ = define_edges(*given, short, short, weight[0].double(), bias.double())
         assert_near(total[end], right, 2e-2, "messages")
         outer = total.detach()[end].double()
         (expected,) = torch.autograd.grad(right, given[0], outer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,35 +52,47 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
+        # Threads of the group need the interpreter to drop their last tensors, and torch joins them
+        # while it holds the interpreter.
+        time.sleep(0.01)
         dist.destroy_process_group()
 
 
 def distributed(subject: Subject) -> Iterator[Comparison]:
     """``DistributedDataParallel`` on gloo."""
     with process_group():
-        layer = subject.layer()
-        wrapped = DistributedDataParallel(layer)
-        for step in range(2):
-            found = backward(wrapped, subject.arguments(), list(layer.parameters()))
-            yield f"gradients, step {step}", found, subject.gradient()
-        yield "values", wrapped(*subject.arguments()), subject.value()
+        # A generator of its own, so that what is wrapped goes before the group does.
+        yield from _distributed(subject)
+
+
+def _distributed(subject: Subject) -> Iterator[Comparison]:
+    layer = subject.layer()
+    wrapped = DistributedDataParallel(layer)
+    for step in range(2):
+        found = backward(wrapped, subject.arguments(), list(layer.parameters()))
+        yield f"gradients, step {step}", found, subject.gradient()
+    yield "values", wrapped(*subject.arguments()), subject.value()
 
 
 def fully_sharded(subject: Subject) -> Iterator[Comparison]:
     """``fully_shard`` (FSDP2) of each layer of a stack and of the whole, on gloo."""
     with process_group():
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        layer = subject.layer()
-        for stack in list_of_layers(layer):
-            for child in stack:
-                fully_shard(child, mesh=mesh)
-        fully_shard(layer, mesh=mesh)
-        yield "values", layer(*subject.arguments()), subject.value()
-        args = subject.arguments()
-        real = [value.requires_grad_() for value in args if is_real(value)]
-        loss(layer(*args)).backward()
-        found = [
-            torch.zeros(p.shape) if p.grad is None else p.grad.full_tensor()  # type: ignore[attr-defined]
-            for p in layer.parameters()
-        ]
-        yield "gradients", [*(value.grad for value in real), *found], subject.gradient()
+        yield from _fully_sharded(subject)
+
+
+def _fully_sharded(subject: Subject) -> Iterator[Comparison]:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layer = subject.layer()
+    for stack in list_of_layers(layer):
+        for child in stack:
+            fully_shard(child, mesh=mesh)
+    fully_shard(layer, mesh=mesh)
+    yield "values", layer(*subject.arguments()), subject.value()
+    args = subject.arguments()
+    real = [value.requires_grad_() for value in args if is_real(value)]
+    loss(layer(*args)).backward()
+    found = [
+        torch.zeros(p.shape) if p.grad is None else p.grad.full_tensor()  # type: ignore[attr-defined]
+        for p in layer.parameters()
+    ]
+    yield "gradients", [*(value.grad for value in real), *found], subject.gradient()

@@ -83,9 +83,10 @@ def edge_mlp_sum(stage: EdgeStage, tables: EdgeTables) -> tuple[Tensor, Tensor]:
         _forward_kernel,
         batch * triton.cdiv(edges, block),
         receiver,
-        *(*tensors, tables.index, tables.source, tables.pointers, total.out, total.pieces),
+        *(*tensors, tables.index, tables.source, tables.pointers, *sizes),
+        *(total.out, total.pieces),
         *((None, None) if moved is None else (moved.out, moved.pieces)),
-        *(*sizes, normalize, tanh, clamp),
+        *(normalize, tanh, clamp),
         **_settings(receiver.dtype, hidden),
     )
     sums = total.finish(tables.pointers)
@@ -126,9 +127,10 @@ def edge_mlp_grads(
             _backward_kernel,
             programs,
             receiver,
-            *(*given, *tensors, tables.index, tables.source, *ends, node.out, node.pieces),
+            *(*given, *tensors, tables.index, tables.source, *ends, *sizes),
+            *(node.out, node.pieces),
             *((None, None) if place is None else (place.out, place.pieces)),
-            *(*weighs, *sizes, normalize, tanh, clamp),
+            *(*weighs, normalize, tanh, clamp),
             **_settings(receiver.dtype, hidden),
         )
         node_grads.append(node.finish(ends[1]))
@@ -235,10 +237,6 @@ def _forward_kernel(
     index,  # [e]
     source,  # [e]
     pointers,  # [n + 1]
-    total,  # [b, n, h]
-    total_pieces,  # [b, 2 * blocks, h]
-    moved,  # [b, n, d]
-    moved_pieces,  # [b, 2 * blocks, d]
     batch,
     edges,
     receivers,
@@ -247,6 +245,10 @@ def _forward_kernel(
     dim: tl.constexpr,
     attrs: tl.constexpr,
     attr_stride,
+    total,  # [b, n, h]
+    total_pieces,  # [b, 2 * blocks, h]
+    moved,  # [b, n, d]
+    moved_pieces,  # [b, 2 * blocks, d]
     NORMALIZE: tl.constexpr,
     TANH: tl.constexpr,
     CLAMP: tl.constexpr,
@@ -386,6 +388,14 @@ def _backward_kernel(
     source,
     order,  # [e] edges by sender, or None: by receiver
     pointers,  # [n + 1] of receivers or senders
+    batch,
+    edges,
+    receivers,
+    senders,
+    hidden: tl.constexpr,
+    dim: tl.constexpr,
+    attrs: tl.constexpr,
+    attr_stride,
     node_grad,  # [b, n, h]
     node_pieces,
     pos_grad,  # [b, n, d]
@@ -396,14 +406,6 @@ def _backward_kernel(
     vector_grad,  # [programs, 5, h]: bias, distance, gate, coord_bias, coord_last
     gate_bias_grad,  # [programs]
     attr_grad,  # [b, e, a]
-    batch,
-    edges,
-    receivers,
-    senders,
-    hidden: tl.constexpr,
-    dim: tl.constexpr,
-    attrs: tl.constexpr,
-    attr_stride,
     NORMALIZE: tl.constexpr,
     TANH: tl.constexpr,
     CLAMP: tl.constexpr,
