@@ -175,6 +175,16 @@ def test_wrong_signs_are_one_line(mirrored, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_signs_of_targets_that_have_none_are_refused(mirrored, capsys):
+    for args, said in (
+        (mirrored[:5], "without --targets they are the signals"),
+        ((*mirrored[:5], "--targets", "total.npz"), "one number per sample stays as it is"),
+    ):
+        with pytest.raises(SystemExit):
+            run(capsys, *args, "--signs", "x0:-1", "y:-1")
+        assert said in capsys.readouterr().err
+
+
 def test_pixels_are_drawn_as_a_grid(folder, capsys, monkeypatch):
     drawn = {}
     monkeypatch.setattr(

@@ -272,6 +272,15 @@ def _pairs(
                 f"--signs takes auto, or words such as x:-1, x0:-1 and y2:-1; got {word!r}"
             )
         letter, channel = found[1], found[2]
+        if letter == "y" and (y is None or not counts["y"]):
+            raise UsageError(
+                f"--signs {word}: "
+                + (
+                    "without --targets they are the signals; say it of x"
+                    if y is None
+                    else "one number per sample stays as it is; leave it out"
+                )
+            )
         if channel and int(channel) >= counts[letter]:
             raise UsageError(
                 f"--signs {word}: {'signals' if letter == 'x' else 'targets'} have "

@@ -161,7 +161,7 @@ def choose_group(
     """
     if swaps not in ("auto", None):
         raise ValueError(f'swaps must be "auto" or None; got {swaps!r}')
-    if signs not in ("auto", None):
+    if signs is not None and not (isinstance(signs, str) and signs == "auto"):
         raise ValueError(
             f'signs must be "auto" or None; got {signs!r:.80}; signs that are known go into '
             "Representation.from_signs, and a pair of these into the candidates"
@@ -212,7 +212,7 @@ def choose_group(
         signed = chosen(judge_signs(small, data), SIGNS, Words("error"))
         if all(is_small(entry) for entry in groups):
             return signed
-        groups += best_signs(signed)
+        groups += [pair for pair in best_signs(signed) if pair not in groups]
 
     def with_swaps(plain: Iterable[Entry]) -> list[Entry]:
         out: list[Entry] = []

@@ -18,7 +18,7 @@ from gsym.coarsening.methods.risk import merge_by_risk
 from gsym.errors import SignalError
 from gsym.groups import Partition, PermutationGroup
 from gsym.risk.dependence import serial_dependence
-from gsym.risk.ridge import commutant_ridge, residuals
+from gsym.risk.ridge import Reps, commutant_ridge, residuals
 from gsym.risk.samples import Samples, as_regression
 
 
@@ -30,7 +30,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
     besides the usual ``[samples, n]`` (one channel) arrays ``[samples, n, c]`` are accepted.
 
     Args:
-        candidates: A :class:`gsym.Hierarchy` or a list of groups and partitions. ``None``: the
+        candidates: As in :func:`gsym.choose_group`. ``None``: the
             hierarchy of :func:`gsym.coarsening.methods.risk.merge_by_risk` where targets are on
             the nodes, otherwise the trivial group and S_n.
         simplest: Take the smallest model within one standard error instead of the best.
@@ -62,7 +62,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        candidates: Hierarchy | Iterable[PermutationGroup | Partition] | None = None,
+        candidates: Hierarchy | Iterable[PermutationGroup | Partition | Reps] | None = None,
         *,
         simplest: bool = False,
         edge_index: Any = None,
@@ -133,6 +133,8 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
             inputs,
             targets,
             taken.group,
+            in_rep=taken.in_rep,
+            out_rep=taken.out_rep,
             block=self.choice_.block,
             gap=self.choice_.gap,
             **options,

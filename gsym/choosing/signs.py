@@ -7,6 +7,7 @@ map, signs of all inputs and all targets together make no difference, so degree 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,20 +18,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gsym._validate import warn
 from gsym.choosing.choice import Candidate, GroupChoice, signs_text
 from gsym.choosing.criteria import ChoiceData, Entry, group_of
 from gsym.errors import GroupError, SignalError
-from gsym.groups import PermutationGroup, Representation, automorphisms
+from gsym.groups import ClusterGroup, PermutationGroup, Representation, automorphisms
 from gsym.risk.left_out import LeftOut
-from gsym.risk.monomials import MAX_IMAGES, Monomials, moves_of, root_errors
+from gsym.risk.monomials import MAX_IMAGES, MonomialRidge, Monomials, moves_of, root_errors
 
 SIGNS = "leave-one-out root mean squared error of ridge on monomials of degree 2"
 # Signs of the generators, for each channel.
 Pattern = tuple[tuple[int, ...], ...]
 # Every pattern of the inputs takes a decomposition, every pattern of the targets a sum.
-MAX_PATTERNS = 256
+MAX_INPUTS, MAX_PATTERNS = 256, 1024
 # Patterns of each group that a choice keeps, besides the one without signs.
 KEPT = 8
+# Standard deviations that a channel may lie from its origin.
+MAX_OFFSET = 10
 # Products of this many generators of the graph's automorphisms are tried.
 MAX_GENERATORS = 3
 
@@ -42,15 +46,39 @@ def characters(group: PermutationGroup) -> list[tuple[int, ...]]:
         >>> characters(PermutationGroup.from_cycles(5, [(0, 1, 2)], [(3, 4)]))
         [(1, 1), (1, -1)]
     """
-    rows = Representation.trivial(group, 1).moves.images.size(0)
-    found = [(1,) * rows]
-    for signs in list(product((1, -1), repeat=rows))[1:]:
-        try:
-            Representation.from_signs(group, [[sign] for sign in signs])
-        except GroupError:
-            continue
-        found.append(signs)
+    acting = group.swaps if isinstance(group, ClusterGroup) else group
+    rows = [] if acting is None else [tuple(row) for row in acting.generators.tolist()]
+    kept: list[tuple[int, ...]] = []
+    words: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for row in rows:
+        # A generator that others make has the sign that these give it.
+        if row not in words:
+            kept.append(row)
+            words = _words(kept)
+    found = []
+    for signs in product((1, -1), repeat=len(kept)):
+        value = {perm: math.prod(signs[i] for i in word) for perm, word in words.items()}
+        if all(
+            value[tuple(generator[i] for i in perm)] == sign * value[perm]
+            for perm in words
+            for generator, sign in zip(kept, signs, strict=True)
+        ):
+            found.append(tuple(value[row] for row in rows))
     return found
+
+
+def _words(generators: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Every element of a small group, and numbers of generators whose product it is."""
+    identity = tuple(range(len(generators[0])))
+    words: dict[tuple[int, ...], tuple[int, ...]] = {identity: ()}
+    listed = [identity]
+    for here in listed:
+        for number, generator in enumerate(generators):
+            moved = tuple(generator[i] for i in here)
+            if moved not in words:
+                words[moved] = (number, *words[here])
+                listed.append(moved)
+    return words
 
 
 def sign_patterns(
@@ -79,16 +107,21 @@ def sign_patterns(
         A candidate per pattern, whose errors are root mean squares in the units of the targets.
 
     Raises:
-        GroupError: More than :data:`MAX_PATTERNS` patterns of the inputs or of the targets.
+        GroupError: More than :data:`MAX_INPUTS` patterns of the inputs, or :data:`MAX_PATTERNS`.
     """
     signs = characters(group)
     c_in, c_out = x.shape[2], y.shape[2]
-    for what, count in (("inputs", c_in), ("targets", 0 if invariant or denoising else c_out)):
-        if len(signs) ** count > MAX_PATTERNS:
-            raise GroupError(
-                f'signs="auto" tries every pattern: {len(signs)}^{count} of the {what} under '
-                f"{group} are more than {MAX_PATTERNS}; give pairs of representations as candidates"
-            )
+    # A channel that never varies would tell an image from its original, and the symmetry nothing.
+    choices = [signs if np.ptp(x[..., c]) > 0 else signs[:1] for c in range(c_in)]
+    outside_choices = [signs if np.ptp(y[..., c]) > 0 else signs[:1] for c in range(c_out)]
+    inputs = math.prod(map(len, choices))
+    targets = 1 if invariant or denoising else math.prod(map(len, outside_choices))
+    if inputs > MAX_INPUTS or inputs * targets > MAX_PATTERNS:
+        raise GroupError(
+            f'signs="auto" tries every pattern of signs: {inputs:,} of the inputs times '
+            f"{targets:,} of the targets under {group} are more than {MAX_INPUTS} or "
+            f"{MAX_PATTERNS:,} in all; give pairs of representations as candidates"
+        )
 
     @cache
     def rep(pattern: Pattern) -> Representation:
@@ -99,7 +132,7 @@ def sign_patterns(
 
     flat_x, flat_y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     found = []
-    for inside in product(signs, repeat=c_in):
+    for inside in product(*choices):
         features = Monomials(moves_of(rep(inside), None)[0].images(flat_x), 2, left_out)
 
         @cache
@@ -114,7 +147,7 @@ def sign_patterns(
             errors = features.errors(targets)
             return errors.reshape(*errors.shape[:2], -1, c_out).sum(2)
 
-        outside: Iterable[Pattern] = product(signs, repeat=c_out)
+        outside: Iterable[Pattern] = product(*outside_choices)
         if invariant or denoising:
             outside = [(signs[0],) if invariant else inside]
         for pattern in outside:
@@ -151,11 +184,11 @@ def small_symmetries(group: PermutationGroup) -> Iterator[PermutationGroup]:
             yield PermutationGroup(group.num_nodes, perm[None])
 
 
-def judge_signs(groups: Sequence[PermutationGroup], data: ChoiceData) -> list[Candidate]:
+def judge_signs(groups: Sequence[Entry], data: ChoiceData) -> list[Candidate]:
     """The best patterns of signs of each group, and the one without signs.
 
     Args:
-        groups: Groups of up to 64 elements.
+        groups: Groups of up to 64 elements, and pairs of their representations, which stay.
         data: The signals.
 
     Raises:
@@ -169,8 +202,13 @@ def judge_signs(groups: Sequence[PermutationGroup], data: ChoiceData) -> list[Ca
             "standardize, mask and missing out"
         )
     x, y = samples.given
+    _warn_offsets(x, "x")
     found: list[Candidate] = []
     for group in groups:
+        if isinstance(group, tuple):
+            fit = MonomialRidge(x, y, *group, samples.left_out)
+            found.append(Candidate(group_of(group), fit.errors, in_rep=group[0], out_rep=group[1]))
+            continue
         ordered = sign_patterns(
             x, y, group, samples.left_out, invariant=samples.invariant, denoising=data.denoising
         )
@@ -181,23 +219,36 @@ def judge_signs(groups: Sequence[PermutationGroup], data: ChoiceData) -> list[Ca
     return found
 
 
+def _warn_offsets(values: NDArray, what: str) -> None:
+    """Warn of channels whose origin is far from their values: products hardly see their signs."""
+    mean, spread = np.abs(values.mean((0, 1))), values.std((0, 1))
+    far = np.flatnonzero((mean > MAX_OFFSET * spread) & (spread > 1e-12 * mean))
+    if len(far):
+        warn(
+            f"channel {far[0]} of {what} lies {mean[far[0]] / spread[far[0]]:.0f} standard "
+            "deviations from 0: its sign cannot be told, and others may be mistaken; measure it "
+            "from a place that the symmetry keeps"
+        )
+
+
 def is_small(entry: Entry) -> bool:
     """Whether a candidate has few enough elements to be judged with signs."""
-    return group_of(entry).order() <= MAX_IMAGES
+    return group_of(entry).log_order() < math.log(MAX_IMAGES) + 0.5
 
 
 def small_groups(
     groups: Sequence[Entry], edge_index: Tensor | None, edge_weight: Tensor | None, n: int
-) -> list[PermutationGroup]:
+) -> list[Entry]:
     """No symmetry, the small ones of the candidates, and exchanges that keep the graph.
 
     Raises:
         GroupError: There are none but the trivial group.
     """
     trivial = PermutationGroup.trivial(n)
-    found = [group_of(entry) for entry in groups if is_small(entry)]
-    found = [group for group in found if group.order() > 1]
-    known = {tuple(g.generators[0].tolist()) for g in found if g.num_generators == 1}
+    small = [entry for entry in groups if is_small(entry) and group_of(entry).order() > 1]
+    found: list[Entry] = list(dict.fromkeys(small))
+    alone = [entry for entry in found if isinstance(entry, PermutationGroup)]
+    known = {tuple(g.generators[0].tolist()) for g in alone if g.num_generators == 1}
     if edge_index is not None:
         kept = automorphisms(edge_index, n, edge_weight)
         for group in small_symmetries(kept) if kept.exact else ():

@@ -30,6 +30,7 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,11 +81,10 @@ def moves_of(in_rep: Representation, out_rep: Representation | None) -> tuple[Mo
         GroupError: More than :data:`MAX_IMAGES` elements.
     """
     group = in_rep.group
-    order = group.order()
-    if order > MAX_IMAGES:
+    if group.log_order() > math.log(MAX_IMAGES) + 0.5:
         raise GroupError(
-            f"{group} has {order:,} elements; the regression on monomials takes groups of up to "
-            f"{MAX_IMAGES}: leave it out, or use the linear one"
+            f"the regression on monomials takes groups of up to {MAX_IMAGES} elements; {group} has "
+            "more: leave it out, or use the linear one"
         )
     nodes = group.generators.numpy()
     still = np.zeros((len(nodes), 0), dtype=np.int64)
@@ -135,13 +135,15 @@ class Monomials:
         self.left_out, self.degree, rows = left_out, degree, s * self.copies
         z = images.reshape(rows, width)
         spread = z.std(0)
-        varies = spread > 1e-12 * max(float(spread.max()), 1e-300)
+        varies = spread > 1e-12 * np.abs(z).max(0)
         self._weight = varies / np.where(varies, spread, 1.0)
         self._rows = z * self._weight
         z = self._rows[:, varies]
         width = z.shape[1]
         features = width if degree == 1 else width * (width + 3) // 2
-        if rows <= min(features, MAX_SIDE):
+        if not features:
+            self._left, self._squares = np.zeros((rows, 0)), np.zeros(0)
+        elif rows <= min(features, MAX_SIDE):
             gram = self._products(self._rows)
             gram -= gram.mean(0)
             gram -= gram.mean(1, keepdims=True)

@@ -38,6 +38,7 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,8 +83,8 @@ def commutant_ridge(
         x: Inputs ``[s, n, c_in]`` or ``[s, n]``.
         y: Targets ``[s, n, c_out]``, ``[s, n]``, or ``[s]`` for an invariant map.
         group: Group on the n nodes, or a partition, which stands for its ``ClusterGroup``.
-        in_rep: How a group of up to 64 elements that exchanges single nodes moves the channels of
-            x as well; with it the signals have to be complete and are not standardised.
+        in_rep: How a group of up to 64 elements moves the channels of x as well; with it the
+            signals have to be complete and are not standardised.
         out_rep: How it moves those of y; leave it out for an invariant map.
         block: Consecutive signals left out together.
         gap: Signals on either side of a block that are left out of the fit as well.
@@ -193,7 +194,7 @@ def fit_to_all(
     that errs least on the observed ones. On the way the penalties stay, and are chosen again at
     its end.
     """
-    if reps is not None:
+    if reps is not None and not _are_trivial(*reps):
         return _solve_represented(data.tied(*reps), clusters, penalty, reps)
     fit = _solve_group(data, clusters, (penalty, penalty))
     if data.observed[1] is None:
@@ -250,11 +251,15 @@ def check_reps(
     """The representations of a regression, or ``None`` where channels stay as they are.
 
     Raises:
+        TypeError: What is no representation.
         GroupError: Representations of another group or of other numbers of channels, only one of
-            the two, a group that permutes within clusters, or one of too many elements.
+            the two, or a group of too many elements.
     """
     if in_rep is None and out_rep is None:
         return None
+    for name, rep in (("in_rep", in_rep), ("out_rep", out_rep)):
+        if not isinstance(rep, Representation | None):
+            raise TypeError(f"{name} must be a gsym.Representation; got {type(rep).__name__}")
     if in_rep is None or (out_rep is None) != data.invariant:
         raise GroupError(
             "give in_rep and out_rep, or in_rep alone where y is one number per signal; "
@@ -271,19 +276,18 @@ def check_reps(
             raise GroupError(
                 f"{name} moves {rep.num_channels} channels but the signals have {values.shape[2]}"
             )
-    if max(clusters.partition.sizes) > 1 and not (
-        in_rep.is_trivial and (out_rep is None or out_rep.is_trivial)
-    ):
-        raise GroupError(
-            f"{group} permutes nodes within clusters; ridge with representations takes groups that "
-            "exchange single nodes, such as a mirror"
-        )
-    if clusters.order() > MAX_ELEMENTS:
+    if _are_trivial(in_rep, out_rep):
+        return None
+    if clusters.log_order() > math.log(MAX_ELEMENTS) + 0.5:
         raise GroupError(
             f"ridge with representations takes groups of up to {MAX_ELEMENTS} elements; {group} "
-            f"has {clusters.order():,}"
+            "has more"
         )
     return in_rep, out_rep
+
+
+def _are_trivial(in_rep: Representation, out_rep: Representation | None) -> bool:
+    return in_rep.is_trivial and (out_rep is None or out_rep.is_trivial)
 
 
 def _solve_represented(
@@ -304,7 +308,9 @@ def _solve_represented(
         copies=m,
         drift=None if data.invariant else data.drift,
     )
-    return CommutantRidge(data, clusters, means, None)
+    # All elements were applied to nodes, those within clusters too.
+    nodes = PermutationGroup(clusters.num_nodes, clusters.generators).as_clusters()
+    return CommutantRidge(data, nodes, means, None)
 
 
 def residuals(data: Samples) -> NDArray:

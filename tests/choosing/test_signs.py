@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from gsym import Partition, choose_group
+from gsym import Partition, SubgroupSearch, choose_group
 from gsym.choosing.page.page import code
 from gsym.choosing.signs import characters, sign_patterns, small_symmetries
 from gsym.errors import GroupError, SignalError
-from gsym.groups import PermutationGroup, Representation
+from gsym.groups import ClusterGroup, PermutationGroup, Representation
 from gsym.risk.left_out import LeftOut
 from gsym.risk.monomials import MonomialRidge, moves_of
 from gsym.risk.ridge import commutant_ridge
@@ -96,7 +96,7 @@ def test_products_of_automorphisms_of_order_two():
 
 def test_too_many_patterns_are_refused():
     x = np.random.default_rng(0).normal(size=(10, 6, 9))
-    with pytest.raises(GroupError, match=r"2\^9 of the inputs .* give pairs of representations"):
+    with pytest.raises(GroupError, match=r"512 of the inputs .* give pairs of representations"):
         sign_patterns(x, x, MIRROR, LeftOut(10, 1))
 
 
@@ -193,3 +193,58 @@ def test_what_is_refused():
         choose_group([(in_rep, other)], x, y)
     with pytest.raises(GroupError, match="moves 2 channels but the signals have 1"):
         choose_group([(in_rep, out_rep)], x[..., :1], y)
+
+
+def test_the_estimator_predicts_with_the_signs():
+    (x, y), pair = poses(60)
+    search = SubgroupSearch([pair]).fit(x, y)
+    new = torch.from_numpy(x[:3])
+    moved = search.predict(pair[0].act(MIRROR.generators[0], new).numpy())
+    right = pair[1].act(MIRROR.generators[0], torch.from_numpy(search.predict(x[:3])))
+    np.testing.assert_allclose(moved, right.numpy(), atol=1e-10)
+
+
+def test_generators_that_others_make_cost_nothing():
+    turns = [np.roll(range(24), k).tolist() for k in range(1, 24)]
+    found = characters(PermutationGroup(24, turns))
+    assert found == [(1,) * 23, tuple((-1) ** k for k in range(1, 24))]
+
+
+def test_a_constant_channel_has_no_sign_and_an_offset_is_warned_of():
+    (x, y), (in_rep, _) = poses(100)
+    constant = np.concatenate([x, np.full_like(x[..., :1], 30.1)], -1)
+    best = choose_group([MIRROR], constant, y, signs="auto").best
+    assert best.in_rep.signs.tolist() == [[*in_rep.signs[0].tolist(), 1]]
+    with pytest.warns(UserWarning, match=r"channel 1 of x lies .* standard deviations from 0"):
+        choose_group([MIRROR], x + np.array([0, 100.0]), y, signs="auto")
+    small = choose_group([MIRROR], x * [1e-13, 1], y, signs="auto").best
+    assert small.in_rep == in_rep
+    still = np.broadcast_to(x[:1], x.shape).copy()
+    assert choose_group([MIRROR], still, y, signs="auto").best.score > 0
+
+
+def test_given_pairs_stay_and_groups_are_judged_once():
+    (x, y), pair = poses(60)
+    given = Representation.from_permutation(MIRROR, [[1, 0]])
+    choice = choose_group([MIRROR, MIRROR, (given, given), pair], x, y, signs="auto")
+    assert sum(c.in_rep == given for c in choice.candidates) == 1
+    assert sum(c.tried for c in choice.candidates) == 1 + 16 + 2
+
+
+def test_groups_that_permute_within_clusters():
+    group = ClusterGroup(
+        Partition.from_labels([0, 0, 1, 1, 2, 2]), swaps=PermutationGroup.from_cycles(3, [(0, 1)])
+    )
+    x = np.random.default_rng(0).normal(size=(60, 6))
+    a, b = x[:, 0] + x[:, 1], x[:, 2] + x[:, 3]
+    y = np.stack([a, a, b, b, a * a - b * b, a * a - b * b], 1)
+    choice = choose_group([Partition.single(6), group], x, y, signs="auto")
+    assert choice.signs is not None
+
+
+def test_the_code_of_an_invariant_choice_has_the_signs():
+    (x, _), _ = poses(60)
+    choice = choose_group([MIRROR], x, (x[:, 0, 0] - x[:, 1, 0]) ** 2, signs="auto")
+    names = {}
+    exec(code(choice.best, 0)[0], names)
+    assert names["layer"](torch.randn(3, 6, 2)).shape == (3, 6, 1)

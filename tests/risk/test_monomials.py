@@ -143,5 +143,5 @@ def test_large_groups_are_refused():
     group = PermutationGroup.symmetric(5)
     rep = Representation.trivial(group, 1)
     x = np.random.default_rng(0).normal(size=(9, 5, 1))
-    with pytest.raises(GroupError, match="has 120 elements; the regression on monomials takes"):
+    with pytest.raises(GroupError, match=r"takes groups of up to 64 elements; .* has more"):
         MonomialRidge(x, x, rep, rep, LeftOut(9, 1))

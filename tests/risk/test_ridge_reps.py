@@ -12,6 +12,10 @@ from gsym.risk.monomials import moves_of
 from gsym.risk.ridge import commutant_ridge
 
 MIRROR = PermutationGroup.from_cycles(5, [(0, 1), (2, 3)])
+# Nodes that are exchanged alone, and pairs of them that are exchanged with a sign.
+PAIRS = ClusterGroup(
+    Partition.from_labels([0, 0, 1, 1, 2]), swaps=PermutationGroup.from_cycles(3, [(0, 1)])
+)
 TURN = PermutationGroup.from_cycles(5, [(0, 1, 2)])
 QUARTER = PermutationGroup.from_cycles(5, [(0, 1, 2, 3)])
 SWAPPED = ClusterGroup(Partition.singletons(5), swaps=MIRROR)
@@ -19,6 +23,7 @@ SIGNS = Representation.from_signs
 CASES = [
     (SIGNS(MIRROR, [[-1, 1]]), SIGNS(MIRROR, [[-1, 1, 1]])),
     (SIGNS(SWAPPED, [[-1, 1]]), SIGNS(SWAPPED, [[1, -1, 1]])),
+    (SIGNS(PAIRS, [[-1, 1]]), SIGNS(PAIRS, [[-1, 1, -1]])),
     (SIGNS(TURN, [[1, 1]]), SIGNS(TURN, [[1, 1, 1]])),
     (SIGNS(QUARTER, [[-1, -1]]), SIGNS(QUARTER, [[-1, 1, 1]])),
     (Representation.from_permutation(MIRROR, [[1, 0]]), SIGNS(MIRROR, [[-1, 1, 1]])),
@@ -93,9 +98,12 @@ def test_predictions_are_equivariant_and_signs_matter(case):
     for perm in group.generators:
         moved = fit.predict(in_rep.act(perm, new))
         torch.testing.assert_close(moved, out_rep.act(perm, expected), atol=1e-12, rtol=1e-12)
-        if not in_rep.is_trivial:
+        if not in_rep.is_trivial and not torch.equal(
+            in_rep.act(perm, new), new[:, torch.argsort(perm)]
+        ):
             unsigned = fit.predict(new[:, torch.argsort(perm)])
             assert not torch.allclose(unsigned, expected[:, torch.argsort(perm)], atol=1e-2)
+    assert fit.weight_means.shape == (5, 2, 5, 3)
     outside = torch.tensor([4, 1, 2, 3, 0])
     moved = fit.predict(new[:, torch.argsort(outside)])
     assert not torch.allclose(moved, expected[:, torch.argsort(outside)], atol=1e-2)
@@ -103,7 +111,7 @@ def test_predictions_are_equivariant_and_signs_matter(case):
 
 def test_trivial_representations_change_nothing():
     x, y = draw(40)
-    for group in (MIRROR, QUARTER):
+    for group in (MIRROR, QUARTER, PAIRS):
         reps = Representation.trivial(group, 2), Representation.trivial(group, 3)
         fit = commutant_ridge(x, y, group, in_rep=reps[0], out_rep=reps[1])
         np.testing.assert_allclose(fit.errors, commutant_ridge(x, y, group).errors, rtol=1e-9)
@@ -134,6 +142,8 @@ def test_what_is_refused(monkeypatch):
     def fit(group=MIRROR, x=x, y=y, in_rep=in_rep, out_rep=out_rep, **options):
         return commutant_ridge(x, y, group, in_rep=in_rep, out_rep=out_rep, **options)
 
+    with pytest.raises(TypeError, match=r"in_rep must be a gsym.Representation; got str"):
+        fit(in_rep="signs")
     with pytest.raises(GroupError, match="give in_rep and out_rep, or in_rep alone"):
         fit(out_rep=None)
     with pytest.raises(GroupError, match=r"the representation is of .* not of"):
@@ -142,14 +152,8 @@ def test_what_is_refused(monkeypatch):
         fit(y=x)
     with pytest.raises(GroupError, match="not of a partition; give its group"):
         fit(group=Partition.singletons(5))
-    pairs = ClusterGroup(
-        Partition.from_labels([0, 0, 1, 1]), swaps=PermutationGroup.from_cycles(2, [(0, 1)])
-    )
-    sign = Representation.from_signs(pairs, [[-1, 1]])
-    with pytest.raises(GroupError, match="permutes nodes within clusters"):
-        fit(group=pairs, x=x[:, :4], y=x[:, :4], in_rep=sign, out_rep=sign)
     with pytest.raises(SignalError, match="complete and as they come"):
         fit(standardize="node")
     monkeypatch.setattr(module, "MAX_ELEMENTS", 1)
-    with pytest.raises(GroupError, match=r"groups of up to 1 elements; .* has 2"):
+    with pytest.raises(GroupError, match=r"groups of up to 1 elements; .* has more"):
         fit()

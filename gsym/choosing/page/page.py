@@ -286,10 +286,12 @@ def code(candidate: Any, number: int, cells: tuple[int, int] | None = None) -> t
     else:
         lines = [f"group = {_generators_code(group)}"]
     layer = "layer = gsym.nn.OrbitLinear(1, 1, group)"
-    if candidate.in_rep is not None and candidate.out_rep is not None:
-        for name, rep in (("in_rep", candidate.in_rep), ("out_rep", candidate.out_rep)):
+    if candidate.in_rep is not None:
+        # One number per signal is the sum over nodes of a channel that stays.
+        out_rep = candidate.out_rep or Representation.trivial(candidate.in_rep.group, 1)
+        for name, rep in (("in_rep", candidate.in_rep), ("out_rep", out_rep)):
             lines.append(f"{name} = {_representation_code(rep)}")
-        sizes = f"{candidate.in_rep.num_channels}, {candidate.out_rep.num_channels}"
+        sizes = f"{candidate.in_rep.num_channels}, {out_rep.num_channels}"
         layer = f"layer = gsym.nn.OrbitLinear({sizes}, group, in_rep=in_rep, out_rep=out_rep)"
     lines = ["import gsym", "", *lines, layer]
     return "\n".join(lines), listed
