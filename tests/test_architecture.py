@@ -170,6 +170,17 @@ def test_no_function_shares_its_name_with_a_module():
             assert isinstance(getattr(package, name, package), ModuleType), f"{parts}: {name}"
 
 
+def too_long(paths):
+    return [path for path in paths if len(path.read_text().splitlines()) > 550]
+
+
+def test_files_stay_short(tmp_path):
+    assert too_long(MODULES) == []
+    long = tmp_path / "long.py"
+    long.write_text("x = 1\n" * 551)
+    assert too_long([long]) == [long]
+
+
 def test_the_plan_has_no_cycle():
     order = list(ROOMS)
     for name, allowed in ROOMS.items():

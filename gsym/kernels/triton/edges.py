@@ -78,7 +78,6 @@ def edge_mlp_sum(stage: EdgeStage, tables: EdgeTables) -> tuple[Tensor, Tensor]:
     total = _Sums((batch, receivers, hidden), edges, block, receiver)
     wide = receiver.new_empty(0, dtype=accumulation_type(receiver.dtype))
     moved = _Sums((batch, receivers, dim), edges, block, wide) if stage.moves else None
-    normalize, tanh, clamp, _ = stage.options
     launch.launch(
         _forward_kernel,
         batch * triton.cdiv(edges, block),
@@ -86,7 +85,7 @@ def edge_mlp_sum(stage: EdgeStage, tables: EdgeTables) -> tuple[Tensor, Tensor]:
         *(*tensors, tables.index, tables.source, tables.pointers, *sizes),
         *(total.out, total.pieces),
         *((None, None) if moved is None else (moved.out, moved.pieces)),
-        *(normalize, tanh, clamp),
+        *stage.options[:3],
         **_settings(receiver.dtype, hidden),
     )
     sums = total.finish(tables.pointers)
@@ -116,7 +115,6 @@ def edge_mlp_grads(
     if stage.moves:
         given[1] = _averaged(grad_moved.to(wide.dtype), stage, tables).contiguous()
     node_grads, pos_grads = [], []
-    normalize, tanh, clamp, _ = stage.options
     for programs, nodes, ends, weighs in (
         (few, receivers, (None, tables.pointers), summed),
         (items, senders, (tables.source_order, tables.source_pointers), [None] * len(summed)),
@@ -130,7 +128,7 @@ def edge_mlp_grads(
             *(*given, *tensors, tables.index, tables.source, *ends, *sizes),
             *(node.out, node.pieces),
             *((None, None) if place is None else (place.out, place.pieces)),
-            *(*weighs, normalize, tanh, clamp),
+            *(*weighs, *stage.options[:3]),
             **_settings(receiver.dtype, hidden),
         )
         node_grads.append(node.finish(ends[1]))
