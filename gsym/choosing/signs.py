@@ -23,6 +23,7 @@ from gsym.choosing.choice import Candidate, GroupChoice, signs_text
 from gsym.choosing.criteria import ChoiceData, Entry, group_of
 from gsym.errors import GroupError, SignalError
 from gsym.groups import ClusterGroup, PermutationGroup, Representation, automorphisms
+from gsym.groups.elements import list_elements
 from gsym.risk.left_out import LeftOut
 from gsym.risk.monomials import MAX_IMAGES, MonomialRidge, Monomials, moves_of, root_errors
 
@@ -47,38 +48,33 @@ def characters(group: PermutationGroup) -> list[tuple[int, ...]]:
         [(1, 1), (1, -1)]
     """
     acting = group.swaps if isinstance(group, ClusterGroup) else group
-    rows = [] if acting is None else [tuple(row) for row in acting.generators.tolist()]
-    kept: list[tuple[int, ...]] = []
-    words: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for row in rows:
-        # A generator that others make has the sign that these give it.
-        if row not in words:
-            kept.append(row)
-            words = _words(kept)
+    if acting is None:
+        return [()]
+    m = acting.num_generators
+    listed = list_elements(acting.generators.numpy(), MAX_IMAGES)
+    assert listed is not None
+    # Every element as a product of generators, of which only the parity counts, one bit for each;
+    # a second product for the same element is a relation, whose sign is 1.
+    words, relations = {0: 0}, set()
+    for here in range(len(listed[0])):
+        for generator, products in enumerate(listed[1]):
+            word = words[here] ^ 1 << generator
+            relations.add(word ^ words.setdefault(int(products[here]), word))
+    solved: dict[int, int] = {}  # by the last generator of each
+    for relation in relations:
+        while relation and relation.bit_length() - 1 in solved:
+            relation ^= solved[relation.bit_length() - 1]
+        if relation:
+            solved[relation.bit_length() - 1] = relation
     found = []
-    for signs in product((1, -1), repeat=len(kept)):
-        value = {perm: math.prod(signs[i] for i in word) for perm, word in words.items()}
-        if all(
-            value[tuple(generator[i] for i in perm)] == sign * value[perm]
-            for perm in words
-            for generator, sign in zip(kept, signs, strict=True)
-        ):
-            found.append(tuple(value[row] for row in rows))
+    for chosen in product((1, -1), repeat=m - len(solved)):
+        free, signs = iter(chosen), list[int]()
+        for generator in range(m):
+            others = solved.get(generator, 0)
+            made = math.prod(sign for i, sign in enumerate(signs) if others >> i & 1)
+            signs.append(made if others else next(free))
+        found.append(tuple(signs))
     return found
-
-
-def _words(generators: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Every element of a small group, and numbers of generators whose product it is."""
-    identity = tuple(range(len(generators[0])))
-    words: dict[tuple[int, ...], tuple[int, ...]] = {identity: ()}
-    listed = [identity]
-    for here in listed:
-        for number, generator in enumerate(generators):
-            moved = tuple(generator[i] for i in here)
-            if moved not in words:
-                words[moved] = (number, *words[here])
-                listed.append(moved)
-    return words
 
 
 def sign_patterns(

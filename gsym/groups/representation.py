@@ -20,6 +20,7 @@ from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain, Unfaithful
 from gsym.groups.cluster import ClusterGroup
 from gsym.groups.coordinates import ChannelMoves
+from gsym.groups.elements import list_elements
 from gsym.groups.permutation import PermutationGroup
 
 # The regular representation has a channel for each element of the group.
@@ -144,8 +145,9 @@ class Representation:
                 f"{MAX_REGULAR} is the most: use a subgroup, or direct sums of smaller "
                 "representations, such as from_permutation"
             )
-        found, images = _elements(acting.generators, order)
-        assert len(found) == order
+        listed = list_elements(acting.generators.numpy(), order)
+        assert listed is not None and len(listed[0]) == order
+        images = torch.from_numpy(listed[1])
         moves = ChannelMoves(images, torch.ones_like(images))
         return copies * cls._of(group, moves)
 
@@ -443,25 +445,6 @@ def _read_rows(group: PermutationGroup, images: Rows, signs: Rows) -> ChannelMov
             "PermutationGroup(n, group.generators)"
         )
     return ChannelMoves(moves.images[within:], moves.signs[within:])
-
-
-def _elements(generators: Tensor, limit: int) -> tuple[dict[bytes, int], Tensor]:
-    """Elements by number, breadth first, and which one ``g h`` is: ``[m, order]``."""
-    identity = np.arange(generators.size(1))
-    table = generators.numpy()
-    found = {identity.tobytes(): 0}
-    listed = [identity]
-    products: list[list[int]] = [[] for _ in table]
-    for here in listed:
-        for row, generator in zip(products, table, strict=True):
-            moved = generator[here]
-            number = found.setdefault(moved.tobytes(), len(listed))
-            if number == len(listed):
-                if number == limit:
-                    raise GroupError(f"the group has more than {limit} elements")
-                listed.append(moved)
-            row.append(number)
-    return found, torch.tensor(products, dtype=torch.int64).view(len(table), len(listed))
 
 
 def _broken_relation(generators: Tensor, moves: ChannelMoves) -> str | None:

@@ -9,9 +9,8 @@ signal is left out with its images, in closed form, by the block hat matrix:
 
 **Features.** Coordinates :math:`z` are divided by their standard deviation over all images, which
 is constant along orbits, so the group still acts on features by signed permutations. Their origin
-stays where the user put it: products of coordinates less their means are another, smaller model to
-a penalty (on poses they mistake the signs up to 100 poses, and those of the coordinates as they
-come do not at 50). With degree 2,
+stays where the user put it: to a penalty, products of coordinates less their means are another
+model, and signs are those about an origin. With degree 2,
 
 .. math::
     \phi(x) = \bigl( z_i; \; z_i z_j \text{ for } i < j; \; z_i^2 / \sqrt 2 \bigr), \qquad
@@ -39,6 +38,7 @@ from numpy.typing import NDArray
 
 from gsym.errors import GroupError, SignalError
 from gsym.groups import Representation
+from gsym.groups.elements import list_elements, signed_points
 from gsym.risk.left_out import LeftOut
 from gsym.risk.regressions import left_out_residuals, spectrum
 from gsym.risk.samples import select
@@ -86,36 +86,25 @@ def moves_of(in_rep: Representation, out_rep: Representation | None) -> tuple[Mo
             f"the regression on monomials takes groups of up to {MAX_IMAGES} elements; {group} has "
             "more: leave it out, or use the linear one"
         )
-    nodes = group.generators.numpy()
-    still = np.zeros((len(nodes), 0), dtype=np.int64)
-    rows = [_signed(in_rep), still if out_rep is None else _signed(out_rep)]
-    widths = [row.shape[1] for row in rows]
-    generators = np.concatenate([rows[0], rows[1] + widths[0]], axis=1)
-    identity = np.arange(sum(widths))
-    found, listed = {identity.tobytes()}, [identity]
-    for here in listed:
-        for generator in generators:
-            moved = generator[here]
-            if moved.tobytes() not in found:
-                found.add(moved.tobytes())
-                listed.append(moved)
-    # A point 2 j + t is coordinate j with sign (-1)^t.
-    points = np.argsort(np.array(listed), axis=1)
-    parts = points[:, 0 : widths[0] : 2], points[:, widths[0] :: 2] - widths[0]
+    still = np.zeros((group.num_generators, 0), dtype=np.int64)
+    rows = [_points(in_rep), still if out_rep is None else _points(out_rep)]
+    width = rows[0].shape[1]
+    listed = list_elements(np.concatenate([rows[0], rows[1] + width], axis=1), MAX_IMAGES)
+    assert listed is not None
+    points = np.argsort(listed[0], axis=1)
+    parts = points[:, 0:width:2], points[:, width::2] - width
     first, second = (Moves(part // 2, 1.0 - 2.0 * (part % 2)) for part in parts)
     return first, second
 
 
-def _signed(rep: Representation) -> NDArray:
+def _points(rep: Representation) -> NDArray:
     """Generators on signed coordinates, two points for each, ``[m, 2 n c]``."""
-    nodes = rep.group.generators.numpy()
-    channels = rep.moves_of_generators(rep.group)
-    images, negative = channels.images.numpy(), channels.signs.numpy() < 0
-    c = images.shape[1]
-    places = nodes[:, :, None] * c + images[:, None, :]
-    turned = np.broadcast_to(negative[:, None, :], places.shape)
-    both = np.stack([2 * places + turned, 2 * places + 1 - turned], axis=-1)
-    return both.reshape(len(nodes), 2 * nodes.shape[1] * c)
+    nodes, channels = rep.group.generators.numpy(), rep.moves_of_generators(rep.group)
+    m, n = nodes.shape
+    images = nodes[:, :, None] * rep.num_channels + channels.images.numpy()[:, None, :]
+    signs = np.broadcast_to(channels.signs.numpy()[:, None, :], images.shape)
+    width = n * rep.num_channels
+    return signed_points(images.reshape(m, width), signs.reshape(m, width))
 
 
 class Monomials:
@@ -282,6 +271,6 @@ class MonomialRidge:
         self.errors, self.penalty = root_errors(table, flat.shape[1], left_out)
 
     def predict(self, x: NDArray) -> NDArray:
-        """Predict targets of inputs ``[t, n, c_in]``."""
+        """Predict targets ``[t, n, c_out]`` (``[t, 1, 1]``) of inputs ``[t, n, c_in]``."""
         fitted = self._features.predictor(self._targets, self.penalty)
         return fitted(x.reshape(len(x), -1)).reshape(len(x), *self._shape)

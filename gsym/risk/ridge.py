@@ -50,6 +50,7 @@ from torch import Tensor
 
 from gsym.errors import GroupError, SignalError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
+from gsym.groups.elements import list_elements
 from gsym.risk.monomials import moves_of
 from gsym.risk.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
 from gsym.risk.regressions import MeansRidge, OwnRidge, SpreadRidge, sum_rows
@@ -230,9 +231,9 @@ def _solve_group(
     if clusters.swaps is None:
         means = MeansRidge(u, v, data.left_out, penalty, drift=data.drift)
     else:
-        elements = _elements(clusters.swaps)
-        if elements is not None:
-            means = _augmented_ridge(u, v, elements, data, penalty)
+        listed = list_elements(clusters.swaps.generators.numpy(), MAX_ELEMENTS)
+        if listed is not None:
+            means = _augmented_ridge(u, v, listed[0], data, penalty)
         else:
             means = TiedRidge(u, v, clusters, data, penalty)
     own = None
@@ -328,7 +329,7 @@ def can_regress(group: ClusterGroup, channels: int) -> bool:
     Up to 64 swaps are applied to the data; more are regressed on, up to 256 unknowns.
     """
     swaps = group.swaps
-    if swaps is None or _elements(swaps) is not None:
+    if swaps is None or list_elements(swaps.generators.numpy(), MAX_ELEMENTS) is not None:
         return True
     unknowns = group.cluster_pair_orbits().num_orbits * channels
     return unknowns + group.cluster_orbits().num_orbits <= MAX_ORBIT_UNKNOWNS
@@ -503,23 +504,6 @@ class CommutantRidge:
     def __repr__(self) -> str:
         free = f"{self.degrees_of_freedom:.1f} degrees of freedom"
         return f"CommutantRidge({self.group}: risk {self.risk:.4g}, {free})"
-
-
-def _elements(swaps: PermutationGroup) -> NDArray | None:
-    """All elements of a small group, ``[m, k]``, or ``None`` above :data:`MAX_ELEMENTS`."""
-    identity = tuple(range(swaps.num_nodes))
-    known, frontier = {identity}, [identity]
-    generators = swaps.generators.tolist()
-    while frontier:
-        perm = frontier.pop()
-        for generator in generators:
-            image = tuple(generator[i] for i in perm)
-            if image not in known:
-                known.add(image)
-                frontier.append(image)
-        if len(known) > MAX_ELEMENTS:
-            return None
-    return np.array(sorted(known))
 
 
 def _augmented_ridge(

@@ -12,6 +12,7 @@ the block and the gap around it. ``Samples.own`` is the map from all signals, an
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 from gsym._validate import as_samples, check_samples, check_whole
 from gsym.errors import SignalError
 from gsym.groups import Representation
+from gsym.groups.elements import list_elements, signed_points
 from gsym.risk.left_out import LeftOut
 
 _SHARED_PENALTIES = np.logspace(-8, 4, 13)
@@ -382,18 +384,13 @@ def _shared_own(x: NDArray, y: NDArray, left_out: LeftOut) -> tuple[NDArray, NDA
 
 
 def _matrices(rep: Representation) -> NDArray:
-    """The channel matrices of the group that the generators' make, ``[m, c, c]``."""
-    generators = rep.moves
-    c = rep.num_channels
-    made = np.zeros((len(generators.images), c, c))
-    for matrix, images, signs in zip(made, generators.images, generators.signs, strict=True):
-        matrix[images.numpy(), np.arange(c)] = signs.numpy()
-    listed = [np.eye(c)]
-    known = {listed[0].tobytes()}
-    for here in listed:
-        for matrix in made:
-            moved = matrix @ here
-            if (moved + 0.0).tobytes() not in known:
-                known.add((moved + 0.0).tobytes())
-                listed.append(moved)
-    return np.array(listed)
+    """The channel matrices of all elements, each once, ``[m, c, c]``."""
+    c, moves = rep.num_channels, rep.moves
+    order = math.ceil(math.exp(rep.group.log_order()))
+    listed = list_elements(signed_points(moves.images.numpy(), moves.signs.numpy()), order)
+    assert listed is not None
+    points = listed[0][:, ::2]
+    made = np.zeros((len(points), c, c))
+    every = np.arange(len(points))[:, None]
+    made[every, points // 2, np.arange(c)] = 1 - 2 * (points % 2)
+    return made
