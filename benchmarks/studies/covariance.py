@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from benchmarks.data import load_images
 from benchmarks.kernels.measure import commit
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.report.markdown import markdown_table, write_page
+from benchmarks.suite.study_tables import read_records, write_records
 from benchmarks.tasks.skeleton import Skeleton, reflection, skeleton_groups
 from benchmarks.tasks.traffic import metr_la
 from gsym import Partition, SymmetricCovariance
@@ -35,6 +35,36 @@ _MOST_TAUGHT = 25
 OURS, TAUGHT = "SymmetricCovariance", "SymmetricCovariance, transductive"
 
 Fill = Callable[[NDArray, NDArray], NDArray]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What one fill errs in one draw of a cell.
+
+    Attributes:
+        data: Name of the signals.
+        signals: Number of signals to learn from.
+        hidden: Share of nodes that are hidden at random, or ``"hole"``.
+        seed: Of the draw.
+        unit: Of the error.
+        commit: Source revision.
+        fill: Name of the fill.
+        error: Of hidden nodes.
+    """
+
+    data: str
+    signals: int
+    hidden: str
+    seed: int
+    unit: str
+    commit: str
+    fill: str
+    error: float
+
+    @property
+    def cell(self) -> tuple[str, int, str]:
+        """Data, number of signals, and what is hidden."""
+        return self.data, self.signals, self.hidden
 
 
 @dataclass(frozen=True)
@@ -257,37 +287,23 @@ def main(out: Path, data: Path | None, seeds: int, console: Console) -> Path:
     if data is None:
         raise BenchmarkError("covariance needs real signals: --data DIR")
     path = out / ROWS
-    done = {(r["data"], r["signals"], r["hidden"], r["seed"]) for r in _read(path)}
+    rows = read_records(path, Filled)
+    done = {(*row.cell, row.seed) for row in rows}
     sources: dict[str, Source] = {}
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for name, count, kind in CELLS:
-            if (name, str(count), str(kind), str(seed)) in done:
+            if (name, count, str(kind), seed) in done:
                 continue
             source = sources.setdefault(name, sources.get(name) or SOURCES[name](data))
             errors = run_cell(source, count, kind, seed)
             console.print(f"{name}, {count} signals, {kind}, seed {seed}: {errors[OURS]:.4g}")
-            cell = {"data": name, "signals": count, "hidden": kind, "seed": seed}
-            cell |= {"unit": source.unit, "commit": commit()}
-            for contestant, error in errors.items():
-                _append(path, {**cell, "fill": contestant, "error": f"{error:.6g}"})
+            rows += [
+                Filled(name, count, str(kind), seed, source.unit, commit(), fill, error)
+                for fill, error in errors.items()
+            ]
+            # All fills of a cell at once: one that was killed half-way is run again.
+            write_records(path, Filled, rows, digits=6)
     return report(out)
-
-
-def _append(path: Path, row: Mapping[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _against(ours: NDArray, theirs: NDArray) -> str:
@@ -305,7 +321,7 @@ def report(out: Path) -> Path:
     Raises:
         BenchmarkError: There are none.
     """
-    rows = _read(out / ROWS)
+    rows = read_records(out / ROWS, Filled)
     if not rows:
         raise BenchmarkError(f"no results in {out / ROWS}")
     parts = [
@@ -320,13 +336,13 @@ def report(out: Path) -> Path:
         "of the signals to be filled, up to 25 signals. IterativeImputer uses 20 nodes for each "
         "and 5 rounds.",
     ]
-    cells = list(dict.fromkeys((r["data"], r["signals"], r["hidden"]) for r in rows))
+    cells = list(dict.fromkeys(row.cell for row in rows))
     verdicts, taught = [], []
     for cell in cells:
-        here = [r for r in rows if (r["data"], r["signals"], r["hidden"]) == cell]
+        here = [row for row in rows if row.cell == cell]
         errors: dict[str, list[float]] = {}
-        for r in here:
-            errors.setdefault(r["fill"], []).append(float(r["error"]))
+        for row in here:
+            errors.setdefault(row.fill, []).append(row.error)
         values = {name: np.array(v) for name, v in errors.items()}
         rivals = [name for name in values if name not in (OURS, TAUGHT, "its likelihood alone")]
         rivals = [name for name in rivals if "both" not in name]
@@ -335,7 +351,7 @@ def report(out: Path) -> Path:
             _against(values[OURS], values[name])
             for name in (best, "Ledoit-Wolf", "two-level, kernel")
         ]
-        verdicts.append([*cell[:2], _hidden(cell[2]), best, *against])
+        verdicts.append([cell[0], str(cell[1]), _hidden(cell[2]), best, *against])
         body = [
             [name, f"{v.mean():.4g}", "" if name == OURS else _against(values[OURS], v)]
             for name, v in sorted(values.items(), key=lambda item: item[1].mean())
@@ -344,7 +360,7 @@ def report(out: Path) -> Path:
             both = _against(values[TAUGHT], values["IterativeImputer, both"])
             taught.append(f"{cell[0]}, {cell[1]} signals: {both} %")
         title = f"## {cell[0]}, {cell[1]} signals, {_hidden(cell[2])}"
-        head = ["fill", here[0]["unit"], "ours against it, %"]
+        head = ["fill", here[0].unit, "ours against it, %"]
         parts += [title, markdown_table(head, body)]
     head = ["data", "signals", "hidden", "best rival", "ours against it, %",
             "against Ledoit-Wolf, %", "against two-level with kernel, %"]  # fmt: skip
@@ -360,8 +376,8 @@ def report(out: Path) -> Path:
         said += " Ours, transductive, against IterativeImputer that learns from both: "
         said += "; ".join(taught) + "."
     parts[2:2] = ["## Against the best rival of each cell", markdown_table(head, verdicts), said]
-    draws = len({r["seed"] for r in rows})
-    commits = ", ".join(sorted({r["commit"] for r in rows}))
+    draws = len({row.seed for row in rows})
+    commits = ", ".join(sorted({row.commit for row in rows}))
     parts.append(
         f"Mean over {draws} draws with seeds from {FIRST_SEED} up; differences are paired by draw, "
         "with the 95 % interval of Student's t. Made with `python -m benchmarks covariance --data "

@@ -54,6 +54,23 @@ def test_rows_make_a_page(tmp_path, monkeypatch):
         assert len(list(csv.DictReader(file))) == len(rows)
 
 
+def test_the_fills_of_a_cell_are_written_at_once(tmp_path, monkeypatch):
+    # A cell of which some fills were written would count as finished, and lack the others.
+    monkeypatch.setattr(covariance, "SOURCES", {"made up": lambda data: source()})
+    monkeypatch.setattr(covariance, "CELLS", (("made up", 20, 0.3),))
+    names = [covariance.OURS, "Ledoit-Wolf", "two-level, kernel"]
+    monkeypatch.setattr(covariance, "run_cell", lambda *given: dict.fromkeys(names, 1.0))
+    written, write = [], covariance.write_records
+
+    def counted(path, kind, records, digits=None):
+        written.append(len(records))
+        write(path, kind, records, digits)
+
+    monkeypatch.setattr(covariance, "write_records", counted)
+    covariance.main(tmp_path, tmp_path, 2, Console(quiet=True))
+    assert written == [3, 6]
+
+
 def test_paired_difference():
     ours, theirs = np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 4.0])
     assert covariance._against(ours, theirs) == "-33.3 ± 0.0"
