@@ -20,6 +20,7 @@ from gsym.nn import (
     EquivariantTensorLinear,
     GNet,
     GNetConv,
+    OrbitEmbedding,
     OrbitLinear,
     Penguin,
     PenguinConv,
@@ -78,6 +79,13 @@ SUBGRAPHS = Subgraphs.from_batch(
 )
 EGO = EgoSubgraphs(1)(Data(edge_index=EDGES, num_nodes=N))
 TABLES = EgoTables.build(EGO.n_id, EGO.n_sub_batch, N)
+
+
+class Scaling(OrbitEmbedding):
+    """Times the signal."""
+
+    def forward(self, x):
+        return x * super().forward()
 
 
 class OnSubgraphs(EquivariantTensorLinear):
@@ -155,6 +163,10 @@ CASES = {
     "OrbitLinear none": _linear(3, 2, SORTED, mixing="none"),
     "OrbitLinear signs": _linear(
         3, 4, FLIPPED, in_rep=POSE, out_rep=2 * Representation.regular(FLIPPED)
+    ),
+    "OrbitEmbedding": Case("OrbitEmbedding", lambda: Scaling(3, TURNED), (X,), None),
+    "OrbitEmbedding levels": Case(
+        "OrbitEmbedding", lambda: Scaling(3, levels=[SORTED, GENERAL]), (X,), None
     ),
     "GNetConv none": Case("GNetConv", lambda: GNetConv(3, 2, SORTED, propagate="none"), (X,), None),
     "GNetConv adjacency": _graph(GNetConv, 3, 2, UNSORTED),

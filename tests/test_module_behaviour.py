@@ -36,6 +36,7 @@ COMPILING = {
 COMPILED = [
     "OrbitLinear sorted",
     "OrbitLinear blocks by row",
+    "OrbitEmbedding levels",
     "GNetConv weighted",
     "GNetConv pointwise",
     "GNet adjacency",
@@ -51,11 +52,13 @@ AHEAD = ["GNetConv weighted", "EGNNConv group, options"]
 # already: a stack of EGNNConv is what Penguin is, with EGNNConv itself beside it, and
 # tests/nn/test_egnn.py compiles it with gradients; it trains EGNN with inductor, and AOTInductor
 # makes machine code of the same program. Of PenguinConv the graph is an input here, and a constant
-# in Penguin. The operators of a layer in blocks are in the exported graphs of the others.
+# in Penguin. The operators of a layer in blocks, and those of embeddings, are in the exported graphs
+# of the others.
 ELSEWHERE = {
     *(("OrbitLinear blocks by row", name) for name in ("export (graph constant)", "ONNX")),
     *(("EGNN", name) for name in ("compile", "export", "export (graph constant)", "ONNX")),
     ("PenguinConv node", "export (graph constant)"),
+    *(("OrbitEmbedding levels", name) for name in ("compile", "ONNX")),
     ("EGNNConv group, options", "compile (inductor)"),
 }
 

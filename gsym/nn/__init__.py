@@ -3,6 +3,7 @@
 from gsym.kernels.subgraphs import Subgraphs
 from gsym.nn._ego import EgoTables
 from gsym.nn.egnn import EGNN, EGNNConv
+from gsym.nn.embedding import OrbitEmbedding
 from gsym.nn.gnet import GNet, GNetConv
 from gsym.nn.linear import OrbitLinear
 from gsym.nn.penguin import Penguin, PenguinConv
@@ -17,6 +18,7 @@ __all__ = [
     "EquivariantTensorLinear",
     "GNet",
     "GNetConv",
+    "OrbitEmbedding",
     "OrbitLinear",
     "Penguin",
     "PenguinConv",

@@ -7,7 +7,7 @@ import math
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,14 @@ class TiedLayer(TabledModule[T]):
     def get_extra_state(self) -> Tensor:
         """What names the group in the ``state_dict``, float32; see :func:`mark`."""
         if self._mark is None:
-            self._mark = mark(self.group, self.in_rep, self.out_rep)
+            self._mark = self._make_mark()
         return self._mark.clone()
+
+    def _make_mark(self) -> Tensor:
+        return mark(self.group, self.in_rep, self.out_rep)
+
+    def _check_mark(self, state: object) -> None:
+        check_mark(state, self.group, self.in_rep, self.out_rep)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing to do: the group was compared before this layer's parameters came."""
@@ -52,11 +58,34 @@ class TiedLayer(TabledModule[T]):
     ) -> None:
         state = state_dict.get(f"{prefix}_extra_state")
         if state is not None:
-            check_mark(state, self.group, self.in_rep, self.out_rep)
+            self._check_mark(state)
         elif any(key.startswith(prefix) for key in state_dict):
             # PyTorch does not tell a part whether missing entries are allowed; if not, it raises.
             _warn_unnamed("does not name it")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class ChainLayer(TiedLayer[T]):
+    """A layer tied along a chain of groups, or by one; checkpoints name all, in their order."""
+
+    def __init__(self, levels: Sequence[PermutationGroup]) -> None:
+        super().__init__(levels[0] if len(levels) == 1 else None)
+        self.levels = tuple(levels)
+
+    def _make_mark(self) -> Tensor:
+        return torch.stack([mark(group) for group in self.levels])
+
+    def _check_mark(self, state: object) -> None:
+        own = len(self.levels)
+        stacked = isinstance(state, Tensor) and state.dim() == 2
+        if isinstance(state, Tensor) and stacked and state.size(0) != own:
+            raise GroupError(
+                f"the checkpoint was saved with {state.size(0)} levels; this layer has {own}; "
+                "build it with the chain of the checkpoint"
+            )
+        rows = list(state) if isinstance(state, Tensor) and stacked else [state] * own
+        for row, group in zip(rows, self.levels, strict=True):
+            check_mark(row, group)
 
 
 def as_clusters(group: PermutationGroup | None) -> ClusterGroup:

@@ -14,9 +14,8 @@ from scipy.linalg import eigh
 from gsym._graphs import as_graph, coalesce
 from gsym.errors import ClusteringError, GroupError, SignalError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
+from gsym.groups.levels import MOST_LEVELS, few_levels
 
-# Levels that are taken from a chain of many.
-_MOST_LEVELS = 7
 # From one level of a chain to the next, clusters become fewer by this factor.
 _FEWER = 3
 # Ward on signals alone stores the distances of all pairs of nodes.
@@ -220,7 +219,7 @@ def _chain_counts(n: int) -> list[int]:
     """Numbers of clusters strictly between n and 1, each a third of the one before."""
     counts: list[int] = []
     k = n // _FEWER
-    while k >= 2 and len(counts) < _MOST_LEVELS - 2:
+    while k >= 2 and len(counts) < MOST_LEVELS - 2:
         counts.append(k)
         k //= _FEWER
     return counts
@@ -228,14 +227,7 @@ def _chain_counts(n: int) -> list[int]:
 
 def _read_levels(levels: Any, n: int) -> list[Labelled]:
     if hasattr(levels, "cut") and hasattr(levels, "levels"):
-        # A Hierarchy, which is defined on top of this room.
-        counts = list(levels.levels)
-        if len(counts) > _MOST_LEVELS:
-            inner = [k for k in counts if 1 < k < counts[0]]
-            wanted = np.geomspace(counts[0] / _FEWER, 2, _MOST_LEVELS - 2)
-            near = {min(inner, key=lambda k: abs(np.log(k / w))) for w in wanted}
-            counts = [counts[0], *sorted(near, reverse=True), counts[-1]]
-        levels = [levels[k] for k in counts]
+        levels = few_levels(levels)  # a Hierarchy, which is defined on top of this room
     if isinstance(levels, PermutationGroup | Partition) or not isinstance(levels, Iterable):
         raise TypeError(
             'levels must be "auto", a Hierarchy or a list of groups, partitions and pairs '
