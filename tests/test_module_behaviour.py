@@ -52,8 +52,8 @@ AHEAD = ["GNetConv weighted", "EGNNConv group, options"]
 # already: a stack of EGNNConv is what Penguin is, with EGNNConv itself beside it, and
 # tests/nn/test_egnn.py compiles it with gradients; it trains EGNN with inductor, and AOTInductor
 # makes machine code of the same program. Of PenguinConv the graph is an input here, and a constant
-# in Penguin. The operators of a layer in blocks, and those of embeddings, are in the exported graphs
-# of the others.
+# in Penguin. The operators of a layer in blocks and of embeddings are in the exported graphs of the
+# others.
 ELSEWHERE = {
     *(("OrbitLinear blocks by row", name) for name in ("export (graph constant)", "ONNX")),
     *(("EGNN", name) for name in ("compile", "export", "export (graph constant)", "ONNX")),
