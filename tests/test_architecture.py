@@ -30,7 +30,7 @@ ROOMS = {
     "coarsening": {"errors", "_validate", "_child", "_graphs", "groups", "risk"},
     "choosing": {"errors", "_validate", "_graphs", "_files", "groups", "risk", "coarsening"},
     "nn": {"errors", "_validate", "groups", "kernels"},
-    "check": {"groups"},
+    "check": {"_validate", "groups"},
     "transforms": {"errors", "_validate", "_graphs", "_ego", "groups", "coarsening", "nn", "check"},
     "__init__": {
         "errors",

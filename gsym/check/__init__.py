@@ -1,7 +1,8 @@
 """Is it really equivariant, and an ordinary PyTorch module?
 
-One function measures, one judges, one runs the conformance kit for tied layers, and one puts a
-module through what training scripts, servers and compilers do to modules.
+One function measures, one judges, one says in which part of a model a symmetry is lost, one runs
+the conformance kit for tied layers, and one puts a module through what training scripts, servers
+and compilers do to modules.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from gsym.check.equivariance import (
     equivariance_error,
 )
 from gsym.check.layer import check_layer
+from gsym.check.profiling import ModuleProfile, Profile, profile
 from gsym.check.report import CheckReport
 
 if TYPE_CHECKING:
@@ -33,8 +35,11 @@ __all__ = [
     "TOLERANCE",
     "TREATMENTS",
     "CheckReport",
+    "ModuleProfile",
+    "Profile",
     "assert_equivariant",
     "check_layer",
     "check_module",
     "equivariance_error",
+    "profile",
 ]

@@ -78,7 +78,7 @@ def equivariance_error(
     Reference:
         The metric of Kim et al. 2023, projection-based equivariance regularisers.
     """
-    _check_inputs(layer, group, x, in_rep, out_rep)
+    check_inputs(layer, group, x, in_rep, out_rep)
     if not x.numel():
         raise ValueError(f"there is nothing to measure on an empty x; got shape {list(x.shape)}")
     moves = _moves(permutations(group), in_rep, out_rep)
@@ -115,7 +115,7 @@ def assert_equivariant(
             check is vacuous.
     """
     __tracebackhide__ = True
-    _check_inputs(layer, group, x, in_rep, out_rep)
+    check_inputs(layer, group, x, in_rep, out_rep)
     allowed = TOLERANCE[x.dtype] if tolerance is None and x.dtype in TOLERANCE else tolerance
     if allowed is None:
         raise TypeError(f"there is no default tolerance for {x.dtype}; pass tolerance=")
@@ -173,6 +173,11 @@ def _errors_from(
 
 def evaluate(layer: Layer, x: Tensor, *args: Any) -> Outputs:
     """Outputs in eval mode by their place, detached; a module is left as it was."""
+    return dict(_outputs(run(layer, x, *args), "the output", x.size(-2)))
+
+
+def run(layer: Layer, x: Tensor, *args: Any) -> Any:
+    """What a layer returns in eval mode; a module is left as it was."""
     x, args = _plain(x), tuple(_plain(a) for a in args)
     with fork_rng(devices=[]), _unchanged(layer) as parameters, _gradients(layer):
         try:
@@ -180,14 +185,13 @@ def evaluate(layer: Layer, x: Tensor, *args: Any) -> Outputs:
             for parameter, wanted in parameters.items():
                 if wanted:
                     parameter.requires_grad_(False)
-            value = layer(x, *args)
+            return layer(x, *args)
         except RuntimeError:
             # Perhaps it differentiates by its parameters; else this raises the same again.
             for parameter, wanted in parameters.items():
                 if wanted:
                     parameter.requires_grad_(True)
-            value = layer(x, *args)
-    return dict(_outputs(value, "the output", x.size(-2)))
+            return layer(x, *args)
 
 
 @contextmanager
@@ -264,13 +268,14 @@ def _outputs(value: Any, where: str, num_nodes: int) -> Iterator[tuple[str, Tens
         )
 
 
-def _check_inputs(
+def check_inputs(
     layer: Layer,
     group: PermutationGroup,
     x: Tensor,
     in_rep: Representation | None,
     out_rep: Representation | None,
 ) -> None:
+    """Refuse a layer, a group or a signal that do not go together."""
     if not callable(layer):
         raise TypeError(f"layer must be a module or a function; got {type(layer).__name__}")
     if not isinstance(group, PermutationGroup):
