@@ -26,8 +26,9 @@ _MOST_HELD, _FEW_HELD = 32, 8
 _JUMPS = 0.25
 
 
-def _least(variances: NDArray, signals: int) -> float:
-    return float(_JUMPS * variances.mean() / signals)
+def raised(variances: NDArray, signals: int) -> NDArray:
+    """What variances lack of a quarter of their mean over the number of signals."""
+    return np.maximum(_JUMPS * variances.mean() / signals - variances, 0.0)
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,12 @@ class Completed:
             S[np.ix_(u, u)] += int(taken[alike].sum()) * C
         S /= len(rows)
         own = np.diagonal(S)
-        S[np.diag_indices(len(S))] = np.maximum(own, _least(own, len(rows)))
+        S[np.diag_indices(len(S))] += raised(own, len(rows))
         return mean, S
 
-    def is_still(self) -> bool:
-        """Whether some coordinate of signals without gaps has less than the least variance."""
-        own = self.filled.var(0)
-        return bool((own < _least(own, len(self.filled))).any())
+    def raised(self, rows: NDArray) -> NDArray:
+        """What :meth:`covariance` adds to variances of some rows without gaps, ``[d]``."""
+        return raised(self.filled[rows].var(0), len(rows))
 
     def held(self, rows: NDArray, mean: NDArray) -> list[tuple[NDArray, NDArray]]:
         """What is observed of some rows, less a mean: patterns, and rows of errors.

@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 from sklearn.covariance import ledoit_wolf
 
 from gsym.risk._gaussian import DenseGaussian
-from gsym.risk._split import SplitGaussian
+from gsym.risk._split_gaussian import SplitGaussian
 
 NEAREST = (5, 15)
 # A share below this is dropped.

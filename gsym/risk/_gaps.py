@@ -25,12 +25,13 @@ def read_observed(x: NDArray, observed: Any) -> NDArray:
             where no mask says what is missing.
     """
     if observed is None:
-        if x.dtype.kind == "f" and np.isnan(x).any():
+        # Signal by signal, because a mask of millions of nodes takes memory of its own.
+        if x.dtype.kind == "f" and any(np.isnan(part).any() for part in np.atleast_1d(x)):
             raise SignalError(
                 "signals hold NaN and nothing says what is observed; pass "
                 "observed=~np.isnan(X), or fill them"
             )
-        return np.ones(x.shape, dtype=bool)
+        return np.broadcast_to(True, x.shape)
     mask = observed.detach().cpu().numpy() if isinstance(observed, Tensor) else np.asarray(observed)
     if mask.dtype != bool:
         raise SignalError(f"observed must be boolean; got {mask.dtype}; compare, as in mask == 1")

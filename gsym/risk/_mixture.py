@@ -117,20 +117,25 @@ def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
     def loss(weights: NDArray) -> tuple[float, NDArray]:
         value, gradient = 0.0, np.zeros(len(weights))
         for fold, own in zip(folds, cases, strict=True):
-            Sigma = np.tensordot(weights, fold.terms, 1)
-            G = np.zeros_like(Sigma)
             errors = fold.whole
-            for o, u in own:
-                inverse, _ = inverse_and_log_det(Sigma[np.ix_(o, o)])
-                A = errors[:, o] @ inverse
-                R = errors[:, u] - A @ Sigma[np.ix_(o, u)]
+            if not own or not len(errors):
+                continue
+            Sigma = np.tensordot(weights, fold.terms, 1)
+            # With R the errors left and A = E_o Sigma_oo^-1 they change by
+            # dR = -A dSigma_ou + A dSigma_oo Sigma_oo^-1 Sigma_ou, so a gradient is a product of
+            # as many rows as there are errors.
+            left, right = np.zeros((2, len(own), *errors.shape))
+            for A, B, (o, u) in zip(left, right, own, strict=True):
+                root, _ = _root(Sigma[np.ix_(o, o)])
+                across = Sigma[np.ix_(o, u)]
+                A[:, o] = lapack.dpotrs(root, errors[:, o].T, lower=1)[0].T
+                R = errors[:, u] - A[:, o] @ across
                 value += float((R**2).sum())
-                # dR = -A dSigma_ou + A dSigma_oo Sigma_oo^-1 Sigma_ou
-                Q = A.T @ R
-                G[np.ix_(o, u)] -= 2 * Q
-                G[np.ix_(o, o)] += 2 * Q @ (Sigma[np.ix_(u, o)] @ inverse)
-            gradient += fold.terms.reshape(len(weights), -1) @ G.ravel()
-        return value / squares, gradient / squares
+                B[:, o] = lapack.dpotrs(root, across @ R.T, lower=1)[0].T
+                B[:, u] = -R
+            rows = left.reshape(-1, len(Sigma)), right.reshape(-1, len(Sigma))
+            gradient += fold.terms.reshape(len(weights), -1) @ (rows[0].T @ rows[1]).ravel()
+        return value / squares, 2 * gradient / squares
 
     return loss
 
@@ -189,16 +194,23 @@ def _violation(weights: NDArray, slope: NDArray) -> tuple[float, NDArray]:
 
 def inverse_and_log_det(Sigma: NDArray) -> tuple[NDArray, float]:
     """Inverse and log determinant of a positive definite matrix."""
-    L, info = lapack.dpotrf(Sigma, lower=1, clean=1)
+    L, log_det = _root(Sigma)
+    # Zero above the diagonal, as L is there.
+    half, _ = lapack.dpotri(L, lower=1, overwrite_c=1)
+    inverse = half + half.T
+    inverse[np.diag_indices(len(inverse))] /= 2
+    return inverse, log_det
+
+
+def _root(Sigma: NDArray) -> tuple[NDArray, float]:
+    """Lower root and log determinant of a positive definite matrix."""
+    L, info = lapack.dpotrf(Sigma.T, lower=1, clean=1)
     # Rounding at a condition of 1e15, which a search may try: the smallest change that helps.
     for jitter in (1e-13, 1e-11, 1e-9, 1e-7):
         if info == 0:
             break
         shifted = Sigma + jitter * np.trace(Sigma) * np.eye(len(Sigma))
-        L, info = lapack.dpotrf(shifted, lower=1, clean=1)
+        L, info = lapack.dpotrf(shifted.T, lower=1, clean=1)
     if info != 0:
         raise np.linalg.LinAlgError("a sum of covariances is not positive definite")
-    log_det = 2 * float(np.log(np.diagonal(L)).sum())
-    half, _ = lapack.dpotri(L, lower=1)
-    inverse = np.tril(half)
-    return inverse + np.tril(inverse, -1).T, log_det
+    return L, 2 * float(np.log(np.diagonal(L)).sum())

@@ -15,7 +15,7 @@ from gsym.risk._fills import Combined, Fill, GaussianFill, combine, other_fills
 from gsym.risk._gaussian import DenseGaussian
 from gsym.risk._mixture import Fitted, fit_weights, imputation
 from gsym.risk._problem import Problem, Rows, make_problem
-from gsym.risk._split import SplitGaussian
+from gsym.risk._split_gaussian import SplitGaussian
 from gsym.risk._terms import Terms, stack
 
 OBJECTIVES = ("auto", "likelihood", "imputation")

@@ -13,7 +13,8 @@ from gsym.groups import ClusterGroup, Partition
 from gsym.risk._em import Completed
 from gsym.risk._gaussian import DenseGaussian
 from gsym.risk._mixture import Fold, Loss, likelihood
-from gsym.risk._split import Products, SplitFold, SplitGaussian, meet_of, split_likelihood
+from gsym.risk._split import Products, SplitFold, meet_of, split_likelihood
+from gsym.risk._split_gaussian import SplitGaussian
 from gsym.risk._terms import GroupTerm, KernelTerm, Terms, stack
 
 # Numbers that the terms of all folds, or the products of signals, may take.
@@ -22,8 +23,8 @@ _MOST_NUMBERS = 2**30
 # and 25 to 400 signals.
 _CROSSOVER = 0.25
 
-# Up to so many nodes, those that are nearly constant are kept at a least variance, which the split
-# form cannot have.
+# Up to so many nodes, those that are nearly constant are kept at a least variance: the split form
+# has a cluster for each.
 _MOST_FLOORED = 4096
 
 Rows = Sequence[tuple[NDArray, NDArray]]
@@ -74,13 +75,15 @@ def make_problem(
     (n, c), s = shape, len(data.filled)
     made = terms.of(data.filled.reshape(s, n, c))
     plain = c == 1 and not data.uncertain and split is not False
-    plain = plain and (split is True or n > _MOST_FLOORED or not data.is_still())
     levels = _partitions(made) if plain else None
     if levels is not None:
-        k = meet_of(levels, n).num_clusters
+        kept = [*(train for train, _ in rows), np.arange(s)]
+        raised = [data.raised(k) if n <= _MOST_FLOORED else np.zeros(n) for k in kept]
+        fine = meet_of(levels, np.any(raised, axis=0))
+        k = fine.num_clusters
         ratio = (k * s * s + k**3 + s**3) * 2 / n**3
         if split or (ratio < _CROSSOVER and k * (s * s + k) < _MOST_NUMBERS):
-            return _split_problem(terms, data.filled, rows, levels)
+            return _split_problem(terms, data.filled, rows, levels, fine, raised)
     d, m = n * c, len(made) + 1
     if len(rows) * m * d * d > _MOST_NUMBERS:
         raise SignalError(
@@ -108,19 +111,24 @@ def make_fold(
 
 
 def _split_problem(
-    terms: Terms, x: NDArray, rows: Rows, levels: Sequence[Partition | None]
+    terms: Terms,
+    x: NDArray,
+    rows: Rows,
+    levels: Sequence[Partition | None],
+    fine: Partition,
+    raised: Sequence[NDArray],
 ) -> Problem:
-    s, n = x.shape
-    products = Products.of(x, meet_of(levels, n))
+    products = Products.of(x, fine)
     folds = []
-    for train, held in rows:
+    for (train, held), more in zip(rows, raised[:-1], strict=True):
         own, its = levels, products
         if terms.chain is not None:
             found = _partitions(terms.of(x[train][:, :, None]))
             assert found is not None
-            own, its = found, Products.of(x, meet_of(found, n))
-        folds.append(SplitFold(its, own, train, held))
-    whole = SplitFold(products, levels, np.arange(s), np.arange(0))
+            own, its = found, Products.of(x, meet_of(found, more > 0))
+        folds.append(SplitFold(its, own, train, held, more))
+    every = np.arange(len(x))
+    whole = SplitFold(products, levels, every, every[:0], raised[-1])
     return Problem(split_likelihood(folds), folds, lambda weights: whole.gaussian(weights, x))
 
 

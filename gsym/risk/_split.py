@@ -23,15 +23,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, cholesky
-from scipy.sparse import csr_array
 
 from gsym.groups import Partition
 from gsym.risk._mixture import FLOOR, Loss, inverse_and_log_det
-
-# Numbers in one block of nodes.
-_BLOCK = 2**22
+from gsym.risk._split_gaussian import BLOCK, Factor, SplitGaussian
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,8 @@ class Products:
 
     Attributes:
         fine: The finest partition.
-        deviations: Products of deviations within every cluster, ``[k, s, s]``.
+        deviations: Products of deviations within every cluster: their lower triangles, row by row,
+            ``[k, s (s + 1) / 2]``.
         means: Means of clusters times the root of their size, ``[s, k]``.
     """
 
@@ -50,29 +48,95 @@ class Products:
 
     @classmethod
     def of(cls, x: NDArray, fine: Partition) -> Products:
-        """From signals ``[s, n]``.
+        """From signals ``[s, n]``, of which a block of nodes is copied at a time.
 
         Cost:
-            ``O(n s^2)`` time, ``8 k s^2`` bytes.
+            ``O(n s^2)`` time, ``4 k s^2`` bytes.
         """
         s = len(x)
         order, sizes = fine.order.numpy(), np.array(fine.sizes)
         # Off from the start, because a large mean would cost digits.
         center = x.mean(0)
-        starts = np.cumsum(sizes) - sizes
+        lower = np.tril_indices(s)
         means = np.empty((s, len(sizes)))
-        deviations = np.zeros((len(sizes), s, s))
-        width = max(1, _BLOCK // s)
-        for c, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-            nodes = order[start : start + size]
+        deviations = np.zeros((len(sizes), len(lower[0])))
+        width = max(1, BLOCK // s)
+
+        def errors(nodes: NDArray) -> NDArray:
+            first, last = int(nodes[0]), int(nodes[-1])
+            # Nodes that stand together are read as they stand.
+            rows = slice(first, last + 1) if last - first == len(nodes) - 1 else nodes
+            return np.asarray(x[:, rows] - center[rows])
+
+        for c, (end, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):
+            nodes = order[end - size : end]
             blocks = [nodes[i : i + width] for i in range(0, size, width)]
-            mean = sum((x[:, block] - center[block]).sum(1) for block in blocks) / size
+            first = errors(blocks[0])
+            mean = (first.sum(1) + sum(errors(block).sum(1) for block in blocks[1:])) / size
             means[:, c] = mean * math.sqrt(size)
             if size > 1:
-                for block in blocks:
-                    part = x[:, block] - center[block] - mean[:, None]
-                    deviations[c] += part @ part.T
+                square = np.zeros((s, s))
+                for i, block in enumerate(blocks):
+                    part = errors(block) if i else first
+                    part -= mean[:, None]
+                    square += part @ part.T
+                deviations[c] = square[lower]
         return cls(fine, deviations, means)
+
+    def weighted(self, factors: NDArray) -> NDArray:
+        """Sums over clusters of products times factors ``[f, k]``: ``[f, s, s]``."""
+        s = len(self.means)
+        rows, columns, _ = self._triangle
+        flat, out = factors @ self.deviations, np.empty((len(factors), s, s))
+        out[:, rows, columns] = flat
+        out[:, columns, rows] = flat
+        return out
+
+    def contracted(self, matrices: NDArray) -> NDArray:
+        """Inner products of symmetric matrices ``[f, s, s]`` with every cluster's: ``[f, k]``."""
+        rows, columns, times = self._triangle
+        return np.asarray((matrices[:, rows, columns] * times) @ self.deviations.T)
+
+    @cached_property
+    def _triangle(self) -> tuple[NDArray, NDArray, NDArray]:
+        """Places of the lower triangle, and how often each number in it stands in the matrix."""
+        rows, columns = np.tril_indices(len(self.means))
+        return rows, columns, np.where(rows == columns, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A sum of levels.
+
+    Attributes:
+        d: Variances of deviations, ``[k]``.
+        N: Matrix of means, ``[k, k]``.
+        trivial: The weight of the trivial level.
+    """
+
+    d: NDArray
+    N: NDArray
+    trivial: float
+
+
+@dataclass(frozen=True)
+class Density:
+    """Of held-out signals, and what its gradient needs.
+
+    Attributes:
+        value: Minus twice the log density, without constants.
+        inverse: Of the matrix of means, ``[k, k]``.
+        half: Means of signals times it, ``[s, k]``.
+        Q: What the inverse of the sum adds to that of its first part, and what it makes of
+            held-out signals, both in coefficients of signals: ``[s, s]``.
+        trivial: Slope in the weight of the trivial level.
+    """
+
+    value: float
+    inverse: NDArray
+    half: NDArray
+    Q: NDArray
+    trivial: float
 
 
 class SplitFold:
@@ -83,6 +147,8 @@ class SplitFold:
         levels: Partitions of the levels, ``None`` for the trivial one.
         train: Numbers of the signals to train on.
         held: Those held out; may be none.
+        raised: What is added to the variance of each node, ``[n]``; next to a trivial level, such
+            nodes are clusters of their own.
     """
 
     def __init__(
@@ -91,47 +157,55 @@ class SplitFold:
         levels: Sequence[Partition | None],
         train: NDArray,
         held: NDArray,
+        raised: NDArray,
     ) -> None:
         self.products, self.levels, self.train, self.held = products, levels, train, held
         sizes = np.array(products.fine.sizes, dtype=np.float64)
         s, self.k = products.means.shape
         self.sizes = sizes
-        # Rows of J take off the mean of the signals to train on.
-        self.J = np.eye(s)
-        self.J[:, train] -= 1 / len(train)
-        self.means = self.J @ products.means
-        seen = self.J[train]
-        within = np.einsum("ai,cij,aj->c", seen, products.deviations, seen, optimize=True)
-        within /= len(train)
+        # Shares of signals in the mean of those to train on, which is taken off all.
+        self.share = np.zeros(s)
+        self.share[train] = 1 / len(train)
+        self.means = products.means - self.share @ products.means
+        square = np.diag(self.share) - np.outer(self.share, self.share)
+        within = np.maximum(products.contracted(square[None])[0], 0.0)
         Y = self.means[train] / math.sqrt(len(train))
-        self.tau = float(within.sum() + (Y**2).sum()) / float(sizes.sum())
-        made = [self._level(level, within, Y) for level in levels if level is not None]
-        ridge = np.full(self.k, self.tau), self.tau * np.eye(self.k)
-        self.d_terms = np.stack([d for d, _ in (*made, ridge)])
-        self.N_terms = np.stack([N for _, N in (*made, ridge)])
+        self.tau = float(within.sum() + (Y**2).sum() + raised.sum()) / float(sizes.sum())
+        # One node of each cluster.
+        self._first = products.fine.order.numpy()[np.cumsum([0, *products.fine.sizes[:-1]])]
+        made = {len(levels): (np.full(self.k, self.tau), self.tau * np.eye(self.k))}
+        for i, level in enumerate(levels):
+            if level is not None:
+                made[i] = self._level(level, within, Y, raised)
+            elif raised.any():
+                made[i] = np.zeros(self.k), np.diag(raised[self._first])
         # Where the terms stand among all weights, of which the ridge is the last.
-        self.place = [i for i, level in enumerate(levels) if level is not None] + [len(levels)]
+        self.place = list(made)
+        self.d_terms, self.N_terms = map(np.stack, zip(*made.values(), strict=True))
         self.trivial = [i for i, level in enumerate(levels) if level is None]
 
-    def _level(self, level: Partition, within: NDArray, Y: NDArray) -> tuple[NDArray, NDArray]:
+    def _level(
+        self, level: Partition, within: NDArray, Y: NDArray, raised: NDArray
+    ) -> tuple[NDArray, NDArray]:
         """Variance of deviations ``[k]`` and matrix of means ``[k, k]`` of one level."""
-        fine = self.products.fine
-        first = fine.order.numpy()[np.cumsum([0, *fine.sizes[:-1]])]
-        coarse = level.labels.numpy()[first]
+        labels = level.labels.numpy()
+        coarse = labels[self._first]
         count = np.array(level.sizes, dtype=np.float64)
         W = np.zeros((self.k, len(count)))
         W[np.arange(self.k), coarse] = np.sqrt(self.sizes / count[coarse])
         top = Y @ W
         square = np.bincount(coarse, within + ((Y - top @ W.T) ** 2).sum(0), len(count))
         delta = square / np.maximum(count - 1, 1)
-        N = W @ (top.T @ top - np.diag(delta)) @ W.T + np.diag(delta[coarse])
-        return delta[coarse], N
+        N = W @ (top.T @ top - np.diag(delta)) @ W.T
+        # The mean over a cluster of what is added is a multiple of the identity.
+        delta = delta + np.bincount(labels, raised, len(count)) / count
+        return delta[coarse], N + np.diag(delta[coarse])
 
-    def parts(self, weights: NDArray) -> tuple[NDArray, NDArray, float]:
-        """Variances of deviations ``[k]``, matrix of means, and the weight of the trivial level."""
+    def parts(self, weights: NDArray) -> Parts:
+        """The sum that weights make."""
         inner = weights[self.place]
         trivial = float(weights[self.trivial].sum())
-        return inner @ self.d_terms, np.tensordot(inner, self.N_terms, 1), trivial
+        return Parts(inner @ self.d_terms, np.tensordot(inner, self.N_terms, 1), trivial)
 
     def gaussian(self, weights: NDArray, x: NDArray) -> SplitGaussian:
         """The Gaussian of these weights.
@@ -140,196 +214,106 @@ class SplitFold:
             weights: Of every term.
             x: Signals to train on, ``[t, n]``.
         """
-        d, N, trivial = self.parts(weights)
-        # At its floor the trivial level is nothing, and its factor would be a copy of the signals.
-        B = np.zeros((x.shape[1], 0))
-        if trivial > 10 * FLOOR:
-            errors = x - x.mean(0)
-            errors *= math.sqrt(trivial / len(x))
-            B = errors.T
-        return SplitGaussian(self.products.fine.labels.numpy(), d, N, B)
+        parts = self.parts(weights)
+        # At its floor the trivial level is nothing.
+        rows = x if parts.trivial > 10 * FLOOR else x[:0]
+        B = Factor(rows, x.mean(0), math.sqrt(parts.trivial / len(x)))
+        return SplitGaussian(self.products.fine.labels.numpy(), parts.d, parts.N, B)
 
-    def loss(self, weights: NDArray) -> tuple[float, NDArray]:
-        """Minus log density of the held-out signals, without constants, and its gradient."""
-        d, N, trivial = self.parts(weights)
-        t, h = len(self.train), len(self.held)
-        beta = trivial / t
-        inverse, log_det = inverse_and_log_det(N)
-        G = self.products.deviations
-        k, s = len(G), G.shape[1]
-        dev = (1 / d) @ G.reshape(k, -1)
+    def density(self, parts: Parts, within: NDArray) -> Density:
+        """Of the held-out signals.
+
+        Args:
+            parts: The sum of levels.
+            within: Products of deviations over their variances, ``[s, s]``.
+        """
+        train, held = self.train, self.held
+        t, h, s = len(train), len(held), len(within)
+        beta = parts.trivial / t
+        inverse, log_det = inverse_and_log_det(parts.N)
         half = self.means @ inverse
-        F = self.J @ dev.reshape(s, s) @ self.J.T + half @ self.means.T
-        F_tt, F_th = F[np.ix_(self.train, self.train)], F[np.ix_(self.train, self.held)]
+        off = within @ self.share
+        F = within - off[:, None] - off + self.share @ off + half @ self.means.T
+        F_tt, F_th = F[np.ix_(train, train)], F[np.ix_(train, held)]
         K_inverse, log_det_K = inverse_and_log_det(np.eye(t) + beta * F_tt)
         C = K_inverse @ F_th
-        value = h * (float(((self.sizes - 1) * np.log(d)).sum()) + log_det + log_det_K)
-        value += float(np.trace(F[np.ix_(self.held, self.held)])) - beta * float(np.vdot(F_th, C))
-        # What Sigma^-1 adds to that of A, and Sigma^-1 E, both in coefficients of signals.
+        value = h * (float(((self.sizes - 1) * np.log(parts.d)).sum()) + log_det + log_det_K)
+        value += float(F[held, held].sum()) - beta * float(np.vdot(F_th, C))
         Q = np.zeros((s, s))
-        Q[np.ix_(self.train, self.train)] = h * beta * K_inverse + beta**2 * C @ C.T
-        Q[np.ix_(self.held, self.held)] = np.eye(h)
-        Q[np.ix_(self.train, self.held)] = -beta * C
-        Q[np.ix_(self.held, self.train)] = -beta * C.T
-        spread = G.reshape(k, -1) @ (self.J.T @ Q @ self.J).ravel()
-        d_slope = h * (self.sizes - 1) / d - spread / d**2
-        N_slope = h * inverse - half.T @ Q @ half
-        slope = np.zeros(len(weights))
-        inner = self.d_terms @ d_slope + self.N_terms.reshape(-1, k * k) @ N_slope.ravel()
-        np.add.at(slope, self.place, inner)
-        own = (h * float(np.vdot(K_inverse, F_tt)) - float((C**2).sum())) / t
-        slope[self.trivial] += own
-        return value / 2, slope / 2
+        Q[np.ix_(train, train)] = h * beta * K_inverse + beta**2 * C @ C.T
+        Q[np.ix_(held, held)] = np.eye(h)
+        Q[np.ix_(train, held)] = -beta * C
+        Q[np.ix_(held, train)] = -beta * C.T
+        trivial = (h * float(np.vdot(K_inverse, F_tt)) - float((C**2).sum())) / t
+        return Density(value, inverse, half, Q, trivial)
+
+    def uncentred(self, Q: NDArray) -> NDArray:
+        """Coefficients of signals less the mean, as those of signals: ``[s, s]``."""
+        back = np.outer(Q.sum(0), self.share)
+        return np.asarray(Q - back - back.T + Q.sum() * np.outer(self.share, self.share))
+
+    def slope(self, parts: Parts, found: Density, spread: NDArray) -> NDArray:
+        """Gradient of a density in all weights.
+
+        Args:
+            parts: The sum of levels.
+            found: The density.
+            spread: Inner products of its uncentred Q with those of deviations, ``[k]``.
+        """
+        h, k = len(self.held), self.k
+        d_slope = h * (self.sizes - 1) / parts.d - spread / parts.d**2
+        N_slope = h * found.inverse - found.half.T @ found.Q @ found.half
+        slope = np.zeros(len(self.levels) + 1)
+        slope[self.place] = (
+            self.d_terms @ d_slope + self.N_terms.reshape(-1, k * k) @ N_slope.ravel()
+        )
+        slope[self.trivial] += found.trivial
+        return slope
 
 
 def split_likelihood(folds: Sequence[SplitFold]) -> Loss:
     """As :func:`gsym.risk._mixture.likelihood`, at a cost without n.
 
+    Products that folds share are read once for all of them.
+
     Cost:
         ``O(k s^2 + k^3 + s^3)`` for every fold and step.
     """
     entries = sum(len(fold.held) * float(fold.sizes.sum()) for fold in folds)
+    alike: dict[int, list[SplitFold]] = {}
+    for fold in folds:
+        alike.setdefault(id(fold.products), []).append(fold)
 
     def loss(weights: NDArray) -> tuple[float, NDArray]:
-        results = [fold.loss(weights) for fold in folds]
-        value, slope = sum(r[0] for r in results), sum(r[1] for r in results)
-        return value / entries, np.asarray(slope / entries)
+        value, slope = 0.0, np.zeros(len(weights))
+        for some in alike.values():
+            products = some[0].products
+            parts = [fold.parts(weights) for fold in some]
+            within = products.weighted(np.stack([1 / part.d for part in parts]))
+            found = [f.density(p, w) for f, p, w in zip(some, parts, within, strict=True)]
+            back = [fold.uncentred(one.Q) for fold, one in zip(some, found, strict=True)]
+            spread = products.contracted(np.stack(back))
+            for fold, part, one, own in zip(some, parts, found, spread, strict=True):
+                slope += fold.slope(part, one, own)
+                value += one.value
+        return value / (2 * entries), slope / (2 * entries)
 
     return loss
 
 
-def meet_of(levels: Sequence[Partition | None], n: int) -> Partition:
-    """The finest partition that all levels but the trivial one are made of."""
-    fine = Partition.single(n)
-    for level in levels:
-        fine = fine if level is None else fine.meet(level)
-    return fine
-
-
-class SplitGaussian:
-    """A Gaussian of covariance ``D + U (N - D) U^T + B B^T``, as :class:`DenseGaussian`.
+def meet_of(levels: Sequence[Partition | None], still: NDArray) -> Partition:
+    """The finest partition that all levels but the trivial one are made of.
 
     Args:
-        labels: Cluster of every node, ``[n]``.
-        d: Variance of deviations within each cluster, ``[k]``.
-        N: Covariance of means times the root of the size, ``[k, k]``.
-        B: Factor of the rest, ``[n, t]``.
-
-    Cost:
-        ``O(n t^2 + k^3 + t^3)`` for a density or a conditional.
+        levels: Partitions of the levels, ``None`` for the trivial one.
+        still: Nodes whose variance is raised, ``[n]``: alone where there is a trivial level, whose
+            average does not spread what is added.
     """
-
-    def __init__(self, labels: NDArray, d: NDArray, N: NDArray, B: NDArray) -> None:
-        self.labels, self.d, self.N, self.B = labels, d, N, B
-        self.sizes = np.bincount(labels, minlength=len(d)).astype(np.float64)
-        self._unit = 1 / np.sqrt(self.sizes)
-        ones = np.ones(len(labels)), (labels, np.arange(len(labels)))
-        self._sum = csr_array(ones, shape=(len(d), len(labels)))
-
-    def restricted(self, kept: NDArray) -> SplitGaussian:
-        """The marginal of the nodes numbered ``kept``: a Gaussian of the same form."""
-        count = np.bincount(self.labels[kept], minlength=len(self.d))
-        present = np.flatnonzero(count)
-        share = (count / self.sizes)[present]
-        root = np.sqrt(share)
-        N = root[:, None] * self.N[np.ix_(present, present)] * root
-        N += np.diag(self.d[present] * (1 - share))
-        renumbered = np.cumsum(count > 0) - 1
-        return SplitGaussian(renumbered[self.labels[kept]], self.d[present], N, self.B[kept])
-
-    def scaled(self, factor: float) -> SplitGaussian:
-        """The same with its covariance times a factor."""
-        root = math.sqrt(factor)
-        return SplitGaussian(self.labels, factor * self.d, factor * self.N, root * self.B)
-
-    def dense(self) -> NDArray:
-        """The covariance, ``[n, n]``."""
-        both = (self.N - np.diag(self.d)) * self._unit[:, None] * self._unit
-        Sigma = both[np.ix_(self.labels, self.labels)] + self.B @ self.B.T
-        Sigma[np.diag_indices(len(Sigma))] += self.d[self.labels]
-        return Sigma
-
-    def diagonal(self) -> NDArray:
-        """Variances, ``[n]``."""
-        own = self.d + (np.diagonal(self.N) - self.d) / self.sizes
-        return np.asarray(own[self.labels] + (self.B**2).sum(1))
-
-    def squares(self, errors: NDArray) -> NDArray:
-        """Squared Mahalanobis lengths of rows ``[h, n]``."""
-        return np.asarray((errors * self._solve(errors)).sum(1))
-
-    def log_density(self, errors: NDArray) -> NDArray:
-        """Log density of rows ``[h, n]``."""
-        log_det = float(((self.sizes - 1) * np.log(self.d)).sum())
-        for root, _ in (self._N_root, self._K_root):
-            log_det += 2 * float(np.log(np.diagonal(root)).sum())
-        constant = len(self.labels) * math.log(2 * math.pi)
-        return -0.5 * (self.squares(errors) + log_det + constant)
-
-    def conditional(
-        self, errors: NDArray, seen: NDArray, hidden: NDArray
-    ) -> tuple[NDArray, NDArray]:
-        """Mean ``[h, u]`` and variances ``[u]`` of hidden nodes, as those of a dense one."""
-        part = self.restricted(seen)
-        Z = part._solve(errors)
-        unit, labels = self._unit, self.labels
-        k, u, B = len(self.d), labels[hidden], self.B[hidden]
-        between = self.N - np.diag(self.d)
-        sums = np.asarray((self._sum[:, seen] @ Z.T).T)
-        mean = ((sums * unit) @ between * unit)[:, u] + (Z @ part.B) @ B.T
-        # Sigma_uo V^+ Sigma_oo^-1 V Sigma_ou with V = [U_o, B_o]: only products of V are needed.
-        present = np.flatnonzero(np.bincount(labels[seen], minlength=k))
-        root = np.zeros((k, len(part.d)))
-        root[present, np.arange(len(present))] = np.sqrt(part.sizes / self.sizes[present])
-        ways = np.hstack([root.T, part._means(part.B.T).T])
-        M = ways.T @ cho_solve(part._N_root, ways)
-        M[k:, k:] += part._deviation_products()
-        M -= M[:, k:] @ cho_solve(part._K_root, M[k:])
-        across = between @ M[:k, :k] @ between
-        lost = np.diagonal(across)[u] * unit[u] ** 2
-        lost = lost + 2 * (B * (M[k:, :k] @ between).T[u]).sum(1) * unit[u]
-        lost = lost + ((B @ M[k:, k:]) * B).sum(1)
-        own = self.diagonal()[hidden]
-        return mean, np.maximum(own - lost, 1e-15 * own)
-
-    def sample(self, rows: int, rng: np.random.Generator) -> NDArray:
-        """Random rows, ``[rows, n]``."""
-        z = rng.standard_normal((rows, len(self.labels)))
-        z -= (self._means(z) * self._unit)[:, self.labels]
-        z *= np.sqrt(self.d)[self.labels]
-        means = rng.standard_normal((rows, len(self.d))) @ cholesky(self.N, lower=True).T
-        z += (means * self._unit)[:, self.labels]
-        return np.asarray(z + rng.standard_normal((rows, self.B.shape[1])) @ self.B.T)
-
-    def _means(self, rows: NDArray) -> NDArray:
-        """Means of clusters times the root of their size, ``[h, k]``."""
-        return np.asarray((self._sum @ rows.T).T * self._unit)
-
-    def _solve_within(self, rows: NDArray) -> NDArray:
-        """Rows times the inverse of the part without B."""
-        means = self._means(rows)
-        out = (rows - (means * self._unit)[:, self.labels]) / self.d[self.labels]
-        return np.asarray(out + (cho_solve(self._N_root, means.T).T * self._unit)[:, self.labels])
-
-    def _solve(self, rows: NDArray) -> NDArray:
-        """Rows times the inverse of the covariance."""
-        out = self._solve_within(rows)
-        inner = cho_solve(self._K_root, self.B.T @ out.T)
-        return out - self._solve_within(inner.T @ self.B.T)
-
-    def _deviation_products(self) -> NDArray:
-        """``B^T D^-1 B`` on the deviations within clusters, ``[t, t]``."""
-        within = self.B - (self._means(self.B.T) * self._unit).T[self.labels]
-        within /= np.sqrt(self.d)[self.labels][:, None]
-        return np.asarray(within.T @ within)
-
-    @cached_property
-    def _N_root(self) -> tuple[NDArray, bool]:  # noqa: N802
-        return cho_factor(self.N, lower=True)  # type: ignore[no-any-return]
-
-    @cached_property
-    def _K_root(self) -> tuple[NDArray, bool]:  # noqa: N802
-        means = self._means(self.B.T)
-        K = self._deviation_products() + means @ cho_solve(self._N_root, means.T)
-        K[np.diag_indices(len(K))] += 1
-        return cho_factor(K, lower=True)  # type: ignore[no-any-return]
+    fine = Partition.single(len(still))
+    for level in levels:
+        fine = fine if level is None else fine.meet(level)
+    if still.any() and any(level is None for level in levels):
+        labels = fine.labels.numpy()
+        alone = np.where(still, len(still) + np.arange(len(still)), labels)
+        fine = Partition.from_labels(torch.from_numpy(alone), relabel=True)
+    return fine

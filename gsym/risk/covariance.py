@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from gsym._validate import warn
+from gsym._validate import check_dense, refuse_masked, warn
 from gsym.errors import SignalError
 from gsym.risk._em import Completed
 from gsym.risk._fills import Combined
@@ -24,6 +25,8 @@ from gsym.risk._terms import GroupTerm, Terms, read_terms
 from gsym.risk._weights import Weights
 
 _FEWEST = 4
+# Up to so many numbers, signals are copied, and the caller may change theirs.
+_MOST_COPIED = 2**24
 
 
 class SymmetricCovariance(BaseEstimator):
@@ -141,7 +144,8 @@ class SymmetricCovariance(BaseEstimator):
         """Estimate the weights and the covariance.
 
         Args:
-            X: Signals ``[s, n]`` or ``[s, n, c]``.
+            X: Signals ``[s, n]`` or ``[s, n, c]``. Above 2^24 numbers they are kept as they are,
+                not copied: change them and the estimate changes.
             y: Ignored.
             observed: Which entries are, as in :meth:`conditional`; all by default. Others are
                 completed by EM: weights and what they expect in the gaps are found in turn.
@@ -154,6 +158,8 @@ class SymmetricCovariance(BaseEstimator):
         seen = read_observed(_array(X), observed)
         # Without gaps as it came, because scikit-learn also judges what is no array.
         x = self._signals(X if observed is None else np.where(seen, _array(X), 0.0), reset=True)
+        if x.size <= _MOST_COPIED and np.may_share_memory(x, _array(X)):
+            x = x.copy()
         s, n, c = x.shape
         data = Completed(x.reshape(s, -1), seen.reshape(s, -1))
         # Signals without gaps are not copied, which of a million nodes would take gigabytes.
@@ -315,7 +321,7 @@ class SymmetricCovariance(BaseEstimator):
         """Signals checked, ``[s, n, c]``."""
         x = validate_data(
             self,
-            X.detach().cpu().numpy() if isinstance(X, Tensor) else X,
+            _array(X) if isinstance(X, Tensor) else X,
             reset=reset,
             allow_nd=True,
             dtype=np.float64,
@@ -345,7 +351,13 @@ class SymmetricCovariance(BaseEstimator):
 
 
 def _array(X: Any) -> NDArray:
-    return X.detach().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X)
+    refuse_masked(X, "X", SignalError)
+    if not isinstance(X, Tensor):
+        return np.asarray(X)
+    check_dense("X", X, SignalError, values=True)
+    X = X.detach().cpu()
+    # NumPy has no bfloat16.
+    return np.asarray((X.float() if X.dtype == torch.bfloat16 else X).numpy())
 
 
 def _check_varies(errors: NDArray, seen: NDArray) -> None:

@@ -35,7 +35,7 @@ STRETCHES = 8
 _LAGS = (1, 2, 3)
 _SHUFFLES = 199
 # What the test looks at, at most: dependence is local, and so many directions hold it.
-_MOST_SIGNALS, _MOST_DIRECTIONS = 4096, 64
+_MOST_SIGNALS, _MOST_DIRECTIONS, _MOST_AT_ONCE = 4096, 64, 2**16
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,12 @@ def serial_dependence(errors: NDArray) -> Dependence:
     values = errors[:_MOST_SIGNALS]
     rng = np.random.default_rng(0)
     if values.shape[1] > _MOST_DIRECTIONS:
-        values = values @ rng.standard_normal((values.shape[1], _MOST_DIRECTIONS))
+        # Some coordinates at a time: directions of a million take as much memory as the signals.
+        projected = np.zeros((len(values), _MOST_DIRECTIONS))
+        for start in range(0, values.shape[1], _MOST_AT_ONCE):
+            part = values[:, start : start + _MOST_AT_ONCE]
+            projected += part @ rng.standard_normal((part.shape[1], _MOST_DIRECTIONS))
+        values = projected
     values = values - values.mean(0)
     square = float((values**2).sum())
     if len(values) < 8 or square <= 0:

@@ -118,6 +118,19 @@ def objectives():
     yield pytest.param(imputation(folds(), patterns), id="imputation")
 
 
+def test_imputation_is_the_squared_error_of_the_conditional_mean():
+    weights, cases = np.array([0.3, 0.02, 1.7]), folds()
+    patterns = [np.arange(6) % 3 > 0, np.arange(6) < 2]
+    error = square = 0.0
+    for fold in cases:
+        Sigma = np.tensordot(weights, fold.terms, 1)
+        for o in patterns:
+            B = Sigma[np.ix_(~o, o)] @ np.linalg.inv(Sigma[np.ix_(o, o)])
+            error += ((fold.whole[:, ~o] - fold.whole[:, o] @ B.T) ** 2).sum()
+            square += (fold.whole[:, ~o] ** 2).sum()
+    assert imputation(cases, patterns)(weights)[0] == pytest.approx(error / square, rel=1e-12)
+
+
 @pytest.mark.parametrize("loss", [*objectives()])
 def test_gradients_are_finite_differences(loss):
     weights = np.array([0.3, 0.02, 1.7])
@@ -368,6 +381,7 @@ def test_follows_scikit_learn():
 
 
 X = normal(8, 4)
+PATH = torch.tensor([[0, 1], [1, 2]])
 GAPS = np.where(np.arange(4) == 1, np.nan, X)
 
 
@@ -384,7 +398,14 @@ GAPS = np.where(np.arange(4) == 1, np.nan, X)
         ({"levels": "chain"}, X, 'levels must be "auto"'),
         ({"levels": [Partition.single(4)] * 9}, X, "9 levels are more than 8 signals"),
         ({"kernels": [np.diag([1, 1, 1, -1.0])]}, X, "smallest eigenvalue is -1"),
+        ({"kernels": [-np.eye(4)]}, X, "smallest eigenvalue is -1"),
+        ({"kernels": [np.zeros((4, 4))]}, X, "not zero"),
+        ({"kernels": [np.triu(np.ones((4, 4)))]}, X, "must be symmetric"),
         ({"kernels": [np.eye(3)]}, X, r"finite \[4, 4\]"),
+        ({"levels": gsym.coarsen(num_nodes=3, edge_index=PATH)}, X, "acts on 3 nodes but .* 4"),
+        ({}, np.ma.masked_greater(X, 1), "masked array"),
+        ({}, torch.from_numpy(X).to_sparse(), "dense tensor"),
+        ({}, torch.empty(8, 4, device="meta"), "values to read"),
         ({"positions": np.ones((3, 2))}, X, r"finite \[4, d\]"),
         ({"objective": "best"}, X, "objective must be"),
         ({"objective": "imputation", "patterns": 1.5}, X, "between 0 and 1; got 1.5"),
@@ -413,6 +434,37 @@ def test_bad_gaps_are_refused(observed, message):
         cov.conditional(GAPS, observed)
     with pytest.raises(ValueError, match=message):
         SymmetricCovariance().fit(GAPS, observed=observed)
+
+
+def test_a_signal_without_entries_is_named():
+    seen = np.ones(X.shape, dtype=bool)
+    seen[5] = False
+    with pytest.raises(ValueError, match="nothing is observed of signal 5"):
+        SymmetricCovariance().fit(X, observed=seen)
+    with pytest.raises(ValueError, match=r"observed must be \[8, 4\]"):
+        SymmetricCovariance().fit(X, observed=seen[:, :3])
+    seen[5], seen[:, 2] = True, False
+    with pytest.raises(ValueError, match="never observed, the first being 2"):
+        SymmetricCovariance().fit(X, observed=seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_tensors_of_any_precision_are_read(dtype):
+    # NumPy has no bfloat16; every number of it is one of float32.
+    x = torch.from_numpy(normal(20, 5)).to(dtype)
+    cov, same = (SymmetricCovariance(objective="likelihood").fit(v) for v in (x, x.double()))
+    np.testing.assert_allclose(cov.covariance_, same.covariance_, rtol=1e-12)
+    seen = np.arange(5) != 2
+    np.testing.assert_allclose(cov.impute(x, seen), same.impute(x.double(), seen), rtol=1e-6)
+
+
+def test_signals_may_change_after_the_fit():
+    x = normal(12, 60)
+    levels = [Partition.singletons(60), Partition.grid(1, 60, (1, 20))]
+    cov = SymmetricCovariance(levels, objective="likelihood").fit(x)
+    before = cov.covariance_
+    x[:] = 0
+    np.testing.assert_array_equal(cov.covariance_, before)
 
 
 def test_what_is_odd_is_said():

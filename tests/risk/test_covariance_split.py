@@ -1,17 +1,19 @@
 """The split form of a covariance: the dense one, and arithmetic with 50 digits, as oracles."""
 
+import tracemalloc
+
 import mpmath
 import numpy as np
 import pytest
 import torch
 
 from gsym import Partition, SymmetricCovariance
-from gsym.risk import _problem
+from gsym.risk import _problem, _split, _split_gaussian, covariance, dependence
 from gsym.risk._em import Completed
 from gsym.risk._folds import make_folds
 from gsym.risk._gaussian import DenseGaussian
 from gsym.risk._problem import make_problem
-from gsym.risk._split import SplitGaussian
+from gsym.risk._split_gaussian import SplitGaussian
 from gsym.risk._terms import read_terms
 
 N, S = 24, 14
@@ -157,3 +159,77 @@ def test_many_nodes_make_no_square():
         SymmetricCovariance([Partition.singletons(20000)], kernels=(), objective="imputation").fit(
             x
         )
+
+
+def still_signals():
+    """Signals of which some nodes hardly move."""
+    x = signals()
+    x[:, [2, 3, 11]] = 5 + 1e-3 * x[:, [2, 3, 11]]
+    x[:, 17] = 5.0
+    return x
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_still_nodes_have_the_same_least_variance(name):
+    # They were dense before: of 100 images of clothes, some pixels of the border are black.
+    split, dense = both(LEVELS[name], still_signals())
+    weights = np.random.default_rng(1).uniform(0.05, 0.5, dense.dense[0].terms.shape[0])
+    value, slope = split.likelihood(weights)
+    expected, dense_slope = dense.likelihood(weights)
+    assert value == pytest.approx(expected, rel=1e-8)
+    np.testing.assert_allclose(slope, dense_slope, rtol=1e-8)
+    ours, theirs = split.finish(weights).dense(), dense.finish(weights).dense()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_of_nodes_change_nothing(monkeypatch):
+    x = signals(S, N)
+    whole, _ = both(NESTED, x)
+    monkeypatch.setattr(_split, "BLOCK", 2 * S)
+    monkeypatch.setattr(_split_gaussian, "BLOCK", 5 * S)
+    blocks, _ = both(NESTED, x)
+    weights = np.random.default_rng(1).uniform(0.05, 0.5, len(NESTED) + 1)
+    for a, b in zip(blocks.likelihood(weights), whole.likelihood(weights), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    rows, seen = normal_rows(), np.arange(N) % 3 > 0
+    o, u = np.flatnonzero(seen), np.flatnonzero(~seen)
+    ours = blocks.finish(weights)
+    theirs = DenseGaussian(whole.finish(weights).dense())
+    np.testing.assert_allclose(ours.diagonal(), theirs.diagonal(), rtol=1e-9)
+    np.testing.assert_allclose(ours.log_density(rows), theirs.log_density(rows), rtol=1e-9)
+    for a, b in zip(
+        ours.conditional(rows[:, o], o, u), theirs.conditional(rows[:, o], o, u), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
+
+
+def normal_rows():
+    return np.random.default_rng(2).standard_normal((3, N))
+
+
+def test_folds_share_the_products_of_signals():
+    split, _ = both(NESTED, signals())
+    assert len({id(fold.products) for fold in split.folds}) == 1
+    # A chain from signals is made anew in every fold, and its products with it.
+    split, _ = both("auto", signals())
+    assert len({id(fold.products) for fold in split.folds}) == len(split.folds)
+
+
+def test_a_fit_of_many_nodes_copies_no_signals(monkeypatch):
+    for room in (_split, _split_gaussian):
+        monkeypatch.setattr(room, "BLOCK", 2**16)
+    monkeypatch.setattr(dependence, "_MOST_AT_ONCE", 2**10)
+    monkeypatch.setattr(covariance, "_MOST_COPIED", 0)
+    n, s = 60000, 60
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((s, n)) + rng.standard_normal((s, 3)) @ rng.standard_normal((3, n))
+    levels = [Partition.singletons(n), Partition.from_labels(torch.arange(n) % 8)]
+    tracemalloc.start()
+    try:
+        cov = SymmetricCovariance(levels, objective="likelihood").fit(x)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert cov.weights_["trivial"] > 1e-3
+    # Labels and orders of nodes, and a block of them.
+    assert peak < 0.5 * x.nbytes
