@@ -343,21 +343,49 @@ def poses(
 
 
 @app.command
-def covariance(*, out: Path = OUT, data: Path | None = None, seeds: int = 10) -> None:
-    """Fill gaps of real signals by SymmetricCovariance and by others; finished cells are kept.
+def covariance(
+    *,
+    out: Path = OUT,
+    data: Path | None = None,
+    seeds: int = 10,
+    minutes: float | None = None,
+    rules: bool = False,
+) -> None:
+    """Fill gaps of real signals by SymmetricCovariance and by others; finished fills are kept.
 
-    For example:
+    Cheap fills of every cell come first, slow ones last. For example:
 
-      OMP_NUM_THREADS=1 python -m benchmarks covariance --data DIR --seeds 5
+      OMP_NUM_THREADS=1 python -m benchmarks covariance --data DIR --minutes 60
 
     Args:
         out: Folder of results.
         data: Folder of downloaded data; by default $GSYM_DATA.
         seeds: Number of draws.
+        minutes: After which no further fill is begun; no limit by default.
+        rules: Compare how its weights are chosen instead; needs no data.
     """
-    from benchmarks.studies import covariance as study
+    from benchmarks.studies.covariance import rules as choosing_weights
+    from benchmarks.studies.covariance import suite as study
 
-    print(f"The page is in {study.main(out, _folder(data), seeds, Console())}")
+    if rules:
+        print(f"The page is in {choosing_weights.main(out, Console())}")
+    else:
+        print(f"The page is in {study.main(out, _folder(data), seeds, Console(), minutes)}")
+
+
+@app.command
+def soft(*, out: Path = OUT, data: Path | None = None) -> None:
+    """Time fits of SymmetricCovariance beside estimators of scikit-learn, up to a million nodes.
+
+    Let nothing else run meanwhile.
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, and made-up signals without it.
+    """
+    from benchmarks.studies.covariance import speed
+
+    print(f"The page is in {speed.main(out, _folder(data), Console())}")
 
 
 def _folder(data: Path | None) -> Path | None:

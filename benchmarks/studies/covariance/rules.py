@@ -1,28 +1,31 @@
 """How to choose between weights by likelihood, weights by imputation error, and other fills.
 
-Run with ``python -m benchmarks.studies.covariance_rules --out DIR``; no downloads needed.
+No downloads needed.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from scipy.optimize import nnls
 from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 from benchmarks.simulators.freeway import simulate_freeway
 from benchmarks.simulators.gait import SKELETON_EDGES, simulate_gait
-from benchmarks.suite.report.markdown import markdown_table, write_page
+from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.folder import locked
+from benchmarks.suite.provenance import provenance
+from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
+from benchmarks.suite.results import Row, Value, append_row, read_rows, recover
 from gsym.risk._em import Completed
 from gsym.risk._folds import make_folds
 from gsym.risk._mixture import fit_weights, imputation, likelihood
@@ -35,6 +38,7 @@ COUNTS, SEEDS, HELD = (25, 100), range(3), 150
 _FLOOR = 0.01
 
 RULES = ("choice", "stacking", "nested choice", "nested stacking")
+UNFLOORED, NESTED = "no least variance", "seconds with nested folds"
 Fill = Callable[[NDArray, NDArray], NDArray]
 
 
@@ -160,7 +164,7 @@ def candidates(train: NDArray, known: Mapping[str, object], patterns: NDArray) -
     whole = fills(np.arange(s), stack(made, data.covariance(np.arange(s))[1]))
     bare = np.tensordot(weights["likelihood"], stack(made, errors.T @ errors / s), 1)
     # Not offered to the rules.
-    whole["no least variance"] = _gaussian(flat.mean(0), bare)
+    whole[UNFLOORED] = _gaussian(flat.mean(0), bare)
     return Trained(
         whole,
         [(held, fills(kept, f.terms)) for (kept, held), f in zip(rows, folds, strict=True)],
@@ -194,8 +198,8 @@ def _judged(
     return best, _stacked(wanted, offered)
 
 
-def run_cell(name: str, data: Data, count: int, kind: str, seed: int) -> dict[str, object]:
-    """Errors of every fill and rule, relative to the variance of what is hidden."""
+def run_cell(data: Data, count: int, kind: str, seed: int) -> tuple[list[Value], float]:
+    """Errors of every fill and rule, relative to the variance of what is hidden, and seconds."""
     rng = np.random.default_rng([seed, count])
     x = data.x if data.x.ndim == 3 else data.x[:, :, None]
     n, c = x.shape[1:]
@@ -226,58 +230,90 @@ def run_cell(name: str, data: Data, count: int, kind: str, seed: int) -> dict[st
         guesses += [filled[..., nested[0]], filled[..., :offered] @ nested[1]]
         for key, guess in zip(errors, guesses, strict=True):
             errors[key] += float(((guess - hidden) ** 2).sum())
-    row: dict[str, object] = {"data": name, "signals": count, "hidden": kind, "seed": seed}
-    row.update({key: round(float(np.sqrt(value / variance)), 5) for key, value in errors.items()})
-    return {**row, "seconds": round(shared_time, 2), "nested seconds": round(nested_time, 2)}
+    values = [
+        Value("test", key, "", round(float(np.sqrt(value / variance)), 5))
+        for key, value in errors.items()
+    ]
+    values.append(Value("test", NESTED, "s", round(nested_time, 2)))
+    return values, round(shared_time, 2)
 
 
-def run(out: Path) -> None:
-    """Run the cells that the rows lack."""
-    path = out / ROWS
-    done = set()
-    if path.is_file():
-        done = {(r["data"], r["signals"], r["hidden"], r["seed"]) for r in _read(path)}
-    for name, data in data_sets().items():
-        for seed in SEEDS:
-            for count in COUNTS:
-                for kind in ("random", "stretch"):
-                    if (name, str(count), kind, str(seed)) in done:
-                        continue
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        row = run_cell(name, data, count, kind, seed)
-                    fresh = not path.is_file()
-                    with path.open("a", newline="") as file:
-                        writer = csv.DictWriter(file, list(row))
-                        if fresh:
-                            writer.writeheader()
-                        writer.writerow(row)
+def main(out: Path, console: Console) -> Path:
+    """Run the cells that the rows lack, and write the page."""
+    with locked(out):
+        recover(out / ROWS)
+        done = {row.key for row in read_rows(out, ROWS)}
+        for name, data in data_sets().items():
+            for seed in SEEDS:
+                for count in COUNTS:
+                    for kind in ("random", "stretch"):
+                        key = f"{name}; {count}; {kind}; seed {seed}"
+                        if key in done:
+                            continue
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore")
+                            values, seconds = run_cell(data, count, kind, seed)
+                        append_row(out, make_row(key, values, seconds), ROWS)
+                        console.print(key)
+        return report(out)
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def make_row(key: str, values: Sequence[Value], seconds: float) -> Row:
+    """The row of a cell."""
+    name, count, kind, seed = key.split("; ")
+    return Row(
+        key=key,
+        **provenance(),
+        device="cpu",
+        threads=torch.get_num_threads(),
+        task="weights of a covariance",
+        dataset=name,
+        source="embedded",
+        profile="standard",
+        schedule=f"{count}; {kind}",
+        model="every fill and rule",
+        group="",
+        group_order_log=None,
+        commutant_dim=None,
+        seed=int(seed.removeprefix("seed ")),
+        fold=None,
+        status="ok",
+        seconds=seconds,
+        peak_memory_mib=0.0,
+        parameters=None,
+        epochs=None,
+        best_epoch=None,
+        values=tuple(values),
+    )
 
 
 def report(out: Path) -> Path:
-    """Write the page from the rows."""
-    rows = _read(out / ROWS)
-    keys = [k for k in rows[0] if k not in ("data", "signals", "hidden", "seed") and "sec" not in k]
-    fills = [k for k in keys if k not in (*RULES, "no least variance")]
-    body, worst, above = [], {k: 0.0 for k in keys}, {k: [] for k in keys}  # type: ignore[var-annotated]
-    for cell in dict.fromkeys((r["data"], r["signals"], r["hidden"]) for r in rows):
-        here = [r for r in rows if (r["data"], r["signals"], r["hidden"]) == cell]
-        means = {k: float(np.mean([float(r[k]) for r in here])) for k in keys}
+    """Write the page from the rows.
+
+    Raises:
+        BenchmarkError: There are none.
+    """
+    rows = read_rows(out, ROWS)
+    if not rows:
+        raise BenchmarkError(f"no results in {out / ROWS}")
+    keys = [key for key in rows[0].metrics if key != NESTED]
+    fills = [k for k in keys if k not in (*RULES, UNFLOORED)]
+    body, worst = [], dict.fromkeys(keys, 0.0)
+    above: dict[str, list[float]] = {k: [] for k in keys}
+    for cell in dict.fromkeys((row.dataset, row.schedule) for row in rows):
+        here = [row for row in rows if (row.dataset, row.schedule) == cell]
+        means = {k: float(np.mean([row.value("test", k) for row in here])) for k in keys}  # type: ignore[arg-type]
         best = min(means[k] for k in fills)
         for k in keys:
             above[k].append(100 * (means[k] / best - 1))
             worst[k] = max(worst[k], above[k][-1])
-        body.append([*cell, *(f"{means[k]:.3f}" for k in keys)])
+        body.append([cell[0], *cell[1].split("; "), *(f"{means[k]:.3f}" for k in keys)])
     summary = [
         [k, f"{np.mean(above[k]):.1f} %", f"{np.median(above[k]):.1f} %", f"{worst[k]:.1f} %"]
         for k in keys
     ]
-    nested = np.mean([float(r["nested seconds"]) / float(r["seconds"]) for r in rows])
+    nested = np.mean([(row.value("test", NESTED) or 0.0) / row.seconds for row in rows])
+    made = made_with("python -m benchmarks covariance --rules", rows)
     return write_page(out / PAGE, [
         "# Choosing between weights of a covariance",
         "Root mean square error of hidden entries over that of the mean of each node, on data sets "
@@ -293,21 +329,6 @@ def report(out: Path) -> Path:
         markdown_table(["rule", "mean", "median", "worst"], summary),
         "## Cells",
         markdown_table(["data", "signals", "hidden", *keys], body),
-        f"Nested folds take {nested:.1f} times as long as one fit of all. Made with "
-        f"`python -m benchmarks.studies.covariance_rules --out DIR`, "
-        f"{len({r['seed'] for r in rows})} draws.",
+        f"Nested folds take {nested:.1f} times as long as one fit of all. {made}, "
+        f"{len({row.seed for row in rows})} draws; rows in [{ROWS}]({ROWS}).",
     ])  # fmt: skip
-
-
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Run what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    out = parser.parse_args(None if arguments is None else list(arguments)).out
-    out.mkdir(parents=True, exist_ok=True)
-    run(out)
-    report(out)
-
-
-if __name__ == "__main__":
-    main()
