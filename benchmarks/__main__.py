@@ -344,6 +344,8 @@ def poses(
 
 @app.command
 def covariance(
+    only: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
     *,
     out: Path = OUT,
     data: Path | None = None,
@@ -355,9 +357,10 @@ def covariance(
 
     Cheap fills of every cell come first, slow ones last. For example:
 
-      OMP_NUM_THREADS=1 python -m benchmarks covariance --data DIR --minutes 60
+      OMP_NUM_THREADS=1 python -m benchmarks covariance METR-LA --data DIR --minutes 60
 
     Args:
+        only: Names of data sets, as the page has them; all if none is given.
         out: Folder of results.
         data: Folder of downloaded data; by default $GSYM_DATA.
         seeds: Number of draws.
@@ -370,7 +373,8 @@ def covariance(
     if rules:
         print(f"The page is in {choosing_weights.main(out, Console())}")
     else:
-        print(f"The page is in {study.main(out, _folder(data), seeds, Console(), minutes)}")
+        page = study.main(out, _folder(data), seeds, Console(), minutes, only)
+        print(f"The page is in {page}")
 
 
 @app.command

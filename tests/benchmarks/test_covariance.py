@@ -172,6 +172,14 @@ def test_bundled_sources_have_enough_signals(name, tmp_path):
     assert len(hole) == 25 and (np.asarray(given.known["positions"])[hole] >= 3).all()
 
 
+def test_data_sets_are_chosen_by_name(tmp_path, small):
+    with pytest.raises(BenchmarkError, match="made up"):
+        suite.main(tmp_path, tmp_path, 1, Console(quiet=True), only=["made"])
+    with pytest.raises(BenchmarkError, match="no results"):
+        suite.SOURCES["another"] = suite.SOURCES["made up"]
+        suite.main(tmp_path, tmp_path, 1, Console(quiet=True), only=["another"])
+
+
 def test_needs_data(tmp_path):
     with pytest.raises(BenchmarkError, match="--data DIR"):
         suite.main(tmp_path, None, 1, Console(quiet=True))

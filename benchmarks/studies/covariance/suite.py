@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks.studies.covariance import page
 from benchmarks.studies.covariance.fills import COVERAGE, WAYS, covered
 from benchmarks.studies.covariance.sources import CELLS, SOURCES, Cell, Draw, Source, draw
-from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.errors import BenchmarkError, check_names
 from benchmarks.suite.folder import locked
 from benchmarks.suite.provenance import provenance
 from benchmarks.suite.results import Row, Value, append_row, read_rows, recover
@@ -24,7 +24,12 @@ FIRST_SEED = 3000
 
 
 def main(
-    out: Path, data: Path | None, seeds: int, console: Console, minutes: float | None = None
+    out: Path,
+    data: Path | None,
+    seeds: int,
+    console: Console,
+    minutes: float | None = None,
+    only: Sequence[str] = (),
 ) -> Path:
     """Run the fills that are missing, and write the page.
 
@@ -34,15 +39,17 @@ def main(
         seeds: Number of draws of every cell.
         console: Where to tell the progress.
         minutes: After which no further fill is begun.
+        only: Names of data sets to run; all if there are none.
 
     Returns:
         Path of the page.
 
     Raises:
-        BenchmarkError: No data.
+        BenchmarkError: No data, or a data set of another name.
     """
     if data is None:
         raise BenchmarkError("covariance needs real signals: --data DIR")
+    check_names("data set", only, SOURCES)
     end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     with locked(out):
         recover(out / page.ROWS)
@@ -51,7 +58,7 @@ def main(
         last: tuple[object, Draw] | None = None
         for cell, seed, name in plan(seeds):
             key = f"{cell.data}; {cell.signals}; {cell.hidden}; {cell.drawn}; {name}; seed {seed}"
-            if key in known:
+            if key in known or (only and cell.data not in only):
                 continue
             if time.monotonic() > end:
                 console.print(f"{minutes:g} minutes are over; the same command goes on from here")
