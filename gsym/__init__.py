@@ -20,22 +20,24 @@ from gsym.groups import (
 
 if TYPE_CHECKING:
     from gsym.choosing.estimator import SubgroupSearch
+    from gsym.conversion import convert
     from gsym.risk.covariance import SymmetricCovariance
 
     __version__: str
 else:
-    # They derive from classes of scikit-learn, which takes seconds to import.
-    _ESTIMATORS = {
+    # Scikit-learn, from whose classes the first two derive, and PyG take seconds to import.
+    _LATE = {
         "SubgroupSearch": "gsym.choosing.estimator",
         "SymmetricCovariance": "gsym.risk.covariance",
+        "convert": "gsym.conversion",
     }
 
     def __getattr__(name):
         if name == "__version__":
             return metadata.version("gsym")
-        if name not in _ESTIMATORS:
+        if name not in _LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_ESTIMATORS[name]), name)
+        return getattr(import_module(_LATE[name]), name)
 
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "check",
     "choose_group",
     "coarsen",
+    "convert",
     "errors",
     "kernels",
     "nn",

@@ -31,6 +31,7 @@ ROOMS = {
     "choosing": {"errors", "_validate", "_graphs", "_files", "groups", "risk", "coarsening"},
     "nn": {"errors", "_validate", "groups", "kernels"},
     "check": {"_validate", "groups"},
+    "conversion": {"errors", "_validate", "_graphs", "groups", "nn"},
     "transforms": {"errors", "_validate", "_graphs", "_ego", "groups", "coarsening", "nn", "check"},
     "__init__": {
         "errors",
@@ -42,6 +43,7 @@ ROOMS = {
         "kernels",
         "nn",
         "check",
+        "conversion",
         "transforms",
     },
     "_console": {"_files"},
