@@ -1,7 +1,7 @@
 """The stateless primitives that every layer is built on; they see tensors only."""
 
 from gsym.kernels._backends import backend, trace
-from gsym.kernels._cluster_ops import cluster_linear, takes_sorted
+from gsym.kernels._cluster_ops import cluster_linear, mix_clusters, takes_sorted
 from gsym.kernels._subgraph_ops import subgraph_linear
 from gsym.kernels.clusters import Clusters
 from gsym.kernels.ops import (
@@ -30,6 +30,7 @@ __all__ = [
     "grouped_linear",
     "indexed_linear",
     "linear_pair",
+    "mix_clusters",
     "permute_rows",
     "row_mlp",
     "segment_gather",

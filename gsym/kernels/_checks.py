@@ -202,7 +202,7 @@ def fits_matrices(
 
 
 def fits_clusters(
-    x: Tensor, weight: Tensor, matrix: Tensor | None, bias: Tensor, clusters: Clusters
+    x: Tensor, weight: Tensor, matrix: Tensor | None, bias: Tensor | None, clusters: Clusters
 ) -> bool:
     """Whether operands that are alike have the shapes that :func:`cluster_linear` takes."""
     if type(clusters) is not Clusters or x.dim() < 2 or weight.dim() != 3:
@@ -214,6 +214,8 @@ def fits_clusters(
         return False
     if matrix is not None and matrix.shape != (count * width, count * out):
         return False
+    if bias is None:
+        return True
     return bias.shape == (count, out) or (
         matrix is None and bias.shape == (*x.shape[:-2], count, out)
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from gsym.kernels import _primitives
+from gsym.kernels import _plain, _primitives
 from gsym.kernels._backends import choose
 from gsym.kernels._call import run
 from gsym.kernels._checks import (
@@ -15,6 +18,7 @@ from gsym.kernels._checks import (
     in_one_type,
 )
 from gsym.kernels.clusters import Clusters
+from gsym.kernels.ops import permute_rows, segment_mean
 from gsym.kernels.transforms import are_alike
 
 
@@ -76,6 +80,67 @@ def cluster_linear(
         check_shape("bias", bias, (count, weight.size(2)), batch)
     how = clusters, is_sorted
     return run(_primitives.cluster_linear, backend, alike, x, weight, matrix, bias, *how)
+
+
+def mix_clusters(
+    x: Tensor,
+    weight: Tensor,
+    mix: Callable[[Tensor], Tensor],
+    clusters: Clusters,
+    is_sorted: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Multiply each row by the matrix of its cluster and add what a function makes of the means.
+
+    ``y_i = x_i D_c(i) + mix(m)_c(i)`` with ``m`` the cluster means: :func:`cluster_linear` with
+    any differentiable function in place of the matrix. In eager code the gradient with respect to
+    ``x`` takes one pass, too.
+
+    Args:
+        x: Rows ``[..., r, in]``.
+        weight: D, one matrix per cluster, ``[k, in, out]``, or one for all, ``[1, in, out]``.
+        mix: Takes the means ``[..., k, in]`` and returns rows ``[..., k, out]``, or ``[k, out]``.
+        clusters: Which rows belong to which cluster.
+        is_sorted: As for :func:`cluster_linear`.
+        backend: As in :func:`gsym.kernels.backend`, for this call; ``mix`` chooses for itself.
+
+    Returns:
+        Rows ``[..., r, out]``.
+
+    Raises:
+        ValueError: Sizes or devices that do not fit each other.
+        TypeError: Rows that are not floating point, mixed types, outside of autocast, or
+            ``clusters`` that are none.
+        BackendUnavailableError: A named back-end that cannot run.
+
+    Cost:
+        That of :func:`cluster_linear` and of ``mix``.
+
+    Example:
+        >>> clusters = Clusters(torch.tensor([0, 1, 0]), 2, 1, 1)
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> mix_clusters(x, torch.ones(1, 1, 1), torch.square, clusters).tolist()
+        [[5.0], [6.0], [7.0]]
+    """
+    if (
+        torch.is_grad_enabled()
+        and are_alike(x, weight)
+        and fits_clusters(x, weight, None, None, clusters)
+        and choose(backend, "cluster_linear", x.device.type).name != "reference"
+    ):
+        how = mix, clusters, is_sorted
+        return run(_primitives.mix_clusters, backend, True, x, weight, *how)
+    check_clusters(x, clusters)
+    if is_sorted and clusters.has_runs:
+        means = _plain.mean_of_runs(x, clusters.num_clusters)
+    else:
+        rows = x
+        if is_sorted and not clusters.is_sorted:
+            rows = permute_rows(x, clusters._rank, clusters._order, backend=backend)
+        means = segment_mean(rows, clusters.segments, backend=backend)
+    shared = mix(means)
+    return cluster_linear(x, weight, None, shared, clusters, is_sorted, backend=backend)
 
 
 def takes_sorted(x: Tensor, clusters: Clusters, *, backend: str = "auto") -> bool:

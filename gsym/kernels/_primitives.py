@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -150,6 +152,36 @@ def cluster_linear(
     return y.view(*x.shape[:-1], weight.size(-1))
 
 
+def mix_clusters(
+    x: Tensor,
+    weight: Tensor,
+    mix: Callable[[Tensor], Tensor],
+    clusters: Clusters,
+    is_sorted: bool = False,
+    *,
+    backend: Backend,
+) -> Tensor:
+    """As the public one, of alike operands in eager code that wants gradients."""
+    runs = clusters._in_runs(backend.sorts)
+    if runs != is_sorted and not clusters.is_sorted:  # the other layout is the faster
+        x = _permute(x, clusters, runs)
+        y = mix_clusters(x, weight, mix, clusters, runs, backend=backend)
+        return _permute(y, clusters, is_sorted)
+    if runs:
+        _backends.in_plain_torch()
+    elif STATE.record is not None:
+        tell(backend, "indexed_linear", x, weight)
+    tables = [] if runs else clusters._tile_tables
+    how = backend.name, clusters.is_sorted, *tables
+    batch, k = x.shape[:-2], clusters.num_clusters
+    rows = flat(x)
+    means, held = _Means.apply(rows, weight, clusters._divisors(x.dtype), *how)
+    shared = mix(means.view(*batch, k, x.size(-1)))
+    shared = flat(shared.expand(*batch, k, weight.size(-1)))
+    y = _Spread.apply(held, rows.detach(), weight.detach(), shared, *how)
+    return y.view(*x.shape[:-1], weight.size(-1))
+
+
 def _permute(x: Tensor, clusters: Clusters, sort: bool) -> Tensor:
     """Rows sorted by cluster, or back as they came."""
     tables = clusters._order, clusters._rank
@@ -251,6 +283,67 @@ class _ClusterLinear(torch.autograd.Function):
             _cross(means.to(sums.dtype), sums).to(x.dtype) if matrix_needs else None,
             sums.sum(0).to(x.dtype) if bias_needs else None,
             *(None for _ in range(3 + len(tables))),
+        )
+
+
+class _Means(torch.autograd.Function):
+    """The means of clusters, and a tensor without numbers that carries a gradient back here.
+
+    Between this and :class:`_Spread` anything may happen to the means. Both meet the same rows;
+    were each to make a gradient of them, these two would be added in a pass of their own.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, sizes, backend, is_sorted, *tables):  # type: ignore[no-untyped-def]
+        ctx.backend, ctx.is_sorted = backend, is_sorted
+        ctx.save_for_backward(x, weight, sizes, *tables)
+        means = _pool(x, sizes.numel(), list(tables), is_sorted, backend) / sizes[:, None]
+        held = x.new_empty(()).expand(x.size(0), x.size(1), weight.size(-1))
+        return means.to(x.dtype), held
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx, grad_means, grad):  # type: ignore[no-untyped-def]
+        x, weight, sizes, *tables = ctx.saved_tensors
+        k, how = sizes.numel(), (tables, ctx.is_sorted, ctx.backend)
+        x_needs, weight_needs = ctx.needs_input_grad[:2]
+        grad_x = None
+        if x_needs:
+            spread = (grad_means / sizes[:, None]).to(x.dtype)
+            grad_x = _spread(grad, weight.transpose(1, 2), spread, *how)
+        return (
+            grad_x,
+            _outer(x, grad, weight.size(0), k, *how) if weight_needs else None,
+            *(None for _ in range(3 + len(tables))),
+        )
+
+
+class _Spread(torch.autograd.Function):
+    """Rows times the matrix, plus the row, of their cluster, for :class:`_Means` to differentiate.
+
+    ``held`` stands for the rows and the matrices: their gradient is left to it.
+    """
+
+    @staticmethod
+    def forward(ctx, held, x, weight, shared, backend, is_sorted, *tables):  # type: ignore[no-untyped-def]
+        ctx.backend, ctx.is_sorted, ctx.count = backend, is_sorted, shared.size(1)
+        ctx.save_for_backward(*tables)
+        return _spread(x, weight, shared, list(tables), is_sorted, backend)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        tables = list(ctx.saved_tensors)
+        held_needs, _, _, shared_needs = ctx.needs_input_grad[:4]
+        sums = None
+        if shared_needs:
+            sums = _pool(grad, ctx.count, tables, ctx.is_sorted, ctx.backend).to(grad.dtype)
+        return (
+            grad if held_needs else None,
+            None,
+            None,
+            sums,
+            *(None for _ in range(2 + len(tables))),
         )
 
 
