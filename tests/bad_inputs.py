@@ -528,6 +528,29 @@ def layers() -> Iterator[Bad]:
         "PenguinConv": lambda v: PenguinConv(2, 2, 8, group=v),
     }.items():
         yield from slot(c, f"{name} group", make, layer_groups, "group")
+    chains = {
+        "no level": [],
+        "a partition": Partition([0, 0, 1, 1]),
+        "a group": GROUP,
+        "a number": 3,
+        "a text": "all",
+        "numbers": [4, 2],
+        "none among them": [GROUP, None],
+        "twice the same": [GROUP, GROUP],
+        "another number of nodes": [GROUP, PermutationGroup.symmetric(5)],
+    }
+    soft = OrbitLinear(2, 2, levels=[GROUP, Partition.single(N)])
+    for name, make in {
+        "OrbitLinear levels": lambda v: OrbitLinear(2, 2, levels=v),
+        "GNetConv levels": lambda v: GNetConv(2, 2, levels=v),
+        "GNet levels": lambda v: GNet([2, 2], levels=v),
+        "soften": soft.soften,
+    }.items():
+        yield from slot(c, name, make, chains, "level")
+    levels = {"no level": 3, "True": True, "a text": "2", "none": None, "another group": CYCLE}
+    yield from slot(c, "harden", soft.harden, levels, "level")
+    groups = {**without(layer_groups, "a boolean"), "of other nodes": PermutationGroup.symmetric(5)}
+    yield from slot(c, "to_group", soft.to_group, groups, "group")
     names = {"unknown": "some", "none": None, "a number": 1, "True": True}
     yield from slot(c, "mixing", lambda v: OrbitLinear(2, 2, GROUP, mixing=v), names, "mixing")
     yield from slot(

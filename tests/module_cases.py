@@ -42,6 +42,8 @@ FLIPPED = ClusterGroup(
 # Large enough for the blocks of an adapted basis, with the map to them as a matrix and by rows.
 TORUS, HALVES = cyclic(4, 4), mirror(16, 2)
 POSE = Representation.from_signs(FLIPPED, [[-1, 1, 1]])
+# A chain of three, the finest of them turned by a 3-cycle of its clusters.
+CHAIN = [TURNED, Partition([0, 0, 0, 0, 0, 0, 1]), Partition.single(N)]
 # A self-loop, two edges of one pair and a node that hears nobody.
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 1, 1, 5, 0], [1, 2, 0, 4, 4, 0, 0, 3, 5]])
 OTHER_EDGES = N - 1 - EDGES
@@ -161,6 +163,7 @@ CASES = {
     "OrbitLinear low_rank": _linear(3, 2, UNSORTED, mixing="low_rank", rank=2),
     "OrbitLinear quotient": _linear(3, 2, UNSORTED, mixing="quotient", cluster_edge_index=COARSE),
     "OrbitLinear none": _linear(3, 2, SORTED, mixing="none"),
+    "OrbitLinear levels": _linear(3, 2, levels=CHAIN),
     "OrbitLinear signs": _linear(
         3, 4, FLIPPED, in_rep=POSE, out_rep=2 * Representation.regular(FLIPPED)
     ),
@@ -174,6 +177,10 @@ CASES = {
     "GNetConv adjacency, S_n": _graph(GNetConv, 3, 2),
     "GNetConv weighted": _graph(GNetConv, 3, 2, TURNED, propagate="weighted"),
     "GNetConv pointwise": _graph(GNetConv, 3, 2, GENERAL, propagate="pointwise"),
+    "GNetConv levels": _graph(GNetConv, 3, 2, levels=CHAIN),
+    "GNet levels": Case(
+        "GNet", lambda: GNet([3, 4, 2], levels=CHAIN, propagate="none"), (X,), None
+    ),
     "GNet none": Case("GNet", lambda: GNet([3, 4, 2], SORTED, propagate="none"), (X,), None),
     "GNet signs": _graph(GNet, [3, 4, 3], FLIPPED, in_rep=POSE, out_rep=POSE),
     "GNet adjacency": _graph(GNet, [3, 4, 2], UNSORTED, propagate="adjacency"),

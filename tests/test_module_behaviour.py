@@ -35,6 +35,7 @@ COMPILING = {
 # Compilers take their time: one variant of each layer, and each way to use a graph.
 COMPILED = [
     "OrbitLinear sorted",
+    "OrbitLinear levels",
     "OrbitLinear blocks by row",
     "OrbitEmbedding levels",
     "GNetConv weighted",
@@ -56,6 +57,7 @@ AHEAD = ["GNetConv weighted", "EGNNConv group, options"]
 # others.
 ELSEWHERE = {
     *(("OrbitLinear blocks by row", name) for name in ("export (graph constant)", "ONNX")),
+    *(("OrbitLinear levels", name) for name in ("compile", "export (graph constant)", "ONNX")),
     *(("EGNN", name) for name in ("compile", "export", "export (graph constant)", "ONNX")),
     ("PenguinConv node", "export (graph constant)"),
     *(("OrbitEmbedding levels", name) for name in ("compile", "ONNX")),

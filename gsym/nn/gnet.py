@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gsym import kernels
-from gsym._validate import (
-    check_widths,
-)
+from gsym._validate import check_widths
 from gsym.errors import GraphError
 from gsym.groups import PermutationGroup, Representation
 from gsym.nn._batch import count_graphs, refuse_stacked, unstack
 from gsym.nn._inputs import check_input
 from gsym.nn._last_graph import LastGraph
+from gsym.nn._levels import Chain
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
+from gsym.nn._moves import Movable, Move, check_movable, like, move_conv, undrawn
 from gsym.nn._neighbours import NeighbourGraph, PairTable
 from gsym.nn._signs import Channels, SignedTie, hidden_rep
 from gsym.nn._tied import TiedLayer, as_clusters
@@ -36,7 +38,7 @@ class _ConvTables(Tables):
     bias_tie: SignedTie | None
 
 
-class GNetConv(TiedLayer[_ConvTables]):
+class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
     r"""Orbit-tied linear map that meets the graph in one of four ways.
 
     With h the map of :class:`OrbitLinear`, K its matrices per pair orbit and b one bias per node
@@ -65,6 +67,8 @@ class GNetConv(TiedLayer[_ConvTables]):
         mixing: As in :class:`OrbitLinear`; ``"pointwise"`` has none and refuses the choice.
         rank: As in :class:`OrbitLinear`.
         cluster_edge_index: As in :class:`OrbitLinear`.
+        levels: As in :class:`OrbitLinear`, a chain of groups for the linear map; the bias and the
+            weights of ``"weighted"`` are tied along the finest. ``"pointwise"`` refuses it.
 
     Shapes:
         - input: ``x [..., n, in_channels]``, ``edge_index [2, e]``, ``edge_weight [e]``; or PyG's
@@ -118,7 +122,10 @@ class GNetConv(TiedLayer[_ConvTables]):
         mixing: str = "full",
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
+        levels: object = None,
     ) -> None:
+        chain = Chain.of(levels, group)
+        group = group if chain is None else chain.group
         super().__init__(group, in_rep, out_rep)
         check_widths(in_channels=in_channels, out_channels=out_channels)
         if propagate not in PROPAGATIONS:
@@ -131,6 +138,12 @@ class GNetConv(TiedLayer[_ConvTables]):
                 'propagate="pointwise" has one matrix per orbit of edges and no mixing between '
                 "clusters; leave mixing, rank and cluster_edge_index out"
             )
+        if chain is not None and propagate == "pointwise":
+            raise ValueError(
+                'propagate="pointwise" has one matrix per orbit of edges and no levels; use '
+                '"adjacency" or "weighted"'
+            )
+        self.levels = () if chain is None else chain.groups
         self._signed = in_rep is not None or out_rep is not None
         if self._signed and propagate == "pointwise":
             raise ValueError(
@@ -156,13 +169,14 @@ class GNetConv(TiedLayer[_ConvTables]):
             self.linear = OrbitLinear(
                 in_channels,
                 out_channels,
-                group,
+                group if chain is None else None,
                 in_rep=in_rep,
                 out_rep=out_rep,
                 bias=bias and propagate == "none",
                 mixing=mixing,
                 rank=rank,
                 cluster_edge_index=cluster_edge_index,
+                levels=chain,
             )
         if ties is not None and propagate == "weighted":
             check_mixing_memory(ties.num_orbits, 1, 1, clusters)
@@ -285,6 +299,32 @@ class GNetConv(TiedLayer[_ConvTables]):
         ties = self._tables(edge_index.device).ties
         return NeighbourGraph.trace(edge_index, n, ties, has_tiles=self.weight is not None)
 
+    def energy(self) -> Tensor:
+        """As :meth:`OrbitLinear.energy`, of the linear map."""
+        self._own_chain()
+        assert self.linear is not None
+        return self.linear.energy()
+
+    def _chain_of(self) -> Chain | None:
+        return None if self.linear is None else self.linear._chain_of()
+
+    def _moved_to(self, target: Chain | PermutationGroup | None) -> GNetConv:
+        check_movable(self, target)
+        if self.linear is None and isinstance(target, Chain):
+            raise ValueError('propagate="pointwise" has no levels; move it to a group')
+        linear = None if self.linear is None else self.linear._moved_to(target)
+        group = target.group if isinstance(target, Chain) else target
+        options: dict[str, Any] = {"propagate": self.propagate, "bias": self.bias is not None}
+        if linear is not None:
+            options["mixing"] = "none" if linear.mixing is None else "full"
+        with undrawn():
+            twin = GNetConv(self.in_channels, self.out_channels, group, **options)
+        like(twin, self)
+        if linear is not None:
+            twin.linear, twin.levels = linear, linear.levels
+        twin.moved = move_conv(self, twin, group)
+        return twin
+
     def extra_repr(self) -> str:
         """Channels, group and propagation, for ``repr``."""
         return (
@@ -293,7 +333,7 @@ class GNetConv(TiedLayer[_ConvTables]):
         )
 
 
-class GNet(nn.Module):
+class GNet(nn.Module, Movable["GNet"]):
     """A stack of :class:`GNetConv` with ReLU between.
 
     Args:
@@ -311,6 +351,7 @@ class GNet(nn.Module):
         mixing: As in :class:`OrbitLinear`.
         rank: As in :class:`OrbitLinear`.
         cluster_edge_index: As in :class:`OrbitLinear`.
+        levels: As in :class:`OrbitLinear`, a chain of groups for every layer.
 
     Shapes:
         - input: as :class:`GNetConv`, with ``channels[0]`` channels
@@ -345,12 +386,16 @@ class GNet(nn.Module):
         mixing: str = "full",
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
+        levels: object = None,
     ) -> None:
         super().__init__()
         if not isinstance(channels, Sequence):
             raise TypeError(f"channels must list two widths or more; got {channels!r:.80}")
         if len(channels) < 2:
             raise ValueError(f"channels must list two widths or more; got {list(channels)}")
+        chain = Chain.of(levels, group)
+        self.levels = () if chain is None else chain.groups
+        group = group if chain is None else chain.group
         self.in_channels, self.out_channels = channels[0], channels[-1]
         self.group, self.propagate = group, propagate
         self.in_rep, self.out_rep = in_rep, out_rep
@@ -362,13 +407,14 @@ class GNet(nn.Module):
             GNetConv(
                 here,
                 there,
-                group,
+                group if chain is None else None,
                 propagate=propagate,
                 in_rep=before,
                 out_rep=after,
                 mixing=mixing,
                 rank=rank,
                 cluster_edge_index=cluster_edge_index,
+                levels=chain,
             )
             for (here, there), (before, after) in zip(
                 pairwise(channels), pairwise(reps), strict=True
@@ -402,6 +448,26 @@ class GNet(nn.Module):
         for i, conv in enumerate(self.convs):
             x = conv(x if i == 0 else x.relu(), edge_index, edge_weight, batch_size=batch_size)
         return x
+
+    def energy(self) -> Tensor:
+        """As :meth:`OrbitLinear.energy`, of all layers, float64 ``[layers, levels]``."""
+        self._own_chain()
+        return torch.stack([conv.energy() for conv in self._layers()])
+
+    def _layers(self) -> list[GNetConv]:
+        return [conv for conv in self.convs if isinstance(conv, GNetConv)]
+
+    def _chain_of(self) -> Chain | None:
+        return self._layers()[0]._chain_of()
+
+    def _moved_to(self, target: Chain | PermutationGroup | None) -> GNet:
+        convs = [conv._moved_to(target) for conv in self._layers()]
+        twin = copy.deepcopy(self)
+        twin.convs = nn.ModuleList(convs)
+        twin.group, twin.levels = convs[0].group, convs[0].levels
+        twin.in_rep = twin.out_rep = None
+        twin.moved = tuple(conv.moved for conv in convs if isinstance(conv.moved, Move))
+        return twin
 
     def _plain_maps(self) -> list[OrbitLinear]:
         """The maps of all layers, if they are all there is and nobody listens to a layer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from gsym._validate import check_widths
 from gsym.groups import PermutationGroup, Representation
 from gsym.nn._batch import count_graphs, unstack
 from gsym.nn._inputs import check_input
+from gsym.nn._levels import Chain, LevelSum, check_options
 from gsym.nn._mixing import MIXINGS, FullMixing, LowRankMixing, QuotientMixing
 from gsym.nn._modules import Tables, is_plain, own_parameter
+from gsym.nn._moves import Movable, check_movable, energy, like, move_linear, undrawn
 from gsym.nn._signs import Channels, SignedMixing, SignedTie, draw_own, own_matrices, own_orbits
 from gsym.nn._tied import TiedLayer, as_clusters
 
@@ -28,7 +31,7 @@ class _LinearTables(Tables):
     bias_tie: SignedTie | None = None
 
 
-class OrbitLinear(TiedLayer[_LinearTables]):
+class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
     r"""Linear map of node signals that commutes with a permutation group.
 
     For the group of a partition into clusters :math:`1..k` it is
@@ -47,6 +50,11 @@ class OrbitLinear(TiedLayer[_LinearTables]):
     With representations the group moves channels too, and weights are tied up to signs: a weight
     that some element takes to its own negative is 0.
 
+    With ``levels``, a chain of groups, the layer is *soft*: the sum over levels of a learned scale
+    times the tied map of the level's group, in one pass over the signal. :meth:`energy` says how
+    much of the map each level explains; :meth:`harden`, :meth:`soften` and :meth:`to_group` move a
+    trained layer between groups.
+
     Args:
         in_channels: Channels per node of the input.
         out_channels: Channels per node of the output.
@@ -62,6 +70,9 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         rank: Number of terms of ``"low_rank"``.
         cluster_edge_index: Coarse graph of ``"quotient"``, ``[2, q]``, messages from row 0 to
             row 1, as :meth:`gsym.Partition.quotient` returns it.
+        levels: Instead of ``group``, a chain of groups: a :class:`gsym.Hierarchy` (7 levels of
+            many), or partitions and groups in any order. Every level has weights of its own and
+            one ``scale``. Levels that are not nested are said by a warning.
 
     Shapes:
         - input: ``[..., n, in_channels]``
@@ -71,19 +82,23 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         Nodes: exact for ``group``, at every value of the parameters, and with ``mixing="full"``
         the parameters span all equivariant maps: ``group.commutant_dim()`` per channel pair, or
         ``group.commutant_dim(in_rep, out_rep)`` in all.
+        With nested levels the same holds for the finest one, which is ``layer.group``; of others
+        the maps commute with the permutations within the meet of all clusters.
 
     Raises:
         ValueError: ``mixing="full"`` with more than a GiB of weights; the message names the ways
             out.
         GroupError: Loading a checkpoint of another group or of other representations; a
             representation of another group or of other channels.
+            Levels on different numbers of nodes.
 
     Cost:
         Per signal ``O(n d)`` to pool, ``O(n d d')`` for D, ``O(k^2 d d')`` to mix; memory
         ``O(n d + k^2 d d')``. A general group costs ``O(n^2 d d')`` in the dense form; in an
         adapted basis the share ``sum F e m^2 / n^2`` of that, over irreducibles of dimension e and
         field F that occur m times, and ``O(n^2 (d + d'))``. To find the basis takes ``O(n^3)`` once
-        per group, some seconds at n = 1,024. With representations the form is dense.
+        per group, some seconds at n = 1,024. With representations the form is dense. With levels
+        the coarser ones pool the means of the finest, so that they cost what their clusters cost.
 
     Example:
         >>> group = ClusterGroup(Partition.from_labels([0, 0, 1, 1, 1]))
@@ -99,9 +114,16 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         >>> sum(p.numel() for p in lift.parameters()), mirror.commutant_dim(pose, pose)
         (21, 18)
 
+        Soft: between all permutations and those within two clusters:
+
+        >>> levels = [Partition.single(5), Partition.from_labels([0, 0, 1, 1, 1])]
+        >>> soft = OrbitLinear(2, 3, levels=levels)
+        >>> soft.energy().shape, soft.harden(1).group
+        (torch.Size([2]), ClusterGroup(S_5 on 5 nodes))
+
     Reference:
         Huang, Levie, Villar, arXiv 2308.10436 (the complete map; their irregular clusters lose D).
-        The scaled initialisation is ours.
+        The scaled initialisation is ours. Sums along a chain are ours, too.
     """
 
     def __init__(
@@ -116,7 +138,10 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         mixing: str = "full",
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,
+        levels: object = None,
     ) -> None:
+        chain = Chain.of(levels, group)
+        group = group if chain is None else chain.group
         super().__init__(group, in_rep, out_rep)
         _check_options(mixing, rank, cluster_edge_index)
         check_widths(in_channels=in_channels, out_channels=out_channels)
@@ -131,7 +156,20 @@ class OrbitLinear(TiedLayer[_LinearTables]):
             )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_nodes = None if group is None else clusters.num_nodes
+        self.levels = () if chain is None else chain.groups
         self._alone_is_mixed = mixing not in ("low_rank", "none")
+        self.soft: LevelSum | None = None
+        self.mixing: FullMixing | SignedMixing | LowRankMixing | QuotientMixing | None = None
+        if chain is not None:
+            check_options(chain, mixing, self._signed, (in_channels, out_channels))
+            options: dict[str, Any] = {"bias": bias, "mixing": mixing, "rank": rank}
+            parts = [OrbitLinear(in_channels, out_channels, g, **options) for g in self.levels]
+            self.soft = LevelSum(parts, chain)
+            self.register_parameter("weight_self", None)
+            self.register_parameter("bias", None)
+            self._tables(torch.device("cpu"))
+            self.reset_parameters()
+            return
         tables = self._tables(torch.device("cpu"))
         # Every cluster has D, or those of one node have none.
         least = min(clusters.partition.sizes)
@@ -144,7 +182,6 @@ class OrbitLinear(TiedLayer[_LinearTables]):
             self.weight_self = nn.Parameter(torch.empty(count, *shape))
         else:
             self.register_parameter("weight_self", None)
-        self.mixing: FullMixing | SignedMixing | LowRankMixing | QuotientMixing | None = None
         if mixing == "full" and self._signed:
             self.mixing = SignedMixing(self._into, self._out, clusters)
         elif mixing == "full":
@@ -171,8 +208,9 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         used, own = torch.unique(orbit[has_own], return_inverse=True)
         own_index = torch.full_like(sizes, used.numel())
         own_index[has_own] = own
-        # Without D no row is multiplied.
-        widths = (self.in_channels, self.out_channels) if used.numel() else (1, 1)
+        # Without D at any level no row is multiplied.
+        multiplies = used.numel() or len(self.levels) > 1
+        widths = (self.in_channels, self.out_channels) if multiplies else (1, 1)
         rows = None if self.group is None else kernels.Clusters(labels, sizes.numel(), *widths)
         own_tie = bias_tie = None
         if self._signed:
@@ -190,6 +228,9 @@ class OrbitLinear(TiedLayer[_LinearTables]):
         cluster means passes through D alone, and the means pass through the random W alone,
         because D is taken off W's diagonal. The default gain is that of a ReLU which follows.
         """
+        if self.soft is not None:
+            self.soft.reset_parameters(gain)
+            return
         variance = gain**2 / self.in_channels
         if isinstance(self.mixing, LowRankMixing):
             # W of low rank cannot take D off the means, so the two share the variance.
@@ -245,6 +286,10 @@ class OrbitLinear(TiedLayer[_LinearTables]):
     def map(self, x: Tensor, tables: _LinearTables, is_sorted: bool = False) -> Tensor:
         """The map itself, of signals that may come and leave sorted by cluster."""
         clusters = tables.clusters
+        if self.soft is not None:
+            assert clusters is not None
+            y: Tensor = self.soft(x, clusters, is_sorted)
+            return y
         bias = None if self.bias is None else self._bias_of(self.bias, tables)
         if (
             clusters is not None
@@ -277,6 +322,8 @@ class OrbitLinear(TiedLayer[_LinearTables]):
     def _like(self) -> Tensor | None:
         """A weight whose device and type a signal must have."""
         own = own_parameter(self, "weight_self", "bias")
+        if self.soft is not None:
+            return own_parameter(self.soft, "scale")
         return own_parameter(self.mixing, "weight") if own is None else own
 
     def _own_weight(self, tables: _LinearTables) -> Tensor:
@@ -297,8 +344,46 @@ class OrbitLinear(TiedLayer[_LinearTables]):
             return _untie(bias, tables.cluster_orbit)
         return tables.bias_tie.expand(bias).view(-1, self.out_channels)
 
+    def energy(self) -> Tensor:
+        """How much of a layer with levels each of them explains.
+
+        The maps of nested groups are nested spaces, the coarsest in all others. This is the share
+        of the squared norm of the whole linear map, over all nodes and channels and without the
+        bias, in what a level has and the next coarser one has not.
+
+        Returns:
+            Shares in the order of ``levels``, finest first, that sum to 1; float64 ``[levels]``.
+
+        Raises:
+            ValueError: A layer without levels, or levels that are not nested.
+        """
+        self._own_chain()
+        return energy(self)
+
+    def _chain_of(self) -> Chain | None:
+        return None if self.soft is None else self.soft.chain
+
+    def _moved_to(self, target: Chain | PermutationGroup | None) -> OrbitLinear:
+        check_movable(self, target)
+        first = self if self.soft is None else self.soft.parts[0]
+        assert isinstance(first, OrbitLinear)
+        options: dict[str, Any] = {"bias": first.bias is not None}
+        options["mixing"] = "none" if first.mixing is None else "full"
+        widths = self.in_channels, self.out_channels
+        with undrawn():
+            if isinstance(target, Chain):
+                twin = OrbitLinear(*widths, levels=target, **options)
+            else:
+                twin = OrbitLinear(*widths, target, **options)
+        like(twin, self)
+        twin.moved = move_linear(self, twin, target)
+        return twin
+
     def extra_repr(self) -> str:
         """Channels and group, for ``repr``."""
+        if self.levels:
+            levels = ", ".join(map(str, self.levels))
+            return f"{self.in_channels}, {self.out_channels}, levels=[{levels}]"
         return f"{self.in_channels}, {self.out_channels}, group={self.group or 'S_n'}"
 
 
