@@ -18,6 +18,9 @@ SETTINGS = {"cpu": (PLAIN, HUGE, KEPT), "cuda": (EXACT, TF32)}
 BEST_DENSE = "best dense form"
 DENSE_FORMS = ("gather and product", "einsum", "flat gather")
 
+# One level of the three of a layer, by itself.
+FINEST = "finest level alone"
+
 # Channels where n is swept, and n where channels are.
 CHANNELS, EDGES = 64, 10**5
 
@@ -191,6 +194,11 @@ GOALS = (
             settings=(PLAIN,),
         )
         for (name, channels), least in _GENERAL.items()
+        for mode in (FORWARD, BOTH)
+    ),
+    *(
+        Goal("C14", "OrbitLinear, levels", size, mode, FINEST, 1 / 1.35)
+        for size in _ORBIT
         for mode in (FORWARD, BOTH)
     ),
     Goal("H1", "segment_sum", _SEGMENTS_GPU, FORWARD, "copy", 0.85, 0.92, settings=(EXACT,)),

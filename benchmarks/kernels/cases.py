@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import HeteroLinear, SimpleConv
 from torch_geometric.utils import add_self_loops, coalesce, scatter
 
-from benchmarks.kernels.bars import DENSE_FORMS, Size
+from benchmarks.kernels.bars import DENSE_FORMS, FINEST, Size
 from benchmarks.kernels.groups import GROUPS
 from benchmarks.peers import (
     DenseClusterLinear,
@@ -509,6 +509,21 @@ def _orbit_linear(size: Size, device: torch.device) -> Work:
     return _orbit_work(size, peers)
 
 
+def _levels(size: Size, device: torch.device) -> Work:
+    """Three nested levels of k, about the square root of k and one cluster, beside the finest."""
+    n, k, c, batch = size
+    fine = _clusters(n, k)
+    middle = Partition(fine.labels % max(math.isqrt(k), 1))
+    ours = OrbitLinear(c, c, levels=[fine, middle, Partition.single(n)]).to(device)
+    alone = OrbitLinear(c, c, ClusterGroup(fine)).to(device)
+    assert ours.soft is not None
+    x = _signal(device, batch, n, c)
+    peers = _layers({OURS: ours}, (x,))
+    peers["level by level"] = _bind(ours, ours.soft.define, (x,))
+    peers[FINEST] = Peer(lambda: alone(x), (x,), tuple(alone.parameters()), same=False)
+    return _orbit_work(size, peers)
+
+
 def _gnet_conv(size: Size, device: torch.device) -> Work:
     """Sixteen clusters of nodes, or fewer of two nodes at least."""
     n, k, c, _ = size
@@ -668,6 +683,9 @@ CASES = {
     "PenguinConv": Case("PenguinConv: n edges between k nodes", _penguin_conv, 24, _sixteenth),
     "OrbitLinear": Case(
         "OrbitLinear (cluster_linear): n nodes in k clusters", _orbit_linear, 5, _sixteen
+    ),
+    "OrbitLinear, levels": Case(
+        "OrbitLinear of three levels: n nodes, k clusters at the finest", _levels, 8
     ),
     "GNetConv": Case("GNetConv: n edges between k nodes in 16 clusters", _gnet_conv, 4, _sixteenth),
     "EquivariantTensorLinear": Case(

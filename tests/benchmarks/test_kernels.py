@@ -54,6 +54,7 @@ SMALL = {
     "EGNNConv, n-body": Size(40, 10, 8, 2),
     "EGNN, n-body": Size(40, 10, 8, 2),
     "OrbitLinear": Size(12, 3, 4, 2),
+    "OrbitLinear, levels": Size(12, 4, 4, 2),
     "OrbitLinear, dense": Size(16, 4, 3, 2),
     "GNet, dense": Size(16, 4, 3, 2),
     **{f"OrbitLinear, {name}": Size(group.num_nodes, 1, 4, 2) for name, group in GROUPS.items()},
