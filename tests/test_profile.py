@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, global_mean_pool
 
+import gsym
 from gsym import ClusterGroup, Hierarchy, Partition, PermutationGroup
 from gsym.check import Profile, profile, profiling
 from gsym.check.profiling import moves
+from gsym.errors import SignalError
 from gsym.nn import OrbitEmbedding, OrbitLinear
 
 N = 6
@@ -308,6 +310,21 @@ class TestPrinted:
         found = profile(Net(), Hierarchy.from_partitions([CLUSTERS.partition]), X.float())
         assert found.names == ("trivial", "3 clusters", "S_n")
         assert found.tolerance == 1e-4 and found.first_lost[1] is None
+
+
+class TestPage:
+    def test_a_choice_shows_it(self, tmp_path):
+        hierarchy = Hierarchy.from_partitions([CLUSTERS.partition])
+        choice = gsym.choose_group(hierarchy, torch.randn(40, N))
+        found = profile(Net(3), hierarchy, X.float())
+        text = choice.report(tmp_path / "page.html", profile=found).read_text()
+        table = text[text.index('id="profile"') :]
+        assert table.count(" lost here<") == 2
+        assert f"{found.modules[0].errors[2]:.1e}" in table and "layers.3.map" in table
+        assert 'id="profile"' not in choice.report(tmp_path / "page.html").read_text()
+        other = profile(nn.Identity(), [PermutationGroup.symmetric(5)], torch.randn(2, 5, 1))
+        with pytest.raises(SignalError, match="of 5 nodes but the choice of 6"):
+            choice.report(tmp_path / "page.html", profile=other)
 
 
 class TestBadInput:

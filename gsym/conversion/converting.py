@@ -49,7 +49,8 @@ def convert(
     - ``nn.Linear(n, n)`` on the axis of nodes becomes such a map;
     - ``nn.Embedding(n, d)`` becomes a :class:`gsym.nn.OrbitEmbedding`;
     - parameters of modules of your own with axes of nodes, ``[n, d]`` or ``[n, n]``, are learnt as
-      one row per orbit, and read as before; buffers are averaged over the orbits.
+      one row per orbit, and read as before, by ``torch.nn.utils.parametrize`` (whose modules are
+      saved by their ``state_dict``, not pickled); buffers are averaged over the orbits.
 
     Each starts as the projection of what it was: of all that the group leaves free the nearest.
     With the trivial group nothing is lost, and all outputs stay. Along a chain of groups every
@@ -114,9 +115,9 @@ def convert(
         raise TypeError(f"model must be a module; got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise TypeError("a scripted or compiled model cannot be changed; convert it before that")
-    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
-    if lazy:
-        raise ValueError(f"{lazy[0]} has no values yet; call the model once, then convert it")
+    empty = [name for name, p in model.named_parameters() if is_lazy(p) or p.is_meta]
+    if empty:
+        raise ValueError(f"{empty[0]} has no values yet; call the model once, then convert it")
     if hasattr(model, "conversion") and not isinstance(model.conversion, Conversion):
         raise ValueError("the model has an attribute conversion, which is to hold the report")
     levels = (group,) if isinstance(group, PermutationGroup) else read_levels(group)

@@ -655,6 +655,10 @@ class TestBadInput:
             gsym.convert(torch.compile(Mixer(), backend="eager"), CLUSTERS)
         with pytest.raises(ValueError, match="has no values yet; call the model once"):
             gsym.convert(GCNConv(-1, 2), CLUSTERS, edge_index=EDGES)
+        with torch.device("meta"):
+            unfilled = Mixer()
+        with pytest.raises(ValueError, match="has no values yet"):
+            gsym.convert(unfilled, CLUSTERS)
         taken = Mixer()
         taken.conversion = nn.Linear(1, 1)
         with pytest.raises(ValueError, match="attribute conversion"):

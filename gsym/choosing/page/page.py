@@ -37,6 +37,7 @@ def write_page(
     positions: Tensor | np.ndarray | None = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
+    profile: Any = None,
 ) -> Path:
     """Write a choice of group as one HTML file that needs nothing but a browser.
 
@@ -53,12 +54,14 @@ def write_page(
             are drawn as its cells. By default the graph is laid out by its distances.
         names: One name per node, to find it by.
         title: Headline of the page.
+        profile: What :func:`gsym.check.profile` found of a model on these nodes, to be shown below.
 
     Returns:
         The path of the file.
 
     Raises:
-        SignalError: Positions or names that are not one per node, or positions not finite.
+        SignalError: Positions or names that are not one per node, positions not finite, or a
+            profile on other nodes.
         FileNotFoundError: The folder of ``path`` does not exist.
 
     Cost:
@@ -68,7 +71,7 @@ def write_page(
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {path.absolute().parent}; make it first")
-    html = render(choice, positions=positions, names=names, title=title)
+    html = render(choice, positions=positions, names=names, title=title, profile=profile)
     # Names may hold halves of surrogate pairs, which no encoding can write.
     encoded = html.encode("utf-8", errors="replace")
     with replacing(path) as file:
@@ -82,6 +85,7 @@ def render(
     positions: Tensor | np.ndarray | None = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
+    profile: Any = None,
 ) -> str:
     """The text of the page; see :func:`write_page`."""
     candidates = [Shown(i, c, choice.words) for i, c in enumerate(choice.candidates)]
@@ -128,6 +132,7 @@ def render(
         criterion=choice.criterion,
         score_name=choice.words.score,
         regret=_number(choice.regret_bound),
+        profile=None if profile is None else _heat(profile, n),
         drawing=drawing,
         names=_check_names(names, n),
         curve=curve,
@@ -234,6 +239,22 @@ class Shown:
             for attribute, name, meaning in self.words.parts
         )
         return [part for part in known if part[1]]
+
+
+def _heat(profile: Any, num_nodes: int) -> dict[str, Any]:
+    """The errors of a profile as text, each with how dark its cell is, from rounding to 1."""
+    own = profile.levels[0].num_nodes
+    if own != num_nodes:
+        raise SignalError(f"the profile is of {own} nodes but the choice of {num_nodes}")
+    rows, first_lost = [], profile.first_lost
+    for module in profile.modules:
+        cells = []
+        for error, lost in zip(module.errors, first_lost, strict=True):
+            known = not math.isnan(error)
+            heat = 1 + math.log10(min(max(error, 1e-16), 1.0)) / 16 if known else 0.0
+            cells.append((f"{error:.1e}" if known else "", round(heat, 3), module is lost))
+        rows.append((module.label, module.kind, cells))
+    return {"names": profile.names, "rows": rows}
 
 
 def with_error(value: float | None, error: float) -> str:
