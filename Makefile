@@ -8,7 +8,7 @@ INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VEN
 
 .PHONY: bench test test-scatter gate-extras mutants asan soak registers lint docs lock clean
 
-bench: $(VENV)/.ok  ## run the suite on embedded data: three tasks, every group, three seeds
+bench: $(VENV)/.ok  ## run the suite on embedded data: four tasks, every group, three seeds
 	@echo "Running the benchmark suite on embedded data; it says how many minutes are left."
 	$(RUN) -m benchmarks run --profile quick --seeds 3 --out $(OUT)
 

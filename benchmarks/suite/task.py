@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -110,6 +110,21 @@ class Schedule:
 
 
 Predictor = Callable[[Split], Tensor]
+
+
+def with_images(problem: Problem, group: str) -> Problem:
+    """The problem with its training samples and their images under the generators of a group.
+
+    For a group of order two a linear fit to these is tied as the group ties it.
+    """
+    train, perms = problem.train, problem.groups[group].generators
+    inputs, targets = (
+        torch.cat([x, *(rep.act(perm, x) for perm in perms)])
+        for x, rep in zip(
+            (train.inputs, train.targets), problem.representations[group], strict=True
+        )
+    )
+    return replace(problem, train=Split(inputs, targets))
 
 
 class Task(ABC):

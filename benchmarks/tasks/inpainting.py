@@ -111,10 +111,7 @@ class Inpainting(Task):
             val=_split(val, images, generator),
             test=_split(test, images, generator),
             edge_index=grid_edges(size),
-            positions=torch.cartesian_prod(torch.arange(size), torch.arange(size))
-            .flip(1)
-            .mul(torch.tensor([1, -1]))
-            .float(),
+            positions=grid_positions(size),
             groups=patch_groups(size, images.patches, images.mirrored),
         )
 
@@ -132,11 +129,11 @@ class Inpainting(Task):
         return F.mse_loss(prediction, batch.targets)
 
     def metrics(self, prediction: Tensor, split: Split, problem: Problem) -> dict[str, float]:
-        """MSE over all pixels and over the hole alone, both times 100."""
+        """MSE over all nodes and over the hole alone, both times 100."""
         error = (prediction - split.targets).square()
         return {
             "MSE": 100 * error.mean().item(),
-            "MSE in the hole": 100 * error[split.aux["hole"]].mean().item(),
+            "MSE in the hole": 100 * error[split.aux["hole"].expand_as(error)].mean().item(),
         }
 
     def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
@@ -145,7 +142,7 @@ class Inpainting(Task):
             "copy": _fit_copy,
             "mean": _fit_mean,
             "harmonic": _fit_harmonic,
-            "ridge": _fit_ridge,
+            "ridge": fit_ridge,
         }
 
 
@@ -250,6 +247,12 @@ def grid_edges(size: int) -> Tensor:
     return torch.cat([right, right.flip(0), down, down.flip(0)], dim=1)
 
 
+def grid_positions(size: int) -> Tensor:
+    """Where to draw the nodes of a grid, row-major from the upper left, ``[size * size, 2]``."""
+    row, column = torch.cartesian_prod(torch.arange(size), torch.arange(size)).unbind(1)
+    return torch.stack([column, -row], dim=1).float()
+
+
 def draw_holes(count: int, size: int, side: int, generator: torch.Generator) -> Tensor:
     """Square holes at uniform places wholly inside the image, bool ``[count, size * size]``."""
     top, left = torch.randint(0, size - side + 1, (2, count, 1), generator=generator)
@@ -265,26 +268,28 @@ def harmonic_fill(values: Tensor, hole: Tensor, edge_index: Tensor) -> Tensor:
     Every node of the hole becomes the mean of its neighbours.
 
     Args:
-        values: Signals ``[b, n, 1]``; what stands in the hole is ignored.
+        values: Signals ``[b, n, c]``, filled channel by channel; what stands in the hole is
+            ignored.
         hole: Where to fill, bool ``[b, n, 1]``; never a whole connected component.
         edge_index: Symmetric graph ``[2, e]``.
 
     Returns:
-        Signals ``[b, n, 1]`` equal to ``values`` outside the hole.
+        Signals ``[b, n, c]`` equal to ``values`` outside the hole.
     """
-    n = values.size(1)
+    _, n, c = values.shape
     source, target = edge_index.numpy()
     adjacency = csr_array(coo_array((np.ones(source.size), (target, source)), shape=(n, n)))
     laplacian = csr_array(diags_array(adjacency.sum(axis=1)) - adjacency)
-    filled = values[..., 0].double().numpy().copy()
+    filled = values.double().numpy().copy()
     patterns, which = torch.unique(hole[..., 0], dim=0, return_inverse=True)
     # Few patterns serve many images, so each is factorised once.
     for number, pattern in enumerate(patterns.numpy()):
-        rows = np.ix_((which == number).numpy(), ~pattern)
-        into = np.ix_((which == number).numpy(), pattern)
-        boundary = laplacian[pattern][:, ~pattern] @ filled[rows].T
-        filled[into] = -splu(laplacian[pattern][:, pattern].tocsc()).solve(boundary).T
-    return torch.from_numpy(filled).to(values.dtype)[..., None]
+        rows = (which == number).numpy()
+        known = filled[np.ix_(rows, ~pattern)].swapaxes(0, 1)
+        boundary = laplacian[pattern][:, ~pattern] @ known.reshape(len(known), -1)
+        solved = -splu(laplacian[pattern][:, pattern].tocsc()).solve(boundary)
+        filled[np.ix_(rows, pattern)] = solved.reshape(pattern.sum(), -1, c).swapaxes(0, 1)
+    return torch.from_numpy(filled).to(values.dtype)
 
 
 def _choose(x: NDArray, y: NDArray, count: int) -> tuple[NDArray, NDArray]:
@@ -313,15 +318,19 @@ def _fit_harmonic(problem: Problem) -> Predictor:
     return lambda split: harmonic_fill(split.inputs, split.aux["hole"], problem.edge_index)
 
 
-def _fit_ridge(problem: Problem) -> Predictor:
+def fit_ridge(problem: Problem) -> Predictor:
+    """Ridge from all inputs to all targets, of one strength chosen on validation."""
     train = problem.train
 
     def predictor(strength: float) -> Predictor:
-        ridge = Ridge(strength).fit(train.inputs[..., 0].numpy(), train.targets[..., 0].numpy())
+        ridge = Ridge(strength).fit(
+            train.inputs.flatten(1).numpy(), train.targets.flatten(1).numpy()
+        )
 
         def predict(split: Split) -> Tensor:
-            image = torch.from_numpy(ridge.predict(split.inputs[..., 0].numpy()))[..., None]
-            return torch.where(split.aux["hole"], image.to(split.inputs), split.inputs)
+            flat = torch.from_numpy(ridge.predict(split.inputs.flatten(1).numpy()))
+            filled = flat.to(split.inputs).view_as(split.inputs)
+            return torch.where(split.aux["hole"], filled, split.inputs)
 
         return predict
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +17,15 @@ from benchmarks.data import DataError, find, read_npz
 from benchmarks.models.pose import PoseNet
 from benchmarks.simulators.cameras import project, random_cameras
 from benchmarks.simulators.gait import JOINT_NAMES, SKELETON_EDGES, simulate_gait
-from benchmarks.suite.task import Predictor, Problem, Schedule, Split, Task, register
+from benchmarks.suite.task import (
+    Predictor,
+    Problem,
+    Schedule,
+    Split,
+    Task,
+    register,
+    with_images,
+)
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 
 _CMU_FILE = "skeleton/cmu_mocap_28j_60hz.npz"
@@ -247,11 +254,7 @@ def _fit_mean(problem: Problem) -> Predictor:
 
 def _fit_reflected_ridge(problem: Problem) -> Predictor:
     """Quadratic ridge on poses and their mirror images, which ties it as the net is tied."""
-    mirror, train = problem.groups[REFLECTION], problem.train
-    swap = mirror.generators[0]
-    sides = zip((train.inputs, train.targets), problem.representations[REFLECTION], strict=True)
-    inputs, targets = (torch.cat([x, rep.act(swap, x)]) for x, rep in sides)
-    return _fit_ridge(replace(problem, train=Split(inputs, targets)), degree=2)
+    return _fit_ridge(with_images(problem, REFLECTION), degree=2)
 
 
 def _fit_ridge(problem: Problem, degree: int) -> Predictor:
