@@ -200,11 +200,9 @@ def test_rules_are_rows_of_the_suite(tmp_path, monkeypatch):
 
 
 def test_speed_is_measured_and_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "NODES", {600: None, 900: (1e-3, 1.0)})
+    monkeypatch.setattr(speed, "NODES", {600: None, 900: (1e-6, 1e9)})
     monkeypatch.setattr(speed, "CLUSTERS", (8, 4, 2))
     monkeypatch.setattr(speed, "BARS", {speed.PIXELS: 1e9})
-    # More would wait for each other on a busy machine.
-    monkeypatch.setattr(speed, "THREADS", 1)
     large = [speed.many_nodes(n, 20) for n in speed.NODES]
     assert [row.met for row in large] == ["", "no"]
     assert large[0].step_ms > 0 and large[0].memory_mib > 10

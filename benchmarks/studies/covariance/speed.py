@@ -33,13 +33,16 @@ from gsym.risk._problem import make_problem
 from gsym.risk._terms import read_terms, ward_chain
 
 ROWS, PAGE = "soft.csv", "soft.md"
-THREADS, ROUNDS = 2, 3
+# One thread: its processor time is what a fit takes on a core of its own, whatever else runs.
+THREADS, ROUNDS = 1, 3
 PIXELS, SENSORS, LARGE = "pixels", "sensors", "many nodes"
 OURS, AUTO = "SymmetricCovariance, likelihood", "SymmetricCovariance"
-# Seconds that a fit of ours may take by likelihood.
+# So slow that one round must do.
+ONCE = (AUTO, "GraphicalLassoCV")
+# Seconds of processor time that a fit of ours may take by likelihood.
 BARS = {PIXELS: 3.0, SENSORS: 3.0}
 HELD = 500
-# Seconds and MiB that a fit may take, by number of nodes; levels, and signals.
+# The same and MiB, by number of nodes; levels, and signals.
 NODES = {10**4: None, 10**5: (15.0, 1024.0), 10**6: (60.0, 3072.0)}
 CLUSTERS, SIGNALS = (256, 32, 4), 200
 # A step at the most nodes over one at the fewest.
@@ -58,7 +61,7 @@ class Row:
         signals: Number of signals.
         levels: Number of levels; 0 for others.
         seconds: Of a fit, the median over rounds.
-        cpu_s: Processor time of a fit over all threads.
+        cpu_s: Processor time of a fit over all threads; bars are held against it.
         step_ms: Of one evaluation of the likelihood and its gradient.
         memory_mib: Peak of the process, imports and signals included.
         density: Mean log density of held-out signals, per entry.
@@ -136,7 +139,7 @@ def many_nodes(n: int, signals: int = SIGNALS) -> Row:
         step = _step(levels, x, np.array(list(cov.weights_.values())))
     met = ""
     if (bar := NODES.get(n)) is not None:
-        met = "yes" if seconds <= bar[0] and memory <= bar[1] else "no"
+        met = "yes" if cpu <= bar[0] and memory <= bar[1] else "no"
     numbers = seconds, cpu, step, memory, float("nan")
     return _row(LARGE, OURS, "made up", x, len(levels), numbers, met)
 
@@ -174,8 +177,10 @@ def beside_others(case: str, data: Path | None, rounds: int = ROUNDS) -> list[Ro
         # The graphical lasso says that it has not converged.
         warnings.simplefilter("ignore")
         LedoitWolf().fit(train)
-        for _ in range(rounds):
+        for turn in range(rounds):
             for name in map(str, rng.permutation(list(fits))):
+                if turn and name in ONCE:
+                    continue
                 start, cpu = time.perf_counter(), time.process_time()
                 found = fits[name]().fit(train)
                 taken[name].append((time.perf_counter() - start, time.process_time() - cpu))
@@ -183,7 +188,7 @@ def beside_others(case: str, data: Path | None, rounds: int = ROUNDS) -> list[Ro
     rows = []
     for name, times in taken.items():
         seconds, cpu = (median(column) for column in zip(*times, strict=True))
-        met = "" if name != OURS else "yes" if seconds <= BARS[case] else "no"
+        met = "" if name != OURS else "yes" if cpu <= BARS[case] else "no"
         count = len(levels) if name in (OURS, AUTO) else 0
         numbers = seconds, cpu, float("nan"), float("nan"), density[name]
         source = "files" if data else "made up"
@@ -264,7 +269,8 @@ def report(out: Path) -> Path:
         "the same run. Density is the mean log density of held-out signals per entry, in nats; "
         "higher is better. *Likelihood* finds weights by likelihood alone; without the word, what "
         "fills gaps is fitted, too: weights by imputation error, and shares of other fills. "
-        f"{first.threads} threads; seconds are wall time, CPU seconds are over all threads.",
+        f"{first.threads} thread{'s' * (first.threads > 1)}; bars are held against processor time, "
+        "which other work on the machine does not lengthen, and wall time stands beside it.",
     ]
     titles = {
         PIXELS: "images of 28 x 28 pixels, levels of square patches",
