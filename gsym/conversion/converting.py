@@ -312,7 +312,7 @@ class _Work:
         """A part that is taken as a whole."""
         if not isinstance(module, MessagePassing | DenseGCNConv):
             tied = [part for part in module.modules() if isinstance(part, TiedLayer)]
-            groups = {g for part in tied for g in getattr(part, "levels", [part.group])}
+            groups = {g for part in tied for g in getattr(part, "levels", ()) or [part.group]}
             same = groups - {None} <= set(self.levels)
             reason = "is tied already" if same else "is tied along another group"
             self._leave(name, module, reason, not same)

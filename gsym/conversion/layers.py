@@ -23,7 +23,7 @@ from gsym.nn._tied import ChainLayer
 
 
 class NodeMap(nn.Module):
-    """A linear map across nodes, the same for every channel: a sum of tied maps along a chain.
+    """A linear map across nodes, the same for every channel: tied, or a sum along a chain.
 
     Args:
         maps: One for each group.
@@ -35,19 +35,23 @@ class NodeMap(nn.Module):
         self, maps: Sequence[TiedMap], groups: Sequence[PermutationGroup], like: Tensor
     ) -> None:
         super().__init__()
-        self.levels = nn.ModuleList()
-        for tied, group in zip(maps, groups, strict=True):
-            layer = OrbitLinear(1, 1, group, bias=False).to(torch.float64)
-            write_map(layer, tied)
-            self.levels.append(layer.to(like))
         self.num_nodes = groups[0].num_nodes
+        if len(groups) == 1:
+            self.map = OrbitLinear(1, 1, groups[0], bias=False).double()
+            write_map(self.map, maps[0])
+        else:
+            self.map = OrbitLinear(1, 1, levels=groups, bias=False).double()
+            soft, by_group = self.map.soft, dict(zip(groups, maps, strict=True))
+            assert soft is not None
+            soft.scale.fill_(1)
+            for part, group in zip(soft.parts, self.map.levels, strict=True):
+                assert isinstance(part, OrbitLinear)
+                write_map(part, by_group[group])
+        self.map.to(like)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., n]``."""
-        x = x.unsqueeze(-1)
-        y = self.levels[0](x)
-        for layer in self.levels[1:]:
-            y = y + layer(x)
+        y: Tensor = self.map(x.unsqueeze(-1))
         return y.squeeze(-1)
 
     def along(self, x: Tensor) -> Tensor:

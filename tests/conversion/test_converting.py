@@ -524,6 +524,8 @@ class TestLeftAlone:
     def test_layers_of_gsym(self):
         assert self.reasons(OrbitLinear(2, 2, CLUSTERS))[""] == ("is tied already", False)
         assert self.reasons(OrbitLinear(2, 2, TURNED))[""][1]
+        assert self.reasons(OrbitLinear(2, 2, levels=CHAIN))[""][1]
+        assert not self.reasons(OrbitLinear(2, 2, levels=CHAIN), CHAIN)[""][1]
 
     def test_other_modules_with_an_axis_of_nodes(self):
         assert self.reasons(nn.LayerNorm((N, 3)))[""] == ("has weights with an axis of 7", True)
@@ -605,7 +607,7 @@ class TestModule:
         model = Mixer().eval()
         model.across.weight.requires_grad_(False)
         new = gsym.convert(model, CLUSTERS)
-        assert not new.across.training and not new.across.mix.levels[0].mixing.weight.requires_grad
+        assert not new.across.training and not new.across.mix.map.mixing.weight.requires_grad
         assert new.across.bias.orbit_weight.requires_grad
         half = gsym.convert(Mixer().bfloat16(), CLUSTERS)
         assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
@@ -622,7 +624,7 @@ class TestModule:
     def test_a_hierarchy_brings_its_graph(self):
         hierarchy = Hierarchy.from_partitions([CLUSTERS.partition], edge_index=EDGES)
         new = gsym.convert(GCNConv(3, 2), hierarchy, strict=True)
-        assert len(new.mix.levels) == 3
+        assert len(new.mix.map.levels) == 3
 
     def test_sequential_of_pyg(self):
         model = PyGSequential("x, e", [(GCNConv(3, 4), "x, e -> x"), nn.ReLU(), nn.Linear(4, 2)])
