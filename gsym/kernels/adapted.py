@@ -247,10 +247,7 @@ def _compile(
 
     nodes, columns = (np.argsort(h, kind="stable") for h in (home, column_home))
     first_node = _starts(np.bincount(home))
-    squares = [
-        matrix[np.ix_(nodes[a:b], columns[a:b])]
-        for a, b in pairwise(first_node)
-    ]
+    squares = [matrix[np.ix_(nodes[a:b], columns[a:b])] for a, b in pairwise(first_node)]
     order = np.lexsort((unit_pair, unit_pair % homes))
     tables = (
         *(first_node, _starts(np.diff(first_node) ** 2)),
