@@ -79,9 +79,8 @@ class FullMixing(TabledModule[_FullTables]):
     def forward(self, means: Tensor) -> Tensor:
         """Mix means ``[..., k, in]`` to ``[..., k, out]``."""
         blocks = self._tables(means.device).blocks
-        mixed = None if blocks is None else blocks.apply(means, self.weight)
-        if mixed is not None:
-            return mixed
+        if blocks is not None:
+            return blocks.apply(means, self.weight)
         return (means.flatten(-2) @ self.matrix()).unflatten(
             -1, (self.num_clusters, self.weight.size(-1))
         )
