@@ -315,6 +315,32 @@ def signs(*, out: Path = OUT, data: Path | None = None, draws: int = 40, truths:
 
 
 @app.command
+def softlayers(
+    tasks: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    out: Path = OUT,
+    data: Path | None = None,
+    seeds: int = 5,
+) -> None:
+    """Train nets with levels beside one level and beside published ways to soften a symmetry.
+
+    Finished cells are kept. For example:
+
+      OMP_NUM_THREADS=1 python -m benchmarks softlayers --data DIR
+
+    Args:
+        tasks: inpainting, traffic; both if none is given.
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, embedded and simulated without it.
+        seeds: Number of seeds.
+    """
+    from benchmarks.studies import softlayers as study
+
+    print(f"The page is in {study.main(out, _folder(data), tasks, seeds, Console())}")
+
+
+@app.command
 def poses(
     counts: tyro.conf.Positional[tuple[int, ...]] = (),
     /,
