@@ -8,8 +8,9 @@ import random
 
 import torch
 
-from gsym import kernels
+from gsym import PermutationGroup, kernels
 from gsym.kernels import Clusters, Segments, Tiles, ops
+from gsym.kernels.adapted import AdaptedTables, adapted_linear
 from gsym.kernels.cpp import library as cpp_library
 from gsym.kernels.lifted import graph_sums
 from gsym.kernels.subgraphs import Subgraphs
@@ -318,8 +319,35 @@ def norms(draw):
     compare("gradient", grads, true_grads, x.dtype)
 
 
+def adapted(draw):
+    """Of a layer; as for norms."""
+    lanes = cpp_library.library().gsym_vector_bytes() // draw.dtype.itemsize
+    n = draw.randint(2, 12)
+    nodes = draw.sample(range(n), n)
+    cycles = [nodes[:3], nodes[3:5]] if n > 4 else [nodes[:2]]
+    group = PermutationGroup.from_cycles(n, [tuple(c) for c in cycles])
+    basis = group.adapted_basis.basis
+    parts = basis.entry, basis.orbit, basis.coefficient
+    tables = AdaptedTables(basis.matrix, basis.shapes, *parts, group.pair_orbits().index)
+    a, b = draw.randint(1, 3) * lanes, draw.randint(1, 3) * lanes
+    x = draw.numbers(*draw.batch(), n, a)
+    weight = draw.numbers(group.commutant_dim(), a, b)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    y = adapted_linear(x, weight, tables)
+    torch.set_num_threads(threads)
+    every = exact[1][group.pair_orbits().index]
+    truth = torch.einsum("...si,tsio->...to", exact[0], every)
+    compare("value", [y], [truth], x.dtype)
+    outer = torch.randn(truth.shape, generator=draw.torch, dtype=torch.float64)
+    grads = torch.autograd.grad(y, [x, weight], outer.to(x.dtype))
+    true_grads = torch.autograd.grad(truth, exact, outer)
+    compare("gradient", grads, true_grads, x.dtype)
+
+
 _ALL = (
     *(reductions, gathers, products, clusters, nodes, edges, subgraphs),
-    *(ego_networks, norms),
+    *(ego_networks, norms, adapted),
 )
 CASES = {case.__name__: case for case in _ALL}

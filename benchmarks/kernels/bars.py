@@ -21,6 +21,9 @@ DENSE_FORMS = ("gather and product", "einsum", "flat gather")
 # One level of the three of a layer, by itself.
 FINEST = "finest level alone"
 
+# The same layer of the same group, with channels that stay.
+UNSIGNED = "without signs"
+
 # Channels where n is swept, and n where channels are.
 CHANNELS, EDGES = 64, 10**5
 
@@ -198,6 +201,11 @@ GOALS = (
     ),
     *(
         Goal("C14", "OrbitLinear, levels", size, mode, FINEST, 1 / 1.35)
+        for size in _ORBIT
+        for mode in (FORWARD, BOTH)
+    ),
+    *(
+        Goal("C15", "OrbitLinear, signs", size, mode, UNSIGNED, 1 / 1.1, settings=(PLAIN,))
         for size in _ORBIT
         for mode in (FORWARD, BOTH)
     ),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import HeteroLinear, SimpleConv
 from torch_geometric.utils import add_self_loops, coalesce, scatter
 
-from benchmarks.kernels.bars import DENSE_FORMS, FINEST, Size
+from benchmarks.kernels.bars import DENSE_FORMS, FINEST, UNSIGNED, Size
 from benchmarks.kernels.groups import GROUPS
 from benchmarks.peers import (
     DenseClusterLinear,
@@ -25,7 +25,7 @@ from benchmarks.peers import (
     PyGEGNN,
     StackedPairs,
 )
-from gsym import ClusterGroup, Partition, kernels
+from gsym import ClusterGroup, Partition, PermutationGroup, Representation, kernels
 from gsym.kernels import Segments
 from gsym.nn import (
     EGNNConv,
@@ -524,6 +524,20 @@ def _levels(size: Size, device: torch.device) -> Work:
     return _orbit_work(size, peers)
 
 
+def _signed_linear(size: Size, device: torch.device) -> Work:
+    """Clusters that change places in pairs, where half of the channels change their signs."""
+    n, k, c, batch = size
+    swaps = PermutationGroup.from_cycles(k, [(i, i + 1) for i in range(0, k - 1, 2)])
+    group = ClusterGroup(_clusters(n, k), swaps=swaps)
+    rep = Representation.from_signs(group, [[-1] * (c // 2) + [1] * (c - c // 2)])
+    ours = OrbitLinear(c, c, group, in_rep=rep, out_rep=rep).to(device)
+    plain = OrbitLinear(c, c, group).to(device)
+    x = _signal(device, batch, n, c)
+    peers = _layers({OURS: ours}, (x,))
+    peers[UNSIGNED] = Peer(lambda: plain(x), (x,), tuple(plain.parameters()), same=False)
+    return _orbit_work(size, peers)
+
+
 def _gnet_conv(size: Size, device: torch.device) -> Work:
     """Sixteen clusters of nodes, or fewer of two nodes at least."""
     n, k, c, _ = size
@@ -686,6 +700,11 @@ CASES = {
     ),
     "OrbitLinear, levels": Case(
         "OrbitLinear of three levels: n nodes, k clusters at the finest", _levels, 8
+    ),
+    "OrbitLinear, signs": Case(
+        "OrbitLinear with signs on channels: n nodes in k clusters that change places in pairs",
+        _signed_linear,
+        5,
     ),
     "GNetConv": Case("GNetConv: n edges between k nodes in 16 clusters", _gnet_conv, 4, _sixteenth),
     "EquivariantTensorLinear": Case(

@@ -57,6 +57,8 @@ class Backend:
       wanted)``: maps on ego-networks averaged, as the operators of :mod:`gsym.kernels.lifted`;
     - ``graph_sums(x, tables)`` and ``graph_spread(grad, tables)``: traces and totals of pairs on
       ego-networks, see there;
+    - ``adapted_linear(x, weight, program, numbers)`` and ``adapted_linear_grads(x, weight, program,
+      numbers, grad, wanted)``: products in blocks, see :mod:`gsym.kernels.adapted`;
     - ``elu_norm(tensors, tables, eps)``, rows and what ``elu_norm_grads(tensors, stored, tables,
       eps, grad)`` needs of them, of sorted rows and tensors in the order of the operator.
 
@@ -199,8 +201,8 @@ def backend(name: str) -> Iterator[None]:
 
     - ``"cpp"``, in float32 and float64: ``segment_sum`` and ``segment_mean`` of several segments,
       ``segment_max``, ``gather_segment_sum``, ``indexed_linear``, ``cluster_linear`` with tiles,
-      and, outside of the compiler, ``row_mlp`` and ``linear_pair`` of widths that are multiples of
-      the SIMD width.
+      and, outside of the compiler, ``row_mlp``, ``linear_pair`` and the blocks of an adapted basis,
+      of widths that are multiples of the SIMD width.
       ``edge_mlp_sum`` and ``subgraph_linear`` from pairs to pairs in every type, and
       ``segment_mean`` of half precision, in float32. No subgraph may be so large that one thread
       had most of the pairs.

@@ -11,12 +11,15 @@ from torch import Tensor
 from gsym import kernels
 from gsym.groups import PermutationGroup
 from gsym.groups.adapted import AdaptedBasis, BlockShape
+from gsym.kernels.adapted import AdaptedTables, adapted_linear
 from gsym.nn._modules import Tables
 
 # Least gain over a dense matrix, measured on groups of 6 to 64 nodes: the share of its
 # multiplications that may be left, and how many of its numbers must be saved, lest calls cost more.
 MOST_WORK = 0.9
 LEAST_SAVED = 100_000
+# The same where blocks are made and multiplied in calls of torch.
+LEAST_IN_TORCH = 115_000
 # Where clusters have several nodes, the dense form is one call with the rest of the layer.
 FUSED = 3
 # Coefficients of a matrix that has more than this share of numbers in it are kept as a matrix.
@@ -53,6 +56,8 @@ class BlockTables(Tables):
         target: Row of the entries that it is added to.
         coefficient: The coefficients.
         by_row: Whether these are rows of matrices of weights rather than whole matrices.
+        compiled: The same for compiled loops.
+        in_torch: Whether blocks pay in calls of torch as well.
     """
 
     matrix: _Numbers
@@ -62,6 +67,8 @@ class BlockTables(Tables):
     target: kernels.Segments | None
     coefficient: _Numbers | None
     by_row: bool
+    compiled: AdaptedTables
+    in_torch: bool
 
     @classmethod
     def of(
@@ -72,9 +79,9 @@ class BlockTables(Tables):
         ``fused`` says that the product with that matrix is part of a larger call.
         """
         n, free = group.num_nodes, group.commutant_dim()
-        dense, least = n**2 * in_channels * out_channels, LEAST_SAVED * (FUSED if fused else 1)
+        dense = n**2 * in_channels * out_channels / (FUSED if fused else 1)
 
-        def pays(blocks: float) -> bool:
+        def pays(blocks: float, least: int = LEAST_SAVED) -> bool:
             """Whether a share of blocks pays, on top of the way into the basis and out of it."""
             work = blocks + 1 / in_channels + 1 / out_channels
             return work <= MOST_WORK and dense * (1 - work) >= least
@@ -85,11 +92,15 @@ class BlockTables(Tables):
         basis = group.adapted_basis.basis
         if basis is None or not pays(basis.cost):
             return None
+        index = group.pair_orbits().index
+        sparse = basis.entry, basis.orbit, basis.coefficient
+        compiled = AdaptedTables(basis.matrix, basis.shapes, *sparse, index)
+        how = compiled, pays(basis.cost, LEAST_IN_TORCH)
         matrix, entry = _Numbers.of(basis.matrix), _transposed(basis)
         if basis.coefficient.numel() > DENSE * basis.num_entries * free:
             full = torch.zeros(basis.num_entries, free, dtype=torch.float64, device="cpu")
             full.index_put_((entry, basis.orbit), basis.coefficient)
-            return cls(matrix, basis.shapes, _Numbers.of(full), None, None, None, False)
+            return cls(matrix, basis.shapes, _Numbers.of(full), None, None, None, False, *how)
         target, source, coefficient = entry, basis.orbit, basis.coefficient
         num_rows, num_entries, by_row = free, basis.num_entries, out_channels >= WIDE
         if by_row:
@@ -107,6 +118,7 @@ class BlockTables(Tables):
             kernels.Segments(target[order], num_entries),
             _Numbers.of(coefficient[order]),
             by_row,
+            *how,
         )
 
     def blocks(self, weight: Tensor) -> list[Tensor]:
@@ -132,8 +144,16 @@ class BlockTables(Tables):
             blocks.append(part.reshape(count, width * a, width * b))
         return blocks
 
-    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Map signals ``[..., n, in]`` to ``[..., n, out]`` by weights ``[o, in, out]``."""
+    def apply(self, x: Tensor, weight: Tensor) -> Tensor | None:
+        """Map signals ``[..., n, in]`` to ``[..., n, out]`` by weights ``[o, in, out]``.
+
+        Nothing where no compiled loop takes them, and calls of torch would be slower than a matrix.
+        """
+        found = adapted_linear(x, weight, self.compiled)
+        return self.apply_in_torch(x, weight) if found is None and self.in_torch else found
+
+    def apply_in_torch(self, x: Tensor, weight: Tensor) -> Tensor:
+        """As :meth:`apply`, in calls of torch."""
         n, (_, a, b) = x.size(-2), weight.shape
         signals = x.reshape(-1, n, a)
         batch = signals.size(0)

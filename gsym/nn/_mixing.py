@@ -79,8 +79,9 @@ class FullMixing(TabledModule[_FullTables]):
     def forward(self, means: Tensor) -> Tensor:
         """Mix means ``[..., k, in]`` to ``[..., k, out]``."""
         blocks = self._tables(means.device).blocks
-        if blocks is not None:
-            return blocks.apply(means, self.weight)
+        mixed = None if blocks is None else blocks.apply(means, self.weight)
+        if mixed is not None:
+            return mixed
         return (means.flatten(-2) @ self.matrix()).unflatten(
             -1, (self.num_clusters, self.weight.size(-1))
         )

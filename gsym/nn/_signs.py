@@ -116,9 +116,44 @@ def isometric(draw: Tensor, orbits: Tensor, signs: Tensor, share: Tensor) -> Ten
 
 
 @dataclass(frozen=True)
+class _SignedRows(Tables):
+    """Which row of the weights, with which sign, every row of copies in a matrix is."""
+
+    source: kernels.Segments
+    target: kernels.Segments
+    double: Tensor
+    single: Tensor
+
+    @classmethod
+    def of(cls, tie: SignedTie, copies: int) -> Self:
+        """Of entries ``[t, s, out, in]``, for rows ``[s, in, copy, t, out]``."""
+        index, sign = (v.permute(1, 3, 0, 2).unsqueeze(2) for v in (tie.index, tie.sign))
+        copy = torch.arange(copies, device="cpu").view(-1, 1, 1)
+        rows = (index * copies + copy).reshape(-1)
+        signs = sign.expand(*sign.shape[:2], copies, *sign.shape[3:]).reshape(-1)
+        kept = signs != 0
+        return cls(
+            kernels.Segments(rows[kept], tie.free * copies),
+            kernels.Segments(kept.nonzero()[:, 0], kept.numel()),
+            signs[kept],
+            signs[kept].float(),
+        )
+
+    def lay(self, weight: Tensor) -> Tensor:
+        """The rows, of blocks ``[free, copies, copies]``."""
+        sign = self.double if weight.dtype == torch.float64 else self.single
+        return kernels.gather_segment_sum(weight.flatten(0, 1), self.source, self.target, sign)
+
+
+@dataclass(frozen=True)
 class _MixingTables(Tables):
     tie: SignedTie  # of entries [t, s, out, in] with base channels
     share: Tensor  # of the nodes that every cluster has, float64 [k]
+    rows: _SignedRows | None  # where copies are many: laid at once where the matrix has them
+
+
+# From so many copies on, a row of them is worth an index.
+_MANY = 8
 
 
 class SignedMixing(TabledModule[_MixingTables]):
@@ -138,7 +173,9 @@ class SignedMixing(TabledModule[_MixingTables]):
     def _build_tables(self) -> _MixingTables:
         orbits = self.group.cluster_pair_orbits(self.into.base, self.out.base)
         sizes = torch.tensor(self.group.partition.sizes).double()
-        return _MixingTables(SignedTie.of(orbits), sizes / sizes.sum())
+        tie, many = SignedTie.of(orbits), self.out.copies >= _MANY
+        rows = _SignedRows.of(tie, self.into.copies) if many and tie.free else None
+        return _MixingTables(tie, sizes / sizes.sum(), rows)
 
     def _entries(self, table: Tensor) -> Tensor:
         """Blocks ``[t, s, out, in]`` of copies as matrices ``[s, in, t, out]`` of channels."""
@@ -148,7 +185,10 @@ class SignedMixing(TabledModule[_MixingTables]):
 
     def matrix(self) -> Tensor:
         """The map from all means to all clusters, ``[k * in, k * out]``."""
-        full = self._entries(self._tables(self.weight.device).tie.expand(self.weight))
+        tables, k = self._tables(self.weight.device), self.num_clusters
+        if tables.rows is not None:
+            return tables.rows.lay(self.weight).view(k * self.into.width * self.into.copies, -1)
+        full = self._entries(tables.tie.expand(self.weight))
         return full.flatten(2).flatten(0, 1)
 
     def forward(self, means: Tensor) -> Tensor:

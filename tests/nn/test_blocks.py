@@ -24,6 +24,7 @@ def always(monkeypatch):
     """Blocks wherever there are orbits, however small."""
     monkeypatch.setattr(_blocks, "MOST_WORK", 99.0)
     monkeypatch.setattr(_blocks, "LEAST_SAVED", -(10**9))
+    monkeypatch.setattr(_blocks, "LEAST_IN_TORCH", -(10**9))
 
 
 @pytest.fixture(params=["as a matrix", "whole matrices", "by row"])

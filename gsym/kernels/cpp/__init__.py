@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gsym.kernels.cpp.adapted import adapted_linear, adapted_linear_grads
 from gsym.kernels.cpp.edges import edge_mlp_grads, edge_mlp_sum
 from gsym.kernels.cpp.library import NUMBER_TYPES
 from gsym.kernels.cpp.lifted import (
@@ -36,6 +37,8 @@ from gsym.kernels.cpp.rows import (
 )
 
 __all__ = [
+    "adapted_linear",
+    "adapted_linear_grads",
     "edge_mlp_grads",
     "edge_mlp_sum",
     "elu_norm",
@@ -62,7 +65,7 @@ __all__ = [
 
 
 # Whose channels are multiples of the SIMD width.
-_WHOLE = ("row_mlp", "linear_pair", "elu_norm")
+_WHOLE = ("row_mlp", "linear_pair", "elu_norm", "adapted_linear")
 
 
 def takes(op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:

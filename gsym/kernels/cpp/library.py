@@ -38,6 +38,7 @@ _MISFIT = "the tables of an index do not fit the rows; make them with Segments.f
 # One function of every source file.
 _SYMBOLS = (
     *("gsym_vector_bytes", "gsym_edges_forward_float32_int32"),
+    "gsym_adapted_forward_float32",
     *("gsym_segment_sum_float32_int32", "gsym_mlp_forward_float32"),
     *("gsym_lifted_forward_float32", "gsym_lifted_sums_float32"),
 )

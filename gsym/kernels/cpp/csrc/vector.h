@@ -206,11 +206,16 @@ inline void product_rows(int rows, const T *const *a, int64_t step, int64_t coun
   }
 }
 
+struct Nothing {
+  void operator()() const {}
+};
+
 // c [m, width] = init + a [m, count] b [count, width]; rows of init lie `init_stride` apart, 0 for
-// one row that all share.
-template <typename T>
+// one row that all share. What is to be done meanwhile is called after every tile.
+template <typename T, typename Meanwhile = Nothing>
 inline void product(int64_t m, const T *a, int64_t a_stride, int64_t count, const T *b,
-                    int64_t width, const T *init, int64_t init_stride, T *c) {
+                    int64_t width, const T *init, int64_t init_stride, T *c,
+                    Meanwhile meanwhile = {}) {
   int most = tile_rows<T>(width);
   for (int64_t first = 0; first < m; first += most) {
     int rows = std::min<int64_t>(most, m - first);
@@ -222,6 +227,7 @@ inline void product(int64_t m, const T *a, int64_t a_stride, int64_t count, cons
       to[r] = c + (first + r) * width;
     }
     product_rows(rows, left, 1, count, b, width, from, to);
+    meanwhile();
   }
 }
 
