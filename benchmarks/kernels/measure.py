@@ -509,7 +509,7 @@ def _row(
         threads=_threads(case),
         commit=commit(),
         torch=torch.__version__,
-        machine=_machine(job.device),
+        machine=machine(job.device),
     )
 
 
@@ -539,7 +539,7 @@ def _memory_of(device: torch.device) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _machine(device: str) -> str:
+def machine(device: str) -> str:
     """Name of the processor; commas and line ends have no place in it."""
     if device == "cuda":
         return torch.cuda.get_device_name()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmarks.kernels.bars import (
     HUGE,
     SETTINGS,
     SWEEP,
+    Goal,
 )
 from benchmarks.kernels.cases import CASES, OURS, READING
 from benchmarks.kernels.measure import COPY, GROWTH, LEAST_ROUNDS, PROCESSES, PRODUCT, TURN
@@ -87,12 +89,25 @@ def write_page(out: Path) -> Path:
     lines = ["# Speed and memory of kernels and layers", "", *_introduction(out, rows)]
     for device, name in (("cpu", "CPU"), ("cuda", "GPU")):
         own = [row for row in rows if row.device == device]
-        lines += ["", f"## Bars on the {name}", "", *_bars(device, own)]
-        if own:
-            for picture in PICTURES:
-                drawn = _draw(out, device, own, picture)
-                lines += [f"\n![{picture.title}]({drawn})"] if drawn else []
-            lines += _tables(name, own)
+        goals = [goal for goal in GOALS if goal.device == device]
+        if not own:
+            lines += ["", f"## Bars on the {name}", "", *_bars(goals, own)]
+            continue
+        # The processor of most rows first; what no processor has measured stands there.
+        machines = [machine for machine, _ in Counter(row.machine for row in own).most_common()]
+        missing = [goal for goal in goals if not _has(own, goal)]
+        for machine in machines:
+            where = f"{name}, {machine}" if len(machines) > 1 else name
+            here = [row for row in own if row.machine == machine]
+            left = missing if machine == machines[0] else []
+            shown = [goal for goal in goals if goal in left or _has(here, goal)]
+            if shown:
+                lines += ["", f"## Bars on the {where}", "", *_bars(shown, here)]
+        swept = [row for row in own if row.machine == machines[0]]
+        for picture in PICTURES:
+            drawn = _draw(out, device, swept, picture)
+            lines += [f"\n![{picture.title}]({drawn})"] if drawn else []
+        lines += _tables(name, own)
     page = out / "kernels.md"
     with replacing(page) as file:
         file.write(("\n".join(lines) + "\n").encode())
@@ -149,10 +164,14 @@ def _command(out: Path, rows: Sequence[Row]) -> str:
     return f"{COMMAND}{profile}{device}{only} --out {out.as_posix()}"
 
 
-def _bars(device: str, rows: Sequence[Row]) -> list[str]:
-    """One line per goal, whether measured or not."""
+def _has(rows: Iterable[Row], goal: Goal) -> bool:
+    place = goal.case, goal.size, goal.mode, goal.peer
+    return any((row.case, row.size, row.mode, row.variant) == place for row in rows)
+
+
+def _bars(goals: Sequence[Goal], rows: Sequence[Row]) -> list[str]:
+    """One line per goal, whether measured or not; the rows are those of one processor."""
     found = {(r.setting, r.case, r.size, r.mode, r.variant): r for r in rows}
-    goals = [goal for goal in GOALS if goal.device == device]
     settings = list(dict.fromkeys(setting for goal in goals for setting in goal.settings))
     heading = ["bar", "case", "n", "k", "channels", "mode", "against", "least ratio", "stretch"]
     heading += ["least memory ratio"]
@@ -225,6 +244,7 @@ def _ratio(row: Row) -> str:
 def _tables(device: str, rows: Sequence[Row]) -> list[str]:
     """One table per case: the first setting in full, time and ratio in the other ones."""
     lines: list[str] = []
+    many = len({row.machine for row in rows}) > 1
     names = [name for name in CASES if any(row.case == name for row in rows)]
     for name in names:
         own = [row for row in rows if row.case == name]
@@ -235,14 +255,16 @@ def _tables(device: str, rows: Sequence[Row]) -> list[str]:
             )
         own = [row for row in own if row.size in shown]
         settings = [s for s in SETTINGS[own[0].device] if any(r.setting == s for r in own)]
-        found = {(r.setting, r.size, r.mode, r.variant): r for r in own}
-        heading = ["n", "k", "channels", "batch", "mode", "variant", "setting", "rounds", "ms"]
+        found = {(r.setting, r.machine, r.size, r.mode, r.variant): r for r in own}
+        heading = ["processor"] if many else []
+        heading += ["n", "k", "channels", "batch", "mode", "variant", "setting", "rounds", "ms"]
         heading += ["GB/s", "GFLOP/s", "MiB", "ratio (quartiles)", "memory ratio", "roofline"]
         heading += [f"{word}, {setting}" for setting in settings[1:] for word in ("ms", "ratio")]
         body = []
-        for key in dict.fromkeys((row.size, row.mode, row.variant) for row in own):
+        for key in dict.fromkeys((r.machine, r.size, r.mode, r.variant) for r in own):
             row = next(found[s, *key] for s in settings if (s, *key) in found)
-            cells = [str(number) for number in row.size]
+            cells = [row.machine] if many else []
+            cells += [str(number) for number in row.size]
             cells += [row.mode, row.variant, row.setting, str(row.rounds), _number(row.median_ms)]
             cells += [_number(_rate(amount, row)) for amount in (row.gigabytes, row.gflop)]
             cells += [_number(row.memory_mib), _ratio(row), _number(row.memory_ratio)]
@@ -260,12 +282,15 @@ def _tables(device: str, rows: Sequence[Row]) -> list[str]:
         lines += ["tells the C library to use freed memory again, as caching allocators do.", ""]
         body = [
             [
+                *([row.machine] if many else []),
                 *(str(row.n), str(row.k), row.setting, row.variant),
                 *(_number(row.median_ms), _number(row.memory_mib), _ratio(row)),
             ]
             for row in growth
         ]
-        lines += _markdown(["n", "k", "setting", "variant", "ms", "MiB", "ratio (quartiles)"], body)
+        heading = ["processor"] if many else []
+        heading += ["n", "k", "setting", "variant", "ms", "MiB", "ratio (quartiles)"]
+        lines += _markdown(heading, body)
     return lines
 
 

@@ -134,7 +134,7 @@ def write_rows(out: Path, rows: Iterable[Row]) -> None:
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
-    """Old rows, but for what was measured anew, then the new ones."""
+    """Old rows, but for what was measured anew on the same processor, then the new ones."""
     new = list(new)
-    keys = {row.key for row in new}
-    return [row for row in old if row.key not in keys] + new
+    keys = {(row.machine, row.key) for row in new}
+    return [row for row in old if (row.machine, row.key) not in keys] + new

@@ -41,6 +41,7 @@ from benchmarks.kernels.measure import (
     Workload,
     commit,
     environment,
+    machine,
     make_rows,
 )
 from benchmarks.kernels.page import write_page
@@ -70,8 +71,8 @@ def main(
     """Measure, and write ``kernels.csv`` and the page ``kernels.md`` with its pictures to ``out``.
 
     Rows are written as they come and take the place of older ones of the same measurement. Those
-    of the other device stay. What this profile has measured at the same commit already is not
-    measured again, so that a run that was stopped goes on.
+    of other processors and devices stay. What this profile has measured at the same commit already
+    is not measured again, so that a run that was stopped goes on.
 
     Args:
         out: Folder to write to.
@@ -101,7 +102,8 @@ def main(
 def _measure(out: Path, profile: str, device: str, only: Sequence[str]) -> Path:
     """Measure what the folder does not hold, and write the page."""
     old = read_rows(out)
-    new = [row for row in old if _stands(row, profile)]
+    here = device, machine(device)
+    new = [row for row in old if (row.device, row.machine) == here and _stands(row, profile)]
     jobs = remaining(plan(profile, device, only), {row.key for row in new})
     console = Console()
     console.print(f"Kernels on {device}, profile {profile}: {PROFILES[profile]}.")
@@ -122,7 +124,7 @@ def _measure(out: Path, profile: str, device: str, only: Sequence[str]) -> Path:
                 for line in _summary(workload, rows):
                     console.print(line, highlight=False)
     if not only:
-        write_rows(out, merge((row for row in old if row.device != device), new))
+        write_rows(out, merge((row for row in old if (row.device, row.machine) != here), new))
     page = write_page(out)
     console.print(f"The whole report is in {page}", soft_wrap=True)
     return page

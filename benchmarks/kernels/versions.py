@@ -21,7 +21,7 @@ from typing import IO
 ROUNDS, CHUNK = 25, 0.04  # turns of each version, and seconds of one
 SMALL, MEDIUM = (200, 16, 16, 4), (20_000, 500, 64, 1)
 MEDIUM_MAP = (20_000, 100, 64, 1)
-NBODY = (20, 5, 64, 100)
+NBODY = (2000, 500, 64, 100)
 # Cases, whose sizes are n, k, channels and batch.
 CASES = {
     **{(name, size): ("forward", "both") for name in (

@@ -234,6 +234,8 @@ def fits_mlp(x: Any, first: Any, last: Any, extra: Tensor | None) -> bool:
             return False
         width += extra.size(-1)
     weight, bias, second, second_bias = weights[:4]
+    if weight.dim() != 3 or second.dim() != 3:
+        return False
     hidden, out = weight.size(-1), second.size(-1)
     return (
         weight.shape == (1, width, hidden)

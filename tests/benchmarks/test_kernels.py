@@ -218,12 +218,15 @@ def test_the_plan_holds_every_bar(device, profile):
 
 def test_what_was_measured_at_this_commit_stands(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "commit", lambda: "here")
+    monkeypatch.setattr(suite, "machine", lambda _: "this")
     monkeypatch.setattr(suite, "run", run := Mock(return_value=[]))
     rows = rows_of({OURS: 1, COPY: 2}, size=Size(500, 31, 64)).values()  # what C1 is in "quick"
+    stands = {"commit": "here", "profile": "quick", "machine": "this"}
     for changes, left in (
-        ({"commit": "here", "profile": "quick"}, [HUGE]),
-        ({"commit": "here"}, [PLAIN, HUGE]),
-        ({"profile": "quick"}, [PLAIN, HUGE]),
+        (stands, [HUGE]),
+        (stands | {"profile": "standard"}, [PLAIN, HUGE]),
+        (stands | {"commit": "before"}, [PLAIN, HUGE]),
+        (stands | {"machine": "another"}, [PLAIN, HUGE]),
     ):
         write_rows(tmp_path, [replace(row, **changes) for row in rows])
         run.reset_mock()
@@ -234,7 +237,7 @@ def test_what_was_measured_at_this_commit_stands(tmp_path, monkeypatch):
         ]
     # Nobody knows what a changed tree was.
     monkeypatch.setattr(suite, "commit", lambda: "here+dirty")
-    write_rows(tmp_path, [replace(r, commit="here+dirty", profile="quick") for r in rows])
+    write_rows(tmp_path, [replace(r, **{**stands, "commit": "here+dirty"}) for r in rows])
     run.reset_mock()
     suite.main(tmp_path, profile="quick", only=["C1"])
     assert run.call_count == 2
@@ -391,6 +394,27 @@ def test_rows_survive_the_file_and_new_ones_replace_old(tmp_path):
     merged = merge(rows, new)
     assert len(merged) == len(rows) and merged[-len(new) :] == new
     assert {row.n for row in merged if row.commit == "new"} == {100}
+
+
+def test_each_processor_has_its_own_rows_and_bars(tmp_path, monkeypatch):
+    old = [replace(row, machine="old") for row in some_rows()]
+    anew = rows_of({OURS: 1, "segment_reduce": 9, COPY: 2}).values()
+    new = [replace(row, machine="new") for row in anew]
+    write_rows(tmp_path, merge(old, new))
+    assert read_rows(tmp_path)[: len(old)] and len(read_rows(tmp_path)) == len(old) + len(new)
+    page = write_page(tmp_path).read_text()
+    parts = re.split(r"^## Bars on the CPU, ", page, flags=re.M)
+    assert [part.partition("\n")[0] for part in parts[1:]] == ["old", "new"]
+    mine = [next(s for s in part.splitlines() if "segment_reduce" in s) for part in parts[1:]]
+    assert "| 6 (6 to 6) |" in mine[0] and "| 9 (9 to 9) |" in mine[1]
+    # What neither has measured stands once, and the curves are those of the one with most rows.
+    assert "| C2 |" in parts[1] and "| C2 |" not in parts[2].partition("##")[0]
+    assert "| old | 1000 | 62 | 64 |" in page and "| new | 1000000 | 62500 | 64 |" in page
+    # A run of everything leaves the rows of the other processor alone.
+    monkeypatch.setattr(suite, "machine", lambda _: "new")
+    monkeypatch.setattr(suite, "run", Mock(return_value=[]))
+    suite.main(tmp_path, profile="quick")
+    assert {row.machine for row in read_rows(tmp_path)} == {"old"}
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,24 @@ class TestPage:
         assert page.score([*rows, row(0, 2, 99.0)], suite.ACCURACY).seeds == pytest.approx(0.5**0.5)
         assert page.score([row(0, 0, 1.0, status="diverged")], suite.ACCURACY) is None
 
+    def test_the_published_reading_takes_one_epoch_for_all_folds(self):
+        curves = {0: ([50.0, 90.0, 70.0], [80.0, 40.0, 74.0]), 1: ([60.0, 61.0, 0.0],) * 2}
+        rows = []
+        for seed, own in curves.items():
+            for fold, curve in enumerate(own):
+                note = " ".join(map(str, curve))
+                value = Value("test", suite.MEAN_ACCURACY, "%", 0.0, note)
+                plain = row(fold, seed, 1.0)
+                rows.append(dataclasses.replace(plain, values=(*plain.values, value)))
+        found = page.best_of_mean(rows)
+        # Seed 0 has the means 65, 65, 72 and seed 1 has 60, 61, 0; folds apart would give 85.
+        assert found.mean == pytest.approx((72 + 61) / 2)
+        assert found.folds == pytest.approx(np.std([(70 + 61) / 2, (74 + 61) / 2], ddof=1))
+        assert found.seeds == pytest.approx(np.std([72, 61], ddof=1))
+        # A seed that lacks a fold, and rows without curves, have no part.
+        assert page.best_of_mean(rows[:3]).mean == pytest.approx(72)
+        assert page.best_of_mean([row(0, 0, 1.0), row(1, 0, 1.0)]) is None
+
     def test_differences_are_paired_by_fold(self):
         theirs = [row(f, s, 50.0 + f) for f in range(4) for s in range(2)]
         gains = [1.0, 2.0, 4.0, 5.0]

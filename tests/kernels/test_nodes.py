@@ -521,3 +521,14 @@ class TestBadInput:
     def test_of_rows_elsewhere(self, op):
         x = case(op, (3, 5), NARROW)[1][0].detach().to("meta")
         self.rejects(op, ValueError, "is on cpu but x on meta; move one of them", x=x)
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_weight_that_is_no_matrix_is_named(place):
+    x, maps = (
+        torch.ones(3, 4),
+        {n: (torch.ones(1, 4, 4), torch.ones(1, 4)) for n in ("first", "last")},
+    )
+    maps[place] = torch.tensor(1.0), torch.ones(1, 4)
+    with pytest.raises(ValueError, match=rf"{place} must be \[1, 4, out\]; got \[\]"):
+        kernels.row_mlp(x, maps["first"], maps["last"])

@@ -23,6 +23,7 @@ from benchmarks.studies.molecules.suite import (
     EPOCHS,
     LAST_ACCURACY,
     LEAST,
+    MEAN_ACCURACY,
     NOISE,
     PARAMETERS,
     PROFILE_FOLDS,
@@ -81,6 +82,33 @@ def score(rows: Sequence[Row], metric: str) -> Score | None:
         mean(mean(own) for own in folds.values()),
         stdev(map(mean, folds.values())) if len(folds) > 1 else None,
         stdev(full) if len(full) > 1 else None,
+    )
+
+
+def best_of_mean(rows: Sequence[Row]) -> Score | None:
+    """The score at the epoch of best mean test accuracy over folds, as GIN's paper reports it.
+
+    Each seed has its own epoch. The epoch is chosen on the folds that test, so the score is too
+    good; it stands beside published numbers, and for nothing else.
+
+    Returns:
+        ``None`` if no seed has the curves of all folds.
+    """
+    curves: dict[int, list[list[float]]] = {}
+    for row in rows:
+        note = next((value.note for value in row.values if value.metric == MEAN_ACCURACY), "")
+        if row.status == "ok" and note:
+            curves.setdefault(row.seed, []).append([float(word) for word in note.split()])
+    folds = len({row.fold for row in rows})
+    whole = [np.array(own) for own in curves.values() if len(own) == folds]
+    if not whole:
+        return None
+    # [seeds, folds], each seed at its epoch.
+    chosen = np.stack([own[:, own.mean(0).argmax()] for own in whole])
+    return Score(
+        float(chosen.mean()),
+        float(chosen.mean(0).std(ddof=1)) if folds > 1 else None,
+        float(chosen.mean(1).std(ddof=1)) if len(whole) > 1 else None,
     )
 
 
@@ -284,15 +312,16 @@ def _table(name: str, profile: str, lines: Mapping[str, list[Row]], seeds: int) 
     ]
     if missing:
         said.append(f"Not run, or not to the end: {'; '.join(missing)}.")
-    ours = score(reference, LAST_ACCURACY)
+    ours = best_of_mean(reference)
     if ours is not None and profile == "standard":
         centre, spread = PUBLISHED[name]
         inside = "within" if abs(ours.mean - centre) <= spread else "outside of"
         said.append(
             f"GIN's published accuracy is {centre} ± {spread}, for 350 epochs on nine folds, at "
-            "the epoch of best mean test accuracy; it is quoted from memory. Ours, of the last of "
-            f"{EPOCHS[profile][name]} epochs on eight folds, {ours.mean:.1f}, lies {inside} that "
-            "spread."
+            "the epoch of best mean test accuracy; it is quoted from memory. Ours, read off the "
+            f"same way from {EPOCHS[profile][name]} epochs on eight folds, is {ours} and lies "
+            f"{inside} that spread. The epoch is chosen on the folds that test, which is why the "
+            "table does not do so."
         )
     return said
 

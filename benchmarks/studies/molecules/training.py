@@ -58,7 +58,7 @@ class GraphTraining(Training):
     def validate(self, model: nn.Module) -> Measured:
         """Accuracies in percent and the loss on the validation fold.
 
-        That on the test fold is kept for the mean of the last epochs, and never compared.
+        That on the test fold is kept for the page, and chooses nothing here.
         """
         accuracy, loss = _evaluate(model, *self._val)
         return {"val": accuracy, "loss": loss, "test": _evaluate(model, *self._test)[0]}
