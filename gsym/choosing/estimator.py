@@ -49,7 +49,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         best_group_: The group chosen.
         best_partition_: Its clusters, or ``None``.
         scores_: Score of each candidate by its label, lower is better.
-        predictor_: The fitted :class:`gsym.risk.ridge.CommutantRidge`.
+        predictor_: The fitted :class:`gsym.risk.predictor.CommutantRidge`.
         n_features_in_: Number of nodes.
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from gsym.risk.ridge import CommutantRidge, commutant_ridge
+from gsym.risk.predictor import CommutantRidge
+from gsym.risk.ridge import commutant_ridge
 
 __all__ = ["CommutantRidge", "commutant_ridge"]

@@ -83,6 +83,8 @@ class TiedRidge:
         found = np.array(table)
         judged_by, chosen = select(found)
         self.errors = found[judged_by, np.arange(len(left_out))]
+        self._judged_under = grid[judged_by]
+        self._without = features, v, left_out, kept, kept_cross, towards, sizes
         self.penalty = float(grid[chosen])
         system = total + np.diag(np.append(self.penalty * sizes, np.zeros(orbits.num_orbits)))
         tied = np.linalg.solve(system, total_cross)
@@ -95,3 +97,15 @@ class TiedRidge:
         # Sources first, as the other paths store it.
         self.weight = table_of_pairs.transpose(1, 2, 0, 3).reshape(u.shape[1] * channels, -1)
         self.bias = tied[len(sizes) :][orbits.index.numpy()].reshape(-1)
+
+    def left_out(self) -> NDArray:
+        """Residual of every signal under the fit that judges its block, ``[s, k, c_out]``."""
+        features, v, blocks, kept, kept_cross, towards, sizes = self._without
+        weight = np.empty_like(kept_cross)
+        for b, value in enumerate(self._judged_under):
+            added = np.append(value * sizes, np.zeros(kept.shape[1] - len(sizes)))
+            right = kept_cross[b].copy()
+            right[: len(sizes)] += value * sizes[:, None] * towards[b]
+            weight[b] = np.linalg.solve(kept[b] + np.diag(added), right)
+        out: NDArray = v - features @ weight[np.arange(blocks.signals) // blocks.block]
+        return out

@@ -45,13 +45,10 @@ class MeansRidge:
         self._left, self._squares = spectrum(self._x)
         rank = self._left.shape[1]
         if drift is None:
-            both = self._y.reshape(rows, 1, -1)
-            drift = np.zeros((len(left_out), 0, both.shape[2]))
-        else:
-            # The regression for the features as targets says what a change of D_0 does.
-            parts = [v.reshape(rows, targets.shape[1], -1) for v in (self._y, self._x)]
-            both = np.concatenate(parts, axis=2)
-        both = _shorten(both)
+            drift = np.zeros((len(left_out), 0, self._y.shape[1]))
+        self._left_out, self._copies, self._drift = left_out, copies, drift
+        self._outputs = targets.shape[1]
+        both = _shorten(self._both())
         q = both.shape[1]
         both = both.reshape(rows, -1)
         scores = self._left.T @ both
@@ -66,6 +63,7 @@ class MeansRidge:
         found = np.array(table)
         judged_by, chosen = select(found)
         self.errors = found[judged_by, np.arange(len(left_out))]
+        self._judged_under = grid[judged_by]
         self._weight_of_penalty = grid[chosen]
         self.penalty = float(grid[chosen] / copies)
         shrink = self._squares / (self._squares + grid[chosen])
@@ -74,6 +72,48 @@ class MeansRidge:
         # The trace of (I - H)^2, by which pure noise is reduced in the training error.
         free = (rows - 1.0 - rank + ((1 - shrink) ** 2).sum()) / copies
         self.residual_variance = training[chosen] / max(free, 1e-9)
+
+    def left_out(self) -> NDArray:
+        """Residual of every signal under the fit that judges its block, ``[s, m', c_out]``."""
+        blocks_of, copies = self._left_out, self._copies
+        both, rows = self._both(), len(self._y)
+        m, width, outputs = both.shape[1], both.shape[2], self._drift.shape[2]
+        flat = both.reshape(rows, -1)
+        scores = self._left.T @ flat
+        out = np.empty((blocks_of.signals, m, outputs))
+        for value in np.unique(self._judged_under):
+            shrink = self._squares / (self._squares + value)
+            rest = flat - self._left @ (shrink[:, None] * scores)
+            for blocks, error in left_out_residuals(self._left, shrink, rest, blocks_of, copies):
+                ours = self._judged_under[blocks] == value
+                blocks = blocks[ours]
+                # The first image of a signal is the signal itself.
+                error = error[ours, ::copies]
+                error = error.reshape(*error.shape[:2], m, width)
+                rows_of = blocks_of.starts[blocks, None] + np.arange(error.shape[1])
+                change = error[..., outputs:] @ self._drift[blocks][:, None]
+                out[rows_of] = error[..., :outputs] - change
+        return out
+
+    def squares(self) -> NDArray:
+        """Squared targets less their mean, summed over each block."""
+        signals, copies = self._left_out.signals, self._copies
+        squares = (self._y**2).reshape(signals, -1).sum(1) / copies
+        return self._left_out.judged(squares)
+
+    @property
+    def features(self) -> tuple[float, float]:
+        """Weights of each output, and what the fit uses up of them; images of signals count."""
+        used = self.degrees_of_freedom / self._y.shape[1]
+        return self._x.shape[1] / self._copies, float(used)
+
+    def _both(self) -> NDArray:
+        """Targets, and behind them the features if a change of D_0 is to be taken off."""
+        rows, m = len(self._y), self._outputs
+        if not self._drift.shape[1]:
+            return self._y.reshape(rows, 1, -1)
+        # The regression for the features as targets says what a change of D_0 does.
+        return np.concatenate([v.reshape(rows, m, -1) for v in (self._y, self._x)], axis=2)
 
     @cached_property
     def weight(self) -> NDArray:
@@ -136,7 +176,12 @@ def _left_out(
 
 
 def left_out_residuals(
-    left: NDArray, shrink: NDArray, rest: NDArray, left_out: LeftOut, copies: int
+    left: NDArray,
+    shrink: NDArray,
+    rest: NDArray,
+    left_out: LeftOut,
+    copies: int,
+    unshrunk: NDArray | None = None,
 ) -> Iterator[tuple[NDArray, NDArray]]:
     """Residuals of blocks under the fit to what each does not leave out, in batches.
 
@@ -146,6 +191,8 @@ def left_out_residuals(
         rest: Residuals of the fit to all rows ``[rows, ...]``.
         left_out: What is left out together.
         copies: Rows per signal.
+        unshrunk: Columns ``[rows, j]`` whose products are the rest of the hat matrix; a constant by
+            default.
 
     Yields:
         Numbers of blocks of equal shape, and their residuals ``[blocks, judged rows, ...]``, flat
@@ -153,11 +200,13 @@ def left_out_residuals(
     """
     rows = len(rest)
     rest = rest.reshape(rows, -1)
+    if unshrunk is None:
+        unshrunk = np.full((rows, 1), rows**-0.5)
     for blocks, removed, judged in left_out.batches(copies, left.shape[1] + rest.shape[1]):
         length = removed.shape[1]
         z, own = left[removed], rest[removed]
         # H_bb = B B^T; a penalty of almost zero may leave a hat matrix of one exactly.
-        factor = np.concatenate([np.full_like(z[..., :1], rows**-0.5), z * np.sqrt(shrink)], axis=2)
+        factor = np.concatenate([unshrunk[removed], z * np.sqrt(shrink)], axis=2)
         if length == 1:
             free = np.maximum(1 + 1e-12 - (factor**2).sum(2, keepdims=True), 1e-12)
             error = own / free
@@ -224,6 +273,8 @@ class OwnRidge:
         errors = np.array(table)
         judged_by, chosen = select(errors)
         self.errors = errors[judged_by, np.arange(len(data.left_out))]
+        pull = grid[judged_by][:, None, None, None] * freedom[:, None, None]
+        self._without = kept, kept_cross, pull, data.drift[:, None]
         self.penalty = float(grid[chosen])
         added = self.penalty * freedom[:, None, None] * eye
         self._tied = _solve(self._gram + added, self._cross)
@@ -234,6 +285,12 @@ class OwnRidge:
         self.degrees_of_freedom = used_up.sum() * v.shape[-1]
         ratio = freedom / np.maximum(rows - used_up, 1e-9)
         self.residual_variance = float((np.maximum(rest, 0.0) * ratio).sum())
+
+    def left_out_weights(self) -> NDArray:
+        """D under which each block is judged ``[blocks, k, c_in, c_out]``, 0 for single nodes."""
+        gram, cross, pull, drift = self._without
+        tied = _solve(gram + pull * np.eye(gram.shape[-1]), cross + pull * drift)
+        return np.concatenate([tied, np.zeros_like(tied[:, :1])], axis=1)[:, self._row]
 
     @property
     def weight(self) -> NDArray:
@@ -280,3 +337,16 @@ class SpreadRidge(MeansRidge):
     def bias(self) -> NDArray:
         """``[q]``."""
         return self._ridge.bias
+
+    def left_out(self) -> NDArray:
+        """Residual of every signal under the fit that judges its block, ``[s, 1, c_out]``."""
+        return self._ridge.left_out()
+
+    def squares(self) -> NDArray:
+        """Squared targets less their mean, summed over each block."""
+        return self._ridge.squares()
+
+    @property
+    def features(self) -> tuple[float, float]:
+        """Weights of each output, and what the fit uses up of them."""
+        return self._ridge.features

@@ -39,22 +39,19 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from gsym.errors import GroupError, SignalError
+from gsym.errors import GroupError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.groups.elements import list_elements
+from gsym.risk.masked_ridge import MaskedRidge
 from gsym.risk.monomials import moves_of
 from gsym.risk.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
+from gsym.risk.predictor import CommutantRidge, Part
 from gsym.risk.regressions import MeansRidge, OwnRidge, SpreadRidge, sum_rows
-from gsym.risk.samples import Samples, observed_samples
+from gsym.risk.samples import Samples
 
 # So few blocks are judged by refits, penalties included: there their choice shows in the error.
 NESTED_BLOCKS = 30
@@ -77,6 +74,7 @@ def commutant_ridge(
     standardize: str | None = None,
     mask: object = None,
     missing: float | None = None,
+    shared: bool = True,
 ) -> CommutantRidge:
     """Ridge regression in the commutant of a group, with the leave-one-out error of every signal.
 
@@ -92,10 +90,14 @@ def commutant_ridge(
         penalty: Ridge penalty; ``None`` chooses by the leave-one-out error.
         standardize: ``"node"`` for z-scores of every node, see
             :class:`gsym.risk.samples.Samples`.
-        mask: Which entries were observed, boolean ``[s, n]`` or ``[s, n, c]``, or one for x and
-            one for y as a tuple. Missing targets are left out of the error; missing inputs are
-            the mean of their node in the signals that are fitted to.
+        mask: Which entries were observed, boolean ``[s, n]``, ``[s, n, c]`` or ``[n]`` for all
+            signals alike, or one for x and one for y as a tuple: ``(None, mask)`` says which
+            targets count. Others are left out of fit and error, exactly where inputs are complete
+            and as they come; missing inputs are the mean of their node in the signals that are
+            fitted to.
         missing: Entries of this value, and NaN, were not observed.
+        shared: Draw towards one own-value map that all nodes share, fitted first; otherwise to
+            0, which is better where a node's own value says little of its target, as in holes.
 
     Returns:
         The fit: ``errors``, ``risk``, ``noise``, and ``predict``.
@@ -119,7 +121,16 @@ def commutant_ridge(
         >>> bool(fit.risk < 1e-6), fit.predict(x).shape
         (True, torch.Size([50, 6, 1]))
     """
-    data = Samples(x, y, block=block, gap=gap, standardize=standardize, mask=mask, missing=missing)
+    data = Samples(
+        x,
+        y,
+        block=block,
+        gap=gap,
+        standardize=standardize,
+        mask=mask,
+        missing=missing,
+        shared=shared,
+    )
     return fit_group(data, group, penalty=penalty, reps=check_reps(data, group, in_rep, out_rep))
 
 
@@ -139,28 +150,14 @@ def fit_group(
     if clusters.num_nodes != data.num_nodes:
         raise GroupError(f"the group acts on {clusters.num_nodes} nodes but x has {data.num_nodes}")
     fit = fit_to_all(data, clusters, penalty, reps)
-    parts = _parts(data) if penalty is None or not data.is_plain else []
+    exact = data.is_plain or (data.is_given and fit.is_exact)
+    parts = _parts(data, exact) if penalty is None or not exact else []
     if parts:
         fit.judge(data, parts, [fit_to_all(part.train, clusters, penalty, reps) for part in parts])
     return fit
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Blocks that are judged by one fit to other signals.
-
-    Attributes:
-        blocks: Numbers of the blocks.
-        rows: Their signals.
-        train: The signals to fit to.
-    """
-
-    blocks: NDArray
-    rows: NDArray
-    train: Samples
-
-
-def _parts(data: Samples) -> list[_Part]:
+def _parts(data: Samples, exact: bool) -> list[Part]:
     """What is refitted, or nothing where the closed form serves.
 
     Up to :data:`NESTED_BLOCKS` blocks are left out one by one. More are left out in
@@ -168,7 +165,7 @@ def _parts(data: Samples) -> list[_Part]:
     """
     left_out, s = data.left_out, data.num_signals
     blocks = len(left_out)
-    if blocks > NESTED_BLOCKS and data.is_plain:
+    if blocks > NESTED_BLOCKS and exact:
         return []
     parts = []
     for run in np.array_split(np.arange(blocks), blocks if blocks <= NESTED_BLOCKS else FOLDS):
@@ -179,7 +176,7 @@ def _parts(data: Samples) -> list[_Part]:
             return []
         gap = min(left_out.gap, (len(kept) - block) // 4)
         rows = np.arange(left_out.starts[run[0]], left_out.stops[run[-1]])
-        parts.append(_Part(run, rows, data.subset(kept, block, gap)))
+        parts.append(Part(run, rows, data.subset(kept, block, gap)))
     return parts
 
 
@@ -191,12 +188,18 @@ def fit_to_all(
 ) -> CommutantRidge:
     """The fit to all signals, whose leave-one-out errors are those of the closed form.
 
-    Missing targets become what the fit says of them, until it stays as it is: then it is the fit
-    that errs least on the observed ones. On the way the penalties stay, and are chosen again at
-    its end.
+    Missing targets have a closed form of their own, :mod:`gsym.risk.masked_ridge`. With more swaps
+    than can be applied, they become what the fit says of them, until it stays as it is: then it is
+    the fit that errs least on the observed ones. On the way the penalties stay, and are chosen
+    again at its end.
     """
     if reps is not None and not _are_trivial(*reps):
         return _solve_represented(data.tied(*reps), clusters, penalty, reps)
+    if data.observed[1] is not None and not data.invariant:
+        elements = _elements(clusters)
+        if elements is not None:
+            means = MaskedRidge(data, clusters, elements, (penalty, penalty))
+            return CommutantRidge(data, clusters, means, None)
     fit = _solve_group(data, clusters, (penalty, penalty))
     if data.observed[1] is None:
         return fit
@@ -231,9 +234,9 @@ def _solve_group(
     if clusters.swaps is None:
         means = MeansRidge(u, v, data.left_out, penalty, drift=data.drift)
     else:
-        listed = list_elements(clusters.swaps.generators.numpy(), MAX_ELEMENTS)
-        if listed is not None:
-            means = _augmented_ridge(u, v, listed[0], data, penalty)
+        elements = _elements(clusters)
+        if elements is not None:
+            means = _augmented_ridge(u, v, elements, data, penalty)
         else:
             means = TiedRidge(u, v, clusters, data, penalty)
     own = None
@@ -344,166 +347,12 @@ def as_clusters(group: PermutationGroup | Partition) -> ClusterGroup:
     raise TypeError(f"a candidate is a Partition or a PermutationGroup; got {type(group).__name__}")
 
 
-class CommutantRidge:
-    """What :func:`commutant_ridge` returns.
-
-    Attributes:
-        group: The group.
-        errors: Leave-one-out squared error per number to predict, ``[blocks]``; where targets are
-            missing, scaled so that their mean is the risk, and ``nan`` where none was observed.
-        jackknife: Risk of the group without each of several parts of the signals, from which the
-            standard error of the risk follows where signals are few; empty otherwise.
-        residual_variance: Estimated error of the best map in the commutant, same unit: the
-            training error over the residual degrees of freedom.
-        degrees_of_freedom: Effective degrees of freedom of the fit.
-    """
-
-    def __init__(
-        self,
-        data: Samples,
-        group: ClusterGroup,
-        means: MeansRidge | TiedRidge,
-        own: OwnRidge | None,
-    ) -> None:
-        self.group = group
-        self._means, self._own = means, own
-        self._shift, self._scale, self._fill = data.shift, data.scale, data.fill
-        self._invariant, self._shared = data.invariant, data.own
-        self._channels = data.x.shape[2], data.y.shape[2]
-        self.jackknife: NDArray = np.zeros(0)
-        self._totals = means.errors if own is None else means.errors + own.errors
-        self._per_block = (data.left_out.stops - data.left_out.starts) * data.num_entries
-        self.errors: NDArray = self._totals / self._per_block
-        noise = means.residual_variance + (0.0 if own is None else own.residual_variance)
-        # What the shared map has fitted is not free either.
-        free = max(1 - data.own_degrees / (data.num_signals * data.num_entries), 0.05)
-        seen = data.observed[1]
-        self.residual_variance = float(
-            noise / data.num_entries / free / (1 if seen is None else seen.mean())
-        )
-        self.degrees_of_freedom = float(
-            means.degrees_of_freedom + (0.0 if own is None else own.degrees_of_freedom)
-        )
-
-    def judge(self, data: Samples, parts: Sequence[_Part], fits: Sequence[CommutantRidge]) -> None:
-        """Take the errors of blocks from fits to other signals."""
-        seen = data.observed
-        for part, fit in zip(parts, fits, strict=True):
-            rows = part.rows
-            x, y = (v[rows] for v in data.given)
-            inputs = fit._standard(x, None if seen[0] is None else seen[0][rows])
-            error = fit.apply(inputs) - (y - fit._shift[1]) / fit._scale[1]
-            known = np.ones(y.shape, dtype=bool) if seen[1] is None else seen[1][rows]
-            starts = data.left_out.starts[part.blocks] - rows[0]
-            total = (np.where(known, error, 0.0) ** 2).sum((1, 2))
-            self._totals[part.blocks] = np.add.reduceat(total, starts)
-            self._per_block[part.blocks] = np.add.reduceat(known.sum((1, 2)), starts)
-        per_block = self._per_block.astype(float)
-        if seen[1] is not None:
-            per_block = np.where(per_block > 0, per_block[per_block > 0].mean(), np.nan)
-        self.errors = self._totals / per_block
-        self.jackknife = np.array([fit.risk for fit in fits])
-
-    @property
-    def risk(self) -> float:
-        """Leave-one-out squared error per number to predict: the mean of all signals."""
-        return float(self._totals.sum() / self._per_block.sum())
-
-    @property
-    def units(self) -> NDArray:
-        """What errors are divided by: ``[n, c_out]``, or 1 where nothing is standardised."""
-        return self._scale[1]
-
-    @property
-    def penalties(self) -> tuple[float, float | None]:
-        """Ridge penalty for the means and for the own values."""
-        return self._means.penalty, None if self._own is None else self._own.penalty
-
-    @cached_property
-    def weight_own(self) -> NDArray:
-        """D of every cluster, ``[k, c_in, c_out]``, 0 for clusters of one node."""
-        if self._own is None:
-            return np.zeros((self.group.partition.num_clusters, *self._channels))
-        large = np.array(self.group.partition.sizes) > 1
-        return self._own.weight + large[:, None, None] * self._shared
-
-    @cached_property
-    def weight_means(self) -> NDArray:
-        """The map from cluster means to cluster means, ``[k, c_in, k, c_out]``.
-
-        Entry ``[s, :, t]`` carries the mean of cluster s to cluster t, the own value included: in
-        the notation of :class:`gsym.nn.OrbitLinear`, ``W + D`` on the diagonal. For an invariant
-        map, ``[k, c_in, 1, c_out]``.
-        """
-        k = self.group.partition.num_clusters
-        root = np.sqrt(self.group.partition.sizes)
-        weight = self._means.weight.reshape(k, self._channels[0], -1, self._channels[1])
-        weight = weight * root[:, None, None, None]
-        if self._invariant:
-            return weight
-        weight = weight / root[:, None]
-        weight[np.arange(k), :, np.arange(k)] += self._shared
-        return weight
-
-    @cached_property
-    def bias(self) -> NDArray:
-        """Constant of every cluster, ``[k, c_out]``, for inputs and targets less their means."""
-        root = np.sqrt(self.group.partition.sizes)[:, None]
-        bias = self._means.bias.reshape(-1, self._channels[1])
-        return bias if self._invariant else bias / root
-
-    @property
-    def matrix(self) -> NDArray:
-        """Mean over channels of :attr:`weight_means`, targets first, ``[k, k]``."""
-        return self.weight_means.mean((1, 3)).T
-
-    def predict(self, x: object, *, mask: object = None, missing: float | None = None) -> Tensor:
-        """Predict targets ``[s, n, c_out]`` (``[s]`` for an invariant map) of ``[s, n, c_in]``.
-
-        Args:
-            x: Inputs.
-            mask: Which of them were observed.
-            missing: Inputs of this value, and NaN, were not observed.
-        """
-        values, seen = observed_samples(x, "x", mask, missing)
-        partition = self.group.partition
-        expected = partition.num_nodes, self._channels[0]
-        if values.shape[1:] != expected:
-            raise SignalError(
-                f"the fit is for x [s, {expected[0]}, {expected[1]}]; got {list(values.shape)}"
-            )
-        y = self.apply(self._standard(values, seen)) * self._scale[1] + self._shift[1]
-        return torch.from_numpy(y[:, 0, 0] if self._invariant else y)
-
-    def _standard(self, x: NDArray, seen: NDArray | None) -> NDArray:
-        """Inputs in the units of the fit, the means of nodes in place of missing ones."""
-        full = x if seen is None else np.where(seen, x, self._fill)
-        standard: NDArray = (full - self._shift[0]) / self._scale[0]
-        return standard
-
-    def apply(self, x: NDArray) -> NDArray:
-        """The fitted map in the units of the fit, ``[s, n, c_out]``, or ``[s, 1, 1]``."""
-        partition = self.group.partition
-        labels, order = partition.labels.numpy(), partition.order.numpy()
-        sizes = np.array(partition.sizes)
-        starts = np.cumsum(sizes) - sizes
-        m = np.add.reduceat(x[:, order], starts, axis=1) / sizes[:, None]
-        flat = self.weight_means.reshape(m.shape[1] * m.shape[2], -1)
-        shared = (m.reshape(len(m), -1) @ flat).reshape(len(m), -1, self._channels[1])
-        shared = shared + self.bias
-        if self._invariant:
-            return shared
-        deviation = x - m[:, labels]
-        # One cluster at a time: a table of D per node would outgrow the signal.
-        y = shared[:, labels]
-        for nodes, weight in zip(partition.clusters(), self.weight_own, strict=True):
-            if len(nodes) > 1:
-                y[:, nodes.numpy()] += deviation[:, nodes.numpy()] @ weight
-        return y
-
-    def __repr__(self) -> str:
-        free = f"{self.degrees_of_freedom:.1f} degrees of freedom"
-        return f"CommutantRidge({self.group}: risk {self.risk:.4g}, {free})"
+def _elements(clusters: ClusterGroup) -> NDArray | None:
+    """All exchanges of clusters, the identity first, if they are few enough to be applied."""
+    if clusters.swaps is None:
+        return np.arange(clusters.partition.num_clusters)[None]
+    listed = list_elements(clusters.swaps.generators.numpy(), MAX_ELEMENTS)
+    return None if listed is None else listed[0]
 
 
 def _augmented_ridge(

@@ -42,9 +42,11 @@ class Samples:
         gap: Signals on either side of a block that are left out of the fit as well.
         standardize: ``"node"``: every node's inputs and targets less their mean over the signals,
             over their standard deviation; errors are in these units.
-        mask: Which entries were observed, boolean ``[s, n]`` or ``[s, n, c]``, or one for x and
-            one for y as a tuple.
+        mask: Which entries were observed, boolean ``[s, n]``, ``[s, n, c]`` or ``[n]`` for all
+            signals alike, or one for x and one for y as a tuple. Targets that do not count are
+            as good as missing: ``(None, mask)`` with complete signals.
         missing: Entries of this value, and NaN, were not observed.
+        shared: Whether every group's penalty draws towards the shared own-value map, or towards 0.
 
     Attributes:
         x: Inputs of mean 0, ``[s, n, c_in]``; missing ones are the mean of their node.
@@ -69,6 +71,7 @@ class Samples:
         standardize: str | None = None,
         mask: object = None,
         missing: float | None = None,
+        shared: bool = True,
     ) -> None:
         if standardize not in (None, "node"):
             raise SignalError(f'standardize must be "node" or None; got {standardize!r:.80}')
@@ -77,6 +80,8 @@ class Samples:
         flat = _axes(y) == 1
         masks = mask if isinstance(mask, tuple) else (mask, None if flat else mask)
         inputs, seen_x = observed_samples(x, "x", masks[0], missing)
+        if flat and np.ndim(masks[1]) == 1:
+            masks = masks[0], np.asarray(masks[1])[:, None]
         targets, seen_y = observed_samples(
             np.asarray(y)[:, None] if flat else y, "y", masks[1], missing
         )
@@ -94,6 +99,15 @@ class Samples:
             known = values.reshape(-1, values.shape[2]) if seen is None else values[seen][:, None]
             if np.ptp(known, axis=0).max() <= 1e-12 * np.abs(known).max():
                 raise SignalError(f"{what} is constant over signals and nodes: nothing to learn")
+        counted = np.arange(len(targets))
+        if seen_y is not None:
+            counted = np.flatnonzero(seen_y.any((1, 2)))
+        if len(np.unique(counted // block)) < 2:
+            raise SignalError(
+                "targets count in one block only, which leaves nothing to judge a fit by; give a "
+                "mask that is True in two blocks at least"
+            )
+        self.shared = shared
         self._prepare(inputs, targets, (seen_x, seen_y), flat, block, gap, standardize)
 
     def _prepare(
@@ -127,15 +141,16 @@ class Samples:
             scales.append(scale)
         self.shift, self.scale = (shifts[0], shifts[1]), (scales[0], scales[1])
         self.x = ready[0]
-        self._set_targets(ready[1])
+        self._set_targets(ready[1], observed[1])
 
-    def _set_targets(self, targets: NDArray) -> None:
+    def _set_targets(self, targets: NDArray, seen: NDArray | None = None) -> None:
         self.targets = targets
         self.own = np.zeros((self.x.shape[2], targets.shape[2]))
         self.drift = np.zeros((len(self.left_out), *self.own.shape))
         self.own_degrees = 0.0
-        if not self.invariant:
-            self.own, self.drift, self.own_degrees = _shared_own(self.x, targets, self.left_out)
+        if self.shared and not self.invariant:
+            found = _shared_own(self.x, targets, self.left_out, seen)
+            self.own, self.drift, self.own_degrees = found
         self.y = targets if self.invariant else targets - self.x @ self.own
 
     def tied(self, in_rep: Representation, out_rep: Representation | None) -> Samples:
@@ -189,6 +204,7 @@ class Samples:
     def subset(self, rows: NDArray, block: int, gap: int) -> Samples:
         """Some of the signals, with everything that is estimated estimated from them alone."""
         other = Samples.__new__(Samples)
+        other.shared = self.shared
         inputs, targets = (v[rows] for v in self.given)
         seen_x, seen_y = (None if v is None else v[rows] for v in self.observed)
         other._prepare(
@@ -200,6 +216,11 @@ class Samples:
     def is_plain(self) -> bool:
         """Whether all entries were observed and none are standardised."""
         return self.standardize is None and all(seen is None for seen in self.observed)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the inputs are complete and as they came, so that fits alone are estimated."""
+        return self.standardize is None and self.observed[0] is None
 
     @property
     def num_signals(self) -> int:
@@ -268,13 +289,14 @@ def observed_samples(
         seen = (array != missing) & ~np.isnan(array)
     if mask is not None:
         given = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-        if given.dtype != np.bool_ or given.shape not in (array.shape, array.shape[:2]):
+        fits = given.shape in (array.shape, array.shape[:2], array.shape[1:2])
+        if given.dtype != np.bool_ or not fits:
             raise SignalError(
-                f"mask must be boolean {list(array.shape[:2])} or {list(array.shape)} for {what}, "
-                f"True where it was observed; got {given.dtype} {list(given.shape)}; give "
-                "(mask of x, mask of y) where they differ"
+                f"mask must be boolean {list(array.shape[:2])}, {list(array.shape)} for {what}, "
+                f"or [{array.shape[1]}] for all signals alike, True where it was observed; got "
+                f"{given.dtype} {list(given.shape)}; give (mask of x, mask of y) where they differ"
             )
-        seen &= given if given.ndim == 3 else given[:, :, None]
+        seen &= given if given.ndim == 3 else np.atleast_2d(given)[:, :, None]
     if not seen.any():
         raise SignalError(f"none of {what} was observed: nothing to learn")
     array = check_samples(np.where(seen, array, 0.0), what)
@@ -353,34 +375,65 @@ def select(table: NDArray) -> tuple[NDArray, int]:
     return (total[:, None] - table).argmin(0), int(total.argmin())
 
 
-def _shared_own(x: NDArray, y: NDArray, left_out: LeftOut) -> tuple[NDArray, NDArray, float]:
+def _shared_own(
+    x: NDArray, y: NDArray, left_out: LeftOut, seen: NDArray | None
+) -> tuple[NDArray, NDArray, float]:
     """The shared own-value map, its change per left-out block, and its degrees of freedom.
+
+    Args:
+        x: Inputs ``[s, n, c_in]``.
+        y: Targets ``[s, n, c_out]``.
+        left_out: The blocks.
+        seen: Which targets count; deviations are then from the mean of these nodes.
 
     Returns:
         ``[c_in, c_out]``, ``[blocks, c_in, c_out]``, and the trace of the hat matrix.
     """
-    x, y = (v - v.mean(1, keepdims=True) for v in (x, y))
-    gram, cross = x.transpose(0, 2, 1) @ x, x.transpose(0, 2, 1) @ y
-    square = left_out.judged((y * y).sum((1, 2)))
-    total, total_cross = gram.sum(0), cross.sum(0)
-    scale = np.trace(total) / len(total)
+    parts = [_deviations(x, y)]
+    if seen is not None:
+        channels = range(y.shape[2])
+        parts = [_deviations(x, y[..., o : o + 1], seen[..., o, None]) for o in channels]
+    scale = sum(float(np.trace(gram.sum(0))) for gram, _, _ in parts) / (len(parts) * x.shape[2])
     if scale <= 0:
-        zero = np.zeros_like(total_cross)
+        zero = np.zeros((x.shape[2], y.shape[2]))
         return zero, np.zeros((len(left_out), *zero.shape)), 0.0
-    judged, judged_cross = left_out.judged(gram), left_out.judged(cross)
-    kept, kept_cross = total - left_out.removed(gram), total_cross - left_out.removed(cross)
-    eye = np.eye(len(total))
-    penalties = scale * _SHARED_PENALTIES
-    table = []
-    for value in penalties:
-        weight = np.linalg.solve(kept + value * eye, kept_cross)
-        error = square - 2 * (weight * judged_cross).sum((1, 2))
-        table.append(np.maximum(error + (weight * (judged @ weight)).sum((1, 2)), 0.0))
-    judged_by, chosen = select(np.array(table))
-    own: NDArray = np.linalg.solve(total + penalties[chosen] * eye, total_cross)
-    degrees = float(np.trace(np.linalg.solve(total + penalties[chosen] * eye, total)))
-    weight = np.linalg.solve(kept + penalties[judged_by, None, None] * eye, kept_cross)
-    return own, weight - own, degrees * y.shape[2]
+    penalties, eye = scale * _SHARED_PENALTIES, np.eye(x.shape[2])
+    table = np.zeros((len(penalties), len(left_out)))
+    for gram, cross, square in parts:
+        judged, judged_cross, judged_square = (left_out.judged(v) for v in (gram, cross, square))
+        kept, kept_cross = (v.sum(0) - left_out.removed(v) for v in (gram, cross))
+        for row, value in zip(table, penalties, strict=True):
+            weight = np.linalg.solve(kept + value * eye, kept_cross)
+            error = judged_square - 2 * (weight * judged_cross).sum((1, 2))
+            row += np.maximum(error + (weight * (judged @ weight)).sum((1, 2)), 0.0)
+    judged_by, chosen = select(table)
+    own, without, degrees = [], [], 0.0
+    for gram, cross, _ in parts:
+        total = gram.sum(0)
+        both = np.linalg.solve(total + penalties[chosen] * eye, np.hstack([cross.sum(0), total]))
+        width = cross.shape[2]
+        own.append(both[:, :width])
+        degrees += float(np.trace(both[:, width:])) * width
+        kept, kept_cross = (v.sum(0) - left_out.removed(v) for v in (gram, cross))
+        without.append(np.linalg.solve(kept + penalties[judged_by, None, None] * eye, kept_cross))
+    found = np.concatenate(own, axis=1)
+    return found, np.concatenate(without, axis=2) - found, degrees
+
+
+def _deviations(
+    x: NDArray, y: NDArray, seen: NDArray | None = None
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Products of the deviations from the mean of all nodes, for every signal."""
+    if seen is None:
+        x, y = (v - v.mean(1, keepdims=True) for v in (x, y))
+    else:
+        count = np.maximum(seen.sum(1, keepdims=True), 1)
+        x, y = (
+            np.where(seen, v - np.where(seen, v, 0.0).sum(1, keepdims=True) / count, 0.0)
+            for v in (x, y)
+        )
+    turned = x.transpose(0, 2, 1)
+    return turned @ x, turned @ y, (y * y).sum((1, 2))
 
 
 def _matrices(rep: Representation) -> NDArray:
