@@ -50,6 +50,7 @@ def choice(candidates, *, edge_index=None, best=None, simplest=None, **more):
         "words": CRITERIA["ridge"].words,
         "hierarchy": None,
         "signs": None,
+        "soft": None,
         "edge_index": edge_index,
     }
     return SimpleNamespace(**(given | more))

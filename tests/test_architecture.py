@@ -89,6 +89,7 @@ HEAVY = {
     "sympy.combinatorics",
     "gsym.choosing.page",  # imports jinja2 and scipy.spatial
     "gsym.choosing.estimator",  # derives from classes of scikit-learn
+    "gsym.choosing.reconstruction",  # imports such a class
     "torch_geometric.nn.norm",
     "gsym.check.module",  # imports torch.distributed, torch.export and the like
 }

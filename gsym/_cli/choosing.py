@@ -34,6 +34,7 @@ from gsym._files import Graph, read_inputs, read_partitions, read_positions
 from gsym.choosing import CRITERIA, Candidate, choose_group
 from gsym.choosing.choose import MAX_LEVELS, spread_levels
 from gsym.choosing.signs import small_symmetries
+from gsym.choosing.soft import SoftChoice
 from gsym.coarsening import Hierarchy
 from gsym.groups import Partition, Representation, automorphisms
 
@@ -60,6 +61,8 @@ def choose(
     standardize: Standard = None,
     mask: File = None,
     missing: Number = None,
+    no_shared: bool = False,
+    soft: bool = False,
     no_swaps: bool = False,
     directed: bool = False,
     names: File = None,
@@ -106,6 +109,10 @@ def choose(
             out.
         mask: Which signals were observed: a file of ones and zeros in the form of the signals.
         missing: A number that stands for a missing value, such as 0; empty cells always do.
+        no_shared: Fit towards 0, not towards one own-value map of all nodes: for targets that a
+            node's own value says little of.
+        soft: Also mix the groups: the weight of each, what the mixture errs, and from how many
+            samples a finer group pays.
         no_swaps: Do not offer exchanges of whole clusters where the coarse graph has symmetries.
         directed: Take an edge list in one direction only.
         names: Text file with the names of the nodes, one per line, in the order of the signals;
@@ -180,6 +187,8 @@ def choose(
             block=block,
             gap=gap,
             standardize=standardize,
+            shared=not no_shared,
+            soft=soft,
             mask=read.mask,
             missing=missing,
             seed=seed,
@@ -205,6 +214,7 @@ def choose(
                 "gap": choice.gap,
                 "candidates": [_record(c) for c in choice.candidates],
                 "signs": None if choice.signs is None else _record(choice.signs.best),
+                "soft": None if choice.soft is None else _soft_record(choice.soft),
                 "labels": _labels(choice.best),
                 "names": node_names,
                 "read": [summary.record() for summary in read.summaries],
@@ -219,6 +229,34 @@ def choose(
     for path, what in ((out, "The page is"), (save, "The labels of the best group are")):
         if path is not None:
             console.print(f"{what} in {path}", soft_wrap=True, highlight=False)
+
+
+def _soft_record(soft: SoftChoice) -> dict[str, Any]:
+    return {
+        "weights": soft.weights.shares(),
+        "score": soft.score,
+        "standard_error": soft.standard_error,
+        "rivals": [
+            {
+                "name": rival.name,
+                "group": rival.candidate.name,
+                "gap": rival.gap,
+                "gap_error": rival.gap_error,
+            }
+            for rival in soft.rivals
+        ],
+        "crossings": [
+            {
+                "from": soft.levels[crossing.before].name,
+                "to": soft.levels[crossing.after].name,
+                "signals": crossing.signals,
+                "low": crossing.low if math.isfinite(crossing.low) else None,
+                "high": crossing.high if math.isfinite(crossing.high) else None,
+            }
+            for crossing in soft.crossings
+        ],
+        "sentence": soft.sentence,
+    }
 
 
 def _labels(candidate: Candidate) -> list[int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gsym.choosing.choice import Candidate, GroupChoice
 from gsym.choosing.choose import choose_group
 from gsym.choosing.criteria import CRITERIA, ChoiceData, Criterion, register_criterion
+from gsym.choosing.soft import SoftChoice
 
 if TYPE_CHECKING:
     from gsym.choosing.estimator import SubgroupSearch
@@ -27,6 +28,7 @@ __all__ = [
     "ChoiceData",
     "Criterion",
     "GroupChoice",
+    "SoftChoice",
     "SubgroupSearch",
     "choose_group",
     "register_criterion",

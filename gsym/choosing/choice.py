@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from gsym._validate import optional_module
 from gsym.coarsening.hierarchy import Hierarchy
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.risk.dependence import Dependence, inflation
+
+if TYPE_CHECKING:
+    from gsym.choosing.soft import SoftChoice
 
 CONFIDENCE = 0.95
 # Exchanges of more pairs of nodes are not written out.
@@ -148,6 +151,8 @@ class GroupChoice:
         dependence: How errors of consecutive signals depend on each other.
         signs: With ``signs="auto"`` and large groups among the candidates, the choice of signs for
             the small ones, which is made by another criterion; otherwise ``None``.
+        soft: With ``soft=True`` the mixture of groups, and when a finer one pays; otherwise
+            ``None``.
     """
 
     candidates: tuple[Candidate, ...]
@@ -162,6 +167,7 @@ class GroupChoice:
     dependence: Dependence | None = None
     words: Words = Words()
     signs: GroupChoice | None = None
+    soft: SoftChoice | None = None
 
     @property
     def in_rep(self) -> Representation | None:
@@ -289,6 +295,7 @@ class GroupChoice:
         ]
         lines = [lines[0], "-" * max(map(len, lines)), *lines[1:], self._footer()]
         lines += [self.best.sentence] * bool(self.best.sentence)
+        lines += [] if self.soft is None else self.soft.lines()
         return "\n".join(lines if self.signs is None else [*lines, "", str(self.signs)])
 
     def __rich__(self) -> Any:

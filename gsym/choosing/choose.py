@@ -16,6 +16,7 @@ from gsym.choosing.criteria import CRITERIA, ChoiceData, Criterion, Entry, group
 from gsym.choosing.criteria.cross_validation import CrossValidation, Score, check_folds
 from gsym.choosing.diagnosis import check_orientation, warn_distances, warn_values
 from gsym.choosing.signs import SIGNS, best_signs, is_small, judge_signs, small_groups
+from gsym.choosing.soft import check_soft, soften
 from gsym.coarsening.coarsening import Coarsening, swap_group
 from gsym.coarsening.hierarchy import Hierarchy, check_levels
 from gsym.errors import GraphError, GroupError
@@ -48,6 +49,8 @@ def choose_group(
     mask: Any = None,
     missing: float | None = None,
     folds: int = 5,
+    shared: bool = True,
+    soft: bool = False,
     seed: int = 0,
 ) -> GroupChoice:
     r"""Choose the group whose equivariant predictors have the smallest risk.
@@ -115,11 +118,21 @@ def choose_group(
         standardize: ``"node"``: take every node's mean over the signals off its inputs and targets
             and divide by its standard deviation, both from the signals that are fitted to; scores
             are then in these units. ``None``: as they are.
-        mask: Which entries were observed, boolean ``[samples, n]`` or ``[samples, n, c]``, or one
-            for x and one for y as a tuple. Missing targets are left out of the error; missing
-            inputs are replaced by the mean of their node in the signals that are fitted to.
+        mask: Which entries were observed, boolean ``[samples, n]``, ``[samples, n, c]``, or ``[n]``
+            for all signals alike, or one for x and one for y as a tuple: ``(None, mask)`` says
+            which targets count. Others are left out of fit and error, in closed form where
+            inputs are complete and as they come; missing inputs are replaced by the mean of their
+            node in the signals that are fitted to.
         missing: Entries of this value, and NaN, were not observed.
         folds: Folds of ``score``.
+        shared: With ``"ridge"``: draw every fit towards one own-value map that all nodes share,
+            fitted first. ``False``: towards 0, which is better where a node's own value says little
+            of its target, as in holes of images.
+        soft: Also mix the groups, up to 8 levels with the ends and the best among them:
+            ``GroupChoice.soft`` has the weight of each level, the left-out error of the mixture
+            beside the best group and both ends, and from how many signals a finer group pays. With
+            targets the mixture is :class:`gsym.risk.mixture.RidgeMixture`, without them
+            :class:`gsym.SymmetricCovariance`. Needs ``criterion="ridge"``.
         seed: Seeds folds and the noise of denoising.
 
     Returns:
@@ -167,6 +180,13 @@ def choose_group(
             "Representation.from_signs, and a pair of these into the candidates"
         )
     judged_by = _criterion(criterion, score, folds)
+    if soft and (judged_by is not CRITERIA["ridge"] or signs is not None):
+        raise ValueError(
+            "soft=True mixes fits of the criterion ridge; leave score, criterion and signs out; "
+            "signs that are known go into the candidates as pairs of representations"
+        )
+    if not shared and judged_by is not CRITERIA["ridge"]:
+        raise ValueError("shared=False is of the criterion ridge; leave score and criterion out")
     if signs is not None and judged_by is not CRITERIA["ridge"]:
         raise ValueError('signs="auto" comes with its own criterion; leave score and criterion out')
     hierarchy = candidates if isinstance(candidates, Hierarchy) else None
@@ -189,9 +209,12 @@ def choose_group(
         block=1 if block == "auto" else block,
         gap=0 if gap == "auto" else gap,
         standardize=standardize,
+        shared=shared,
         **observed,
     )
     _check_candidates(groups, samples)
+    if soft:
+        check_soft(groups, samples)
     if edge_index is not None:
         graph = _read_graph(edge_index, edge_weight, samples)
         edge_index, edge_weight = graph.edge_index, graph.edge_weight
@@ -229,6 +252,8 @@ def choose_group(
         extra = _between(hierarchy.levels, found)
         found += _evaluate(judged_by, with_swaps(ClusterGroup(hierarchy[k]) for k in extra), data)
     choice = chosen(found, judged_by.describe(data), judged_by.words)
+    if soft:
+        choice = replace(choice, soft=soften(choice, data, np.ndim(x)))
     return choice if signed is None else replace(choice, signs=signed)
 
 

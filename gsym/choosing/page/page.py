@@ -129,6 +129,8 @@ def render(
         best=best,
         simplest=simplest,
         signs=choice.signs,
+        soft=choice.soft,
+        mixed=None if choice.soft is None else _mixed(choice.soft),
         criterion=choice.criterion,
         score_name=choice.words.score,
         regret=_number(choice.regret_bound),
@@ -142,6 +144,23 @@ def render(
         script=Markup(script),
         digest=digest,
     )
+
+
+def _mixed(soft: Any) -> dict[str, Any]:
+    """The score of a mixture, and how far it is from that of each rival, as text."""
+    shown = {id(rival.candidate): rival for rival in reversed(soft.rivals)}
+    rivals = [
+        (
+            rival.name,
+            with_error(abs(rival.gap), _finite(rival.gap_error) or 0.0)
+            + (" lower" if rival.gap < 0 else " higher"),
+        )
+        for rival in reversed(shown.values())
+    ]
+    return {
+        "score": with_error(_finite(soft.score), _finite(soft.standard_error) or 0.0),
+        "rivals": rivals,
+    }
 
 
 class Shown:
