@@ -418,6 +418,24 @@ def soft(*, out: Path = OUT, data: Path | None = None) -> None:
     print(f"The page is in {speed.main(out, _folder(data), Console())}")
 
 
+@app.command
+def overtaking(*, out: Path = OUT, data: Path | None = None, seeds: int = 4) -> None:
+    """Check when a finer group pays, and what a mixture gains; finished cells are kept.
+
+    For example:
+
+      OMP_NUM_THREADS=1 python -m benchmarks overtaking --data DIR
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, and made-up maps without it.
+        seeds: Number of draws.
+    """
+    from benchmarks.studies import overtaking as study
+
+    print(f"The page is in {study.main(out, _folder(data), seeds, Console())}")
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):
