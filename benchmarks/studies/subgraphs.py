@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch_geometric.data import Batch, Data
 
-from benchmarks.kernels.measure import _machine, commit, interleave
+from benchmarks.kernels.measure import commit, interleave, machine
 from benchmarks.studies.molecules.graphs import load
 from benchmarks.studies.molecules.models import GINNet, GraphNet, SPENNet
 from benchmarks.suite.folder import locked
@@ -167,7 +167,7 @@ def _row(
         threads=THREADS,
         commit=commit(),
         torch=torch.__version__,
-        machine=_machine("cpu"),
+        machine=machine("cpu"),
     )
 
 
