@@ -49,7 +49,7 @@ CONSTRAINED, REGULARISED = "constrained relaxation", "equivariance regulariser"
 PUBLISHED = (RELAXED, RESIDUAL, CONSTRAINED, REGULARISED)
 LEVELS = {
     "digits": ("(S_4)^16", "(S_16)^4", "S_64"),
-    "fashion-mnist": ("(S_16)^49", "(S_49)^16", "S_784"),
+    "fashion-mnist": ("(S_4)^196", "(S_16)^49", "S_784"),
     "freeway (simulated)": ("12 stations", "3 segments", "S_48"),
     "metr-la": ("32 clusters", "9 clusters", "S_207"),
 }

@@ -1,6 +1,7 @@
 """The study of soft layers: its cells, what it chooses, and what its page says."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from benchmarks.studies import softlayers
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.results import read_rows
 from benchmarks.suite.task import Schedule
+from benchmarks.tasks.inpainting import patch_groups
 from gsym.nn.soft import ConstrainedRelaxation, ResidualPathway
 
 
@@ -76,3 +78,13 @@ def test_refuses_what_is_not_there(tmp_path):
         softlayers.main(tmp_path, None, ["poses"], 1, Console(quiet=True))
     with pytest.raises(BenchmarkError, match="run python -m benchmarks softlayers"):
         softlayers.report(tmp_path)
+
+
+def test_the_levels_nest():
+    images = patch_groups(28, (28, 4, 2), ())
+    chains = [[images[name] for name in softlayers.LEVELS["fashion-mnist"]]]
+    for load in (softlayers.inpainting, softlayers.traffic):
+        chains.append(list(load(None, 0).levels.values()))
+    for chain in chains:
+        for fine, coarse in pairwise(chain):
+            assert fine.partition.refines(coarse.partition)
