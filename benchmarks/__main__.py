@@ -407,8 +407,6 @@ def covariance(
 def soft(*, out: Path = OUT, data: Path | None = None) -> None:
     """Time fits of SymmetricCovariance beside estimators of scikit-learn, up to a million nodes.
 
-    Let nothing else run meanwhile.
-
     Args:
         out: Folder of results.
         data: Folder of downloaded data; by default $GSYM_DATA, and made-up signals without it.

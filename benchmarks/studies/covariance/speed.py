@@ -21,7 +21,7 @@ from sklearn.covariance import OAS, GraphicalLassoCV, LedoitWolf
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.data import load_images
-from benchmarks.kernels.measure import _machine, commit
+from benchmarks.kernels.measure import commit, machine
 from benchmarks.suite.folder import locked
 from benchmarks.suite.report.markdown import markdown_table, write_page
 from benchmarks.suite.study_tables import read_records, write_records
@@ -253,7 +253,7 @@ def _row(
         threads=THREADS,
         commit=commit(),
         torch=torch.__version__,
-        machine=_machine("cpu"),
+        machine=machine("cpu"),
     )
 
 
