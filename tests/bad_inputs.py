@@ -39,7 +39,16 @@ from gsym._files.graphs import read_graph
 from gsym._files.signals import read_names, read_partitions, read_positions, read_signals
 from gsym.groups import equitable_partition
 from gsym.kernels import Segments, Tiles
-from gsym.nn import EGNN, EGNNConv, GNet, GNetConv, OrbitLinear, Penguin, PenguinConv
+from gsym.nn import (
+    EGNN,
+    EGNNConv,
+    GNet,
+    GNetConv,
+    OrbitEmbedding,
+    OrbitLinear,
+    Penguin,
+    PenguinConv,
+)
 from gsym.transforms import AddOrbits, AddPartition
 
 ROOT = Path(gsym.__file__).parent
@@ -481,6 +490,7 @@ def layers() -> Iterator[Bad]:
     makers: dict[str, Callable[[Any], Any]] = {
         "OrbitLinear in": lambda v: OrbitLinear(v, 2, GROUP),
         "OrbitLinear out": lambda v: OrbitLinear(2, v, GROUP),
+        "OrbitEmbedding": lambda v: OrbitEmbedding(v, GROUP),
         "GNetConv in": lambda v: GNetConv(v, 2, GROUP),
         "GNetConv pointwise out": lambda v: GNetConv(2, v, GROUP, propagate="pointwise"),
         "GNet": lambda v: GNet([2, v, 2], GROUP),
@@ -521,6 +531,7 @@ def layers() -> Iterator[Bad]:
     }
     for name, make in {
         "OrbitLinear": lambda v: OrbitLinear(2, 2, v),
+        "OrbitEmbedding": lambda v: OrbitEmbedding(2, v),
         "GNetConv": lambda v: GNetConv(2, 2, v),
         "GNet": lambda v: GNet([2, 2], v),
         "EGNNConv": lambda v: EGNNConv(2, 2, 8, group=v),
@@ -542,11 +553,15 @@ def layers() -> Iterator[Bad]:
     soft = OrbitLinear(2, 2, levels=[GROUP, Partition.single(N)])
     for name, make in {
         "OrbitLinear levels": lambda v: OrbitLinear(2, 2, levels=v),
+        "OrbitEmbedding levels": lambda v: OrbitEmbedding(2, levels=v),
+        "profile": lambda v: check.profile(soft, v, torch.randn(2, N, 2)),
         "GNetConv levels": lambda v: GNetConv(2, 2, levels=v),
         "GNet levels": lambda v: GNet([2, 2], levels=v),
         "soften": soft.soften,
     }.items():
         yield from slot(c, name, make, chains, "level")
+    others = without(chains, "a group")
+    yield from slot(c, "convert", lambda v: gsym.convert(soft, v), others, "level")
     levels = {"no level": 3, "True": True, "a text": "2", "none": None, "another group": CYCLE}
     yield from slot(c, "harden", soft.harden, levels, "level")
     groups = {**without(layer_groups, "a boolean"), "of other nodes": PermutationGroup.symmetric(5)}

@@ -39,7 +39,7 @@ def read_levels(levels: Any, num_nodes: int | None = None) -> tuple[PermutationG
 
     Raises:
         TypeError: No chain; one group is written ``[group]``.
-        GroupError: No level, or levels on different nodes.
+        GroupError: No level, one twice, or levels on different nodes.
     """
     # A Hierarchy is defined on top of this room.
     if hasattr(levels, "cut") and hasattr(levels, "levels"):
@@ -59,6 +59,8 @@ def read_levels(levels: Any, num_nodes: int | None = None) -> tuple[PermutationG
             raise GroupError(
                 f"levels must act on the same {expected} nodes; got one on {group.num_nodes}"
             )
+        if group in found:
+            raise GroupError(f"levels lists {group} twice; every level must be there once")
         found.append(group)
     if not found:
         raise GroupError("levels must hold at least one group; got none")

@@ -210,6 +210,7 @@ class TestLevels:
             ([], GroupError, "at least one"),
             ([3], TypeError, "got int"),
             ("chain", TypeError, "got str"),
+            ([CLUSTERS, CLUSTERS.partition], GroupError, "twice"),
             ([CLUSTERS, Partition.single(8)], GroupError, "same 7 nodes; got one on 8"),
         ],
     )
@@ -230,12 +231,13 @@ class TestState:
         state = embedding(levels).state_dict()
         embedding(levels).load_state_dict(state)
         like = ClusterGroup(Partition([0, 0, 1, 1, 2, 2, 3]))
+        other = ClusterGroup(Partition([0, 1, 2, 0, 1, 2, 2]))
         if len(levels) == 1 and levels[0].node_orbits().num_orbits == 4:
             with pytest.raises(GroupError, match="another group"):
                 embedding([like]).load_state_dict(state)
         else:
             with pytest.raises(GroupError, match=r"levels|another group"):
-                embedding([*levels[:-1], like, like]).load_state_dict(state)
+                embedding([*levels[:-1], like, other]).load_state_dict(state)
 
     def test_the_order_of_levels_does_not_matter(self):
         chain = GROUPS["chain"]
