@@ -386,6 +386,14 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
     assert (out / page.PAGE).read_text() == text
 
 
+def test_a_run_may_tell_nothing_apart(tmp_path, monkeypatch):
+    few = {name: own for name, own in families().items() if "hexagon" in name}
+    monkeypatch.setattr(suite, "families", lambda: few)
+    monkeypatch.setattr(page, "families", lambda: few)
+    main(["molecules", "--models", "GIN", "--seeds", "1", "--out", str(tmp_path)])
+    assert "of the output.\n" in (tmp_path / page.PAGE).read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -215,7 +215,8 @@ def _hard_pairs(rows: Sequence[Row]) -> list[str]:
         *(f"{n}, of {k * (k - 1) // 2}" for n, k in zip(columns, sizes, strict=True)),
     ]
     noise = max(v for row in rows if (v := row.value("test", NOISE)) is not None)
-    least = min(v for row in rows if (v := row.value("test", LEAST)) is not None)
+    apart = [v for row in rows if (v := row.value("test", LEAST)) is not None]
+    least = f", pairs told apart by {min(apart):.1g} or more" if apart else ""
     seeds = max(row.seed for row in rows) + 1
     return [
         "## Pairs that are hard to tell apart",
@@ -234,7 +235,7 @@ def _hard_pairs(rows: Sequence[Row]) -> list[str]:
         "because whatever they hold belongs to three nodes, a root and a pair.",
         markdown_table(head, body),
         f"Results that theory excludes: {wrong}. Pairs on which draws disagree: {unsure}. Copies "
-        f"differ by at most {noise:.1g} of the output, pairs told apart by {least:.1g} or more.",
+        f"differ by at most {noise:.1g} of the output{least}.",
         "SPEN with weights by size cannot tell the rook's graph from Shrikhande's with any number "
         "of hops; with weights by automorphism one hop is enough, as neighbourhoods are two "
         "triangles in the one and a hexagon in the other. Decalin and bicyclopentyl have equal "
