@@ -157,7 +157,7 @@ def traffic(data: Path) -> Source:
         return pairs(rng.choice(early, count, replace=False))
 
     sizes = np.unique(np.geomspace(25, 1600, 9).astype(int)).tolist()
-    return Source(levels, draw, pairs(rng.choice(late, 1500, replace=False)), sizes, 2,
+    return Source(levels, draw, pairs(late), sizes, 2,
                   (100, 400))  # fmt: skip
 
 

@@ -156,8 +156,9 @@ def choose_group(
 
     Cost:
         See :func:`gsym.risk.ridge.commutant_ridge`: about a second for all levels of 784
-        nodes and 100 signals. ``mask``, ``missing`` and ``standardize`` take ten fits instead of
-        one, and missing targets several of each.
+        nodes and 100 signals. Missing inputs and ``standardize`` take ten fits instead of one;
+        targets that do not count take a decomposition for every cluster. ``soft`` fits its levels
+        again, and to eight halves of the signals.
 
     Example:
         >>> rng = torch.Generator().manual_seed(0)

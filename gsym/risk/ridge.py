@@ -112,7 +112,8 @@ def commutant_ridge(
         ``r = min(s, k c_in)``; s may be smaller than ``n c_in``. Blocks of h with a gap of g add
         ``O(s / h (h + 2 g)^2 (r + h + 2 g))``. Swaps multiply s by their number, up to 64; more
         swaps, and general groups, regress on pair orbits with ``O(s r^3)`` for
-        ``r = num_orbits c_in <= 256``. Up to 30 blocks take one more fit each.
+        ``r = num_orbits c_in <= 256``. Up to 30 blocks take one more fit each. Targets that do not
+        count take ``O(k c_out (r^3 + s r^2))``.
 
     Example:
         >>> x = torch.randn(50, 6, 1, generator=torch.Generator().manual_seed(0))
