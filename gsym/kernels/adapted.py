@@ -17,6 +17,9 @@ from gsym.kernels._operators import flat
 from gsym.kernels.segments import Value
 from gsym.kernels.transforms import are_alike, is_transformed, undisturbed
 
+# Between two homes; more weights, which no cache holds, are the work of a matrix product.
+MOST_ORBITS = 24
+
 Indices = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
@@ -42,6 +45,7 @@ class AdaptedTables(Value):
 
     Attributes:
         num_homes: Number of homes, among which threads share the work.
+        most_orbits: The most pair orbits between two homes.
     """
 
     _tables: ClassVar[tuple[str, ...]] = ("_program", "_double", "_single", "_rows")
@@ -50,6 +54,7 @@ class AdaptedTables(Value):
     _single: Tensor  # the same in float32
     _rows: Tensor  # pair orbit of every source and target, int64 [n * n]
     num_homes: int
+    most_orbits: int
 
     def __init__(
         self,
@@ -62,10 +67,11 @@ class AdaptedTables(Value):
     ) -> None:
         with undisturbed():
             given = (t.numpy() for t in (matrix, entry, orbit, coefficient, index))
-            homes, program, numbers = _compile(shapes, *given)
+            homes, orbits, program, numbers = _compile(shapes, *given)
             double = torch.from_numpy(numbers)
             self._fill(
                 num_homes=homes,
+                most_orbits=orbits,
                 _program=torch.from_numpy(program),
                 _double=double,
                 _single=double.float(),
@@ -87,9 +93,12 @@ def adapted_linear(x: Tensor, weight: Tensor, tables: AdaptedTables) -> Tensor |
     Returns:
         ``[..., n, out]``, or ``None`` where no compiled loop takes them: on other devices, in types
         other than float32 and float64, of channels that are no multiple of the SIMD width, under a
-        transform or a compiler, and for more threads than homes.
+        transform or a compiler, for more threads than homes, and for more than
+        :data:`MOST_ORBITS` orbits between two homes.
     """
-    if not are_alike(x, weight) or torch.get_num_threads() > tables.num_homes:
+    if not are_alike(x, weight) or tables.most_orbits > MOST_ORBITS:
+        return None
+    if torch.get_num_threads() > tables.num_homes:
         return None
     chosen = choose("auto", "adapted_linear", x.device.type)
     if not (x.size(-1) and weight.size(-1) and chosen.takes("adapted_linear", x, weight)):
@@ -173,8 +182,8 @@ def _compile(
     orbit: Indices,
     coefficient: Numbers,
     index: Indices,
-) -> tuple[int, Indices, Numbers]:
-    """Number of homes, program and numbers; ``struct Program`` in csrc/adapted.cpp lists them."""
+) -> tuple[int, int, Indices, Numbers]:
+    """Homes, most orbits between two, and program and numbers, as csrc/adapted.cpp lists them."""
     n = index.shape[0]
     _, home = np.unique(index.diagonal(), return_inverse=True)
     homes = int(home.max()) + 1
@@ -248,14 +257,13 @@ def _compile(
     nodes, columns = (np.argsort(h, kind="stable") for h in (home, column_home))
     first_node = _starts(np.bincount(home))
     squares = [matrix[np.ix_(nodes[a:b], columns[a:b])] for a, b in pairwise(first_node)]
-    order = np.lexsort((unit_pair, unit_pair % homes))
     tables = (
         *(first_node, _starts(np.diff(first_node) ** 2)),
         *(nodes, place[columns], run[tile][columns], within[columns]),
         *(start_of, run, tile_rows),
         *(_starts(counts), by_pair),
         *(_starts(np.bincount(unit_pair, minlength=num_pairs)), first_factor),
-        *(unit_from, unit_to, _opens(unit_to), _opens(unit_from, order)),
+        *(unit_from, unit_to, _opens(unit_to), _opens(unit_from)),
     )
     numbers = np.concatenate(
         [*(s.T.ravel() for s in squares), *(s.ravel() for s in squares), factor, turned]
@@ -265,7 +273,7 @@ def _compile(
     sizes += [np.diff(first_node).max()]
     length = 1 + len(sizes) + sum(t.size for t in tables)
     program = np.concatenate([np.array([length, *sizes]), *tables]).astype(np.int64)
-    return homes, program, numbers
+    return homes, int(counts.max()), program, numbers
 
 
 def _starts(counts: Indices) -> Indices:
@@ -273,10 +281,8 @@ def _starts(counts: Indices) -> Indices:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _opens(tiles: Indices, order: Indices | None = None) -> Indices:
-    """1 where a tile is met first, in an order."""
-    order = np.arange(tiles.size) if order is None else order
-    _, first = np.unique(tiles[order], return_index=True)
+def _opens(tiles: Indices) -> Indices:
+    """1 where a tile is met first: homes of both ends come in ascending order."""
     found = np.zeros_like(tiles)
-    found[order[first]] = 1
+    found[np.unique(tiles, return_index=True)[1]] = 1
     return found

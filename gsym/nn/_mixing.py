@@ -20,6 +20,12 @@ from gsym.nn._modules import TabledModule, Tables
 # Full mixing above this is refused: its k^2 weight matrices outgrow any activation.
 MAX_MIXING_BYTES = 2**30
 
+# Gradients pass over rows more often where blocks are a call of their own. From so many numbers on
+# that takes longer than a dense product, unless this multiplies so many times as many numbers as a
+# signal has.
+LARGE = 2**25
+OUTWEIGHS = 32
+
 MIXINGS = ("full", "low_rank", "quotient", "none")
 
 
@@ -48,8 +54,7 @@ class FullMixing(TabledModule[_FullTables]):
         self._channels = in_channels, out_channels
         tables = self._tables(torch.device("cpu"))
         pairs = tables.pairs
-        # Whether the product runs block by block, not by the matrix.
-        self.has_blocks = tables.blocks is not None
+        self._has_blocks = tables.blocks is not None
         if pairs is None:
             self.weight = nn.Parameter(torch.empty(k, in_channels, k, out_channels))
         else:
@@ -66,6 +71,16 @@ class FullMixing(TabledModule[_FullTables]):
             fused = self.group.partition.num_nodes > self.num_clusters
             blocks = BlockTables.of(self.group.swaps, *self._channels, fused=fused)
         return _FullTables(sizes / sizes.sum(), pairs, first, blocks)
+
+    def takes_blocks(self, x: Tensor) -> bool:
+        """Whether means of rows ``x`` are better mixed block by block than by the matrix."""
+        if not self._has_blocks or torch.compiler.is_compiling():
+            return self._has_blocks
+        derived = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if not derived or x.numel() < LARGE:
+            return True
+        a, b = self._channels
+        return self.num_clusters**2 * a * b >= OUTWEIGHS * x.size(-2) * (a + b)
 
     def matrix(self) -> Tensor:
         """The map from all means to all clusters, ``[k * in, k * out]``."""

@@ -296,7 +296,7 @@ class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
             and self.weight_self is not None
             and isinstance(self.mixing, FullMixing | SignedMixing)
             and is_plain(type(self.mixing), self.mixing)
-            and not (isinstance(self.mixing, FullMixing) and self.mixing.has_blocks)
+            and not (isinstance(self.mixing, FullMixing) and self.mixing.takes_blocks(x))
         ):
             if bias is None:
                 bias = x.new_zeros(clusters.num_clusters, self.out_channels)

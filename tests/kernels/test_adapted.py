@@ -14,6 +14,11 @@ pytestmark = pytest.mark.skipif(not library.is_usable(), reason="no C++")
 
 
 @pytest.fixture(autouse=True)
+def always(monkeypatch):
+    monkeypatch.setattr(adapted, "MOST_ORBITS", 10**9)
+
+
+@pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -159,7 +164,7 @@ def test_the_registered_operator():
     torch.library.opcheck(adapted.in_blocks_grads.registered, given, test_utils=utilities)
 
 
-def test_leaves_the_rest_to_torch():
+def test_leaves_the_rest_to_torch(monkeypatch):
     group, tables = cyclic(3), tables_of(cyclic(3))
     x, weight = make(group, 2, 1, 1)
     assert adapted_linear(x[..., 1:], weight[:, 1:], tables) is None  # no whole vectors
@@ -169,6 +174,10 @@ def test_leaves_the_rest_to_torch():
     found = []
     torch.func.vmap(lambda x: found.append(adapted_linear(x, weight, tables)) or x)(x)
     assert found == [None]
+    with monkeypatch.context() as patch:
+        patch.setattr(adapted, "MOST_ORBITS", 2)  # of three
+        assert adapted_linear(x, weight, tables) is None
+    assert adapted_linear(x, weight, tables) is not None
     torch.set_num_threads(2)  # one home, which is one thread's
     assert adapted_linear(x, weight, tables) is None
 

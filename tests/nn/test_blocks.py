@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.kernels.groups import GROUPS, cyclic, mirror, square
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.check import equivariance_error
-from gsym.nn import GNet, GNetConv, OrbitLinear, _blocks
+from gsym.nn import GNet, GNetConv, OrbitLinear, _blocks, _mixing
 from gsym.nn._blocks import BlockTables
 
 # The trivial group has a free matrix for every pair and nothing to tie.
@@ -123,6 +123,22 @@ def test_clusters_with_swaps(way_of, always):
     edges = () if way_of is OrbitLinear else (torch.tensor([[0, 1, 2, 3], [1, 2, 0, 6]]),)
     torch.testing.assert_close(layer(x, *edges), slow(x, *edges), rtol=0, atol=1e-12)
     assert equivariance_error(lambda x: linear(x), group, x) < 1e-12
+
+
+@pytest.mark.parametrize(("outweighs", "blocks"), [(10**9, False), (0, True)])
+def test_large_signals_take_one_call_where_gradients_are_due(
+    outweighs, blocks, always, monkeypatch
+):
+    monkeypatch.setattr(_mixing, "OUTWEIGHS", outweighs)
+    swaps = PermutationGroup.from_cycles(4, [(0, 1, 2)])
+    layer = OrbitLinear(3, 2, ClusterGroup(Partition([0, 1, 2, 0, 1, 2, 3]), swaps=swaps)).double()
+    x = signal(2, 7, 3)
+    expected = layer(x)
+    monkeypatch.setattr(_mixing, "LARGE", x.numel())
+    assert layer.mixing.takes_blocks(x) == blocks and layer.mixing.takes_blocks(x[:1])
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        assert layer.mixing.takes_blocks(x)
 
 
 def test_a_stack_runs_in_blocks(always):
