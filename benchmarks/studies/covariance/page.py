@@ -238,6 +238,7 @@ def report(out: Path) -> Path:
         "lasso has its penalty from cross-validation, on coordinates of unit variance. Nobody "
         "looked at the data sets marked * before the estimator was done.",
         "## Aims",
+        "Judged by means over draws, whatever their intervals; a cell of one draw has none.",
         "\n".join(f"- {line}" for line in aims(cells)),
         *_unfinished(cells),
         "## Against the best rival of each cell",
