@@ -202,12 +202,8 @@ class _Kit:
             )
 
     def _moves_channels(self, perm: Tensor) -> bool:
-        moves = [rep.of(perm) for rep in (self.in_rep, self.out_rep) if rep is not None]
-        still = [torch.arange(m.images.size(1)) for m in moves]
-        return any(
-            not torch.equal(m.images[0], s) or bool((m.signs < 0).any())
-            for m, s in zip(moves, still, strict=True)
-        )
+        matrices = [rep.matrix(perm) for rep in (self.in_rep, self.out_rep) if rep is not None]
+        return any(not torch.allclose(m, torch.eye(len(m)).to(m)) for m in matrices)
 
     def spans_the_commutant(self) -> None:
         if self.dimension is None:

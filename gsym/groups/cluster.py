@@ -22,8 +22,10 @@ from gsym.groups.coordinates import (
     ChannelMoves,
     check_representation,
     map_orbits,
+    mixes_channels,
     pair_coordinate_orbits,
 )
+from gsym.groups.matrices import Elements, TiedMaps, project
 from gsym.groups.orbits import Orbits
 from gsym.groups.partition import Partition
 from gsym.groups.permutation import PermutationGroup
@@ -231,6 +233,43 @@ class ClusterGroup(PermutationGroup):
             return Orbits(torch.arange(k * k).view(k, k), k * k, torch.ones(k * k).long())
         return self.swaps.pair_orbits()
 
+    def cluster_maps(
+        self,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+        kept: Tensor | None = None,
+    ) -> TiedMaps:
+        """The maps of channels, one per cluster, that commute with ``swaps``, by free weights.
+
+        What :meth:`cluster_orbits` is where channels mix: ``[k, c_out, c_in]``. ``kept`` says which
+        clusters have one, whole orbits of them; all by default.
+        """
+        if kept is None:
+            kept = torch.ones(self.partition.num_clusters, dtype=torch.bool)
+        return self._swap_elements(in_rep, out_rep).maps_at_points(kept.numpy())
+
+    def cluster_pair_maps(
+        self, in_rep: Representation | None = None, out_rep: Representation | None = None
+    ) -> TiedMaps:
+        """The maps of channels between all clusters that commute with ``swaps``, by free weights.
+
+        What :meth:`cluster_pair_orbits` is where channels mix: ``[k, k, c_out, c_in]``.
+        """
+        return self._swap_elements(in_rep, out_rep).maps_of_pairs()
+
+    def _swap_elements(
+        self, in_rep: Representation | None, out_rep: Representation | None
+    ) -> Elements:
+        """All elements of the swaps, and how they mix channels."""
+        table, sides = self._swap_table(), []
+        for rep in (in_rep, out_rep):
+            if rep is not None:
+                check_representation(rep)
+                rep.check_group(self)
+            still = torch.ones(len(table), 1, 1, dtype=torch.float64)
+            sides.append(still if rep is None else rep.matrices)
+        return Elements.of(table, *sides)
+
     def _swap_table(self) -> Tensor:
         """Generators of the swaps on the clusters, ``[m, k]``."""
         if self.swaps is None:
@@ -299,6 +338,8 @@ class ClusterGroup(PermutationGroup):
     ) -> int:
         """Dimension of the commutant: ``k^2 + #{clusters of two nodes or more}`` without swaps."""
         large = self._sizes > 1
+        if mixes_channels(in_rep, out_rep):
+            return self._swap_elements(in_rep, out_rep).dimension(large.double().numpy())
         if in_rep is not None or out_rep is not None:
             own = torch.unique(self.cluster_orbits(in_rep, out_rep).index[large])
             pairs = self.cluster_pair_orbits(in_rep, out_rep)
@@ -315,6 +356,9 @@ class ClusterGroup(PermutationGroup):
         out_rep: Representation | None = None,
     ) -> Tensor:
         """The intertwiner projection of ``[..., n, n]``: block means, with the diagonal apart."""
+        if mixes_channels(in_rep, out_rep):
+            maps = self.cluster_pair_maps(in_rep, out_rep), self.cluster_maps(in_rep, out_rep)
+            return project(weight, self.partition.labels, self._sizes, *maps)
         if in_rep is not None or out_rep is not None:
             return super().project(weight, in_rep, out_rep)
         self._check_matrix(weight)

@@ -68,3 +68,8 @@ def check_representation(rep: object) -> None:
         raise TypeError(
             f"in_rep and out_rep must be a gsym.Representation or None; got {type(rep).__name__}"
         )
+
+
+def mixes_channels(*reps: object) -> bool:
+    """Whether one of the representations, if there are any, is by matrices."""
+    return any(getattr(rep, "mixes_channels", False) for rep in reps)

@@ -1,9 +1,29 @@
-"""All elements of a small group, and which of them products are."""
+"""All elements of a small group, which of them products are, and relations that fail."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Generic, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
+
+# Products of generators that are looked at to name a relation that fails.
+MAX_NAMED = 4096
+
+V = TypeVar("V")
+Points = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Algebra(Generic[V]):
+    """How values of group elements are multiplied, inverted and compared."""
+
+    multiply: Callable[[V, V], V]
+    invert: Callable[[V], V]
+    are_equal: Callable[[V, V], bool]
 
 
 def list_elements(
@@ -57,3 +77,53 @@ def signed_points(images: NDArray[np.int64], signs: NDArray[np.int64]) -> NDArra
     negative = (signs < 0).astype(np.int64)
     both = np.stack([2 * images + negative, 2 * images + 1 - negative], axis=-1)
     return both.reshape(len(images), 2 * images.shape[1])
+
+
+def broken_relation(
+    generators: Points, values: Sequence[V], one: V, algebra: Algebra[V]
+) -> str | None:
+    """A product of generators that keeps all points although its value is not 1, by name.
+
+    Args:
+        generators: Images of points, int64 ``[m, p]``.
+        values: What every generator is sent to by what should be a homomorphism.
+        one: What the identity is sent to.
+        algebra: How values are multiplied and compared.
+
+    Returns:
+        The name of the product, or ``None`` where no short one is found.
+    """
+    still = np.arange(generators.shape[1])
+    for name, word in _short_words(len(generators)):
+        perm, value = still, one
+        for i in word:
+            # ~i stands for the inverse of i.
+            g = generators[i] if i >= 0 else np.argsort(generators[~i])
+            v = values[i] if i >= 0 else algebra.invert(values[~i])
+            perm, value = perm[g], algebra.multiply(value, v)
+        power, total, exponent = perm, value, 1
+        while (power != still).any() and exponent < MAX_NAMED:
+            power, total, exponent = perm[power], algebra.multiply(value, total), exponent + 1
+        if (power == still).all() and not algebra.are_equal(total, one):
+            return f"{name}^{exponent}" if exponent > 1 else name
+    # Two ways to one element that have different values.
+    seen, queue = {still.tobytes(): ("1", one)}, [("", still, one)]
+    for name, perm, value in queue:
+        for i, g in enumerate(generators):
+            longer, product = f"g{i} {name}".strip(), g[perm]
+            moved = algebra.multiply(values[i], value)
+            before = seen.setdefault(product.tobytes(), (longer, moved))
+            if not algebra.are_equal(before[1], moved):
+                return f"({longer}) ({before[0]})^-1"
+            if before[0] == longer and len(queue) < MAX_NAMED:
+                queue.append((longer, product, moved))
+    return None
+
+
+def _short_words(count: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Generators, their products in pairs, and their commutators, with names."""
+    for i in range(count):
+        yield f"g{i}", (i,)
+    for i, j in combinations(range(min(count, 32)), 2):
+        yield f"(g{i} g{j})", (i, j)
+        yield f"(g{i} g{j} g{i}^-1 g{j}^-1)", (i, j, ~i, ~j)

@@ -29,6 +29,7 @@ from gsym.groups.chain import StabiliserChain
 from gsym.groups.coordinates import (
     ChannelMoves,
     check_representation,
+    mixes_channels,
     pair_coordinate_orbits,
 )
 from gsym.groups.orbits import Orbits
@@ -294,7 +295,7 @@ class PermutationGroup:
         """Dimension of the space of ``n x n`` matrices that commute with the group.
 
         With representations, of the linear maps between such signals: the mean over the group of
-        the product of both characters, which is the number of signed orbits.
+        the product of both characters, which is the number of signed orbits where no channels mix.
 
         Example:
             >>> from gsym import Representation
@@ -303,6 +304,9 @@ class PermutationGroup:
             >>> mirror.commutant_dim(), mirror.commutant_dim(odd, odd), mirror.commutant_dim(odd)
             (5, 5, 4)
         """
+        if mixes_channels(in_rep, out_rep):
+            clusters = self.as_clusters()
+            return clusters.commutant_dim(*self._on_clusters(clusters, in_rep, out_rep))
         return self.pair_orbits(in_rep, out_rep).num_orbits
 
     def project(
@@ -324,6 +328,9 @@ class PermutationGroup:
         Reference:
             Huang, Levie, Villar, arXiv 2308.10436, the map Psi_G.
         """
+        if mixes_channels(in_rep, out_rep):
+            clusters = self.as_clusters()
+            return clusters.project(weight, *self._on_clusters(clusters, in_rep, out_rep))
         if in_rep is not None or out_rep is not None:
             return _signed_means(weight, self.pair_orbits(in_rep, out_rep))
         self._check_matrix(weight)
@@ -425,6 +432,16 @@ class PermutationGroup:
             return ChannelMoves.still(self.num_generators)
         check_representation(rep)
         return rep.moves_of_generators(self)
+
+    def _on_clusters(
+        self, clusters: ClusterGroup, *reps: Representation | None
+    ) -> list[Representation | None]:
+        """The same representations of this group in the form of clusters."""
+        for rep in reps:
+            if rep is not None:
+                check_representation(rep)
+                rep.check_group(self)
+        return [None if rep is None else rep.on_clusters(clusters) for rep in reps]
 
     def _check_matrix(self, weight: Tensor) -> None:
         if not isinstance(weight, Tensor):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,28 +19,26 @@ from gsym.groups._record import read_record, record
 from gsym.groups.chain import StabiliserChain, Unfaithful
 from gsym.groups.cluster import ClusterGroup
 from gsym.groups.coordinates import ChannelMoves
-from gsym.groups.elements import list_elements
+from gsym.groups.elements import Algebra, broken_relation, list_elements
 from gsym.groups.permutation import PermutationGroup
 
 # The regular representation has a channel for each element of the group.
 MAX_REGULAR = 1024
-# Products of generators that are looked at to name a relation that fails.
-MAX_NAMED = 4096
 
 Rows = Tensor | np.ndarray | Iterable[IntegerArray]
 
 
 @lives_on_cpu
 class Representation:
-    """A signed permutation of the channels for every element of a group.
+    """How every element of a group moves the channels: a signed permutation of them, or a matrix.
 
     A group with a representation rho acts on signals by ``(g x)[g(i)] = rho(g) x[i]``: channels
     move and change signs along with the nodes. Without one, channels stay as they are.
 
-    Made by :meth:`from_signs`, :meth:`from_permutation`, :meth:`trivial`, :meth:`regular`, as the
-    direct sum ``first + second``, or as ``copies * representation``. Each takes one row per
-    generator: of ``group.swaps`` for a :class:`~gsym.ClusterGroup`, because permutations within
-    clusters leave channels alone; of the group itself for another one.
+    Made by :meth:`from_signs`, :meth:`from_permutation`, :meth:`from_matrices`, :meth:`trivial`,
+    :meth:`regular`, as the direct sum ``first + second``, or as ``copies * representation``. Each
+    takes one row per generator: of ``group.swaps`` for a :class:`~gsym.ClusterGroup`, because
+    permutations within clusters leave channels alone; of the group itself for another one.
 
     Args:
         group: The group.
@@ -66,8 +63,14 @@ class Representation:
         Serre, Linear Representations of Finite Groups, chapters 1 and 2 (from memory).
     """
 
+    mixes_channels: ClassVar[bool] = False
+    """Whether channels are mixed by matrices, not only moved and signed."""
+
+    # What from_matrices makes; its module sets it, which imports this one.
+    _matrix_form: ClassVar[type[Representation]]
+
     def __init__(self, group: PermutationGroup, images: Rows, signs: Rows) -> None:
-        _check_is_group(group)
+        check_is_group(group)
         self.group = group
         self._moves = _read_rows(group, images, signs)
         self._confirm()
@@ -112,13 +115,43 @@ class Representation:
         return cls(group, rows, [torch.ones_like(row) for row in rows])
 
     @classmethod
+    def from_matrices(cls, group: PermutationGroup, matrices: object) -> Representation:
+        """Channels that an orthogonal matrix mixes: any representation over the real numbers.
+
+        Signed permutations given in this form are recognised, and are the same as if made by
+        :meth:`from_signs` or :meth:`from_permutation`, which are faster and take large groups.
+        Others are for `act`, `matrix`, `commutant_dim`, `project` and layers; what works on orbits
+        with signs, such as ridge regression and covariances, refuses them.
+
+        Args:
+            group: The group; its swaps, for a cluster group, have 4,096 elements at most.
+            matrices: One orthogonal matrix per generator, ``[m, c, c]``, kept in float64.
+
+        Raises:
+            GroupError: Matrices that are not orthogonal, or no homomorphism, to 1e-10; too large
+                a group.
+
+        Example:
+            A third of a turn of three nodes that also turns the plane:
+
+            >>> turn = PermutationGroup.from_cycles(3, [(0, 1, 2)])
+            >>> c, s = math.cos(2 * math.pi / 3), math.sin(2 * math.pi / 3)
+            >>> plane = Representation.from_matrices(turn, [[[c, -s], [s, c]]])
+            >>> plane
+            Representation(2 channels, mixed by matrices, of <1 generator> on 3 nodes)
+            >>> turn.commutant_dim(plane, plane)
+            12
+        """
+        return cls._matrix_form.from_matrices(group, matrices)
+
+    @classmethod
     def trivial(cls, group: PermutationGroup, channels: int) -> Representation:
         """Channels that stay as they are."""
         channels = check_whole(channels, "channels", GroupError)
         if channels < 1:
             raise GroupError(f"a signal has at least one channel; got channels={channels}")
-        _check_is_group(group)
-        return cls._of(group, ChannelMoves.still(_acting(group).num_generators, channels))
+        check_is_group(group)
+        return cls._of(group, ChannelMoves.still(acting_group(group).num_generators, channels))
 
     @classmethod
     def regular(cls, group: PermutationGroup, copies: int = 1) -> Representation:
@@ -136,8 +169,8 @@ class Representation:
             >>> Representation.regular(mirror, copies=16).num_channels
             32
         """
-        _check_is_group(group)
-        acting = _acting(group)
+        check_is_group(group)
+        acting = acting_group(group)
         order = acting.order()
         if order > MAX_REGULAR:
             raise GroupError(
@@ -172,6 +205,11 @@ class Representation:
         return self._moves.signs.clone()
 
     @property
+    def matrices(self) -> Tensor:
+        """Matrix of each generator, float64 ``[m, c, c]``, a copy."""
+        return _as_matrices(self._moves)
+
+    @property
     def is_trivial(self) -> bool:
         """Whether every channel stays as it is."""
         return self.is_permutation and not bool(self._moved().any())
@@ -188,7 +226,7 @@ class Representation:
             GroupError: The representation is of another group.
         """
         self.check_group(group)
-        within = group.num_generators - _acting(group).num_generators
+        within = group.num_generators - acting_group(group).num_generators
         still = ChannelMoves.still(within, self.num_channels)
         return ChannelMoves(
             torch.cat([still.images, self._moves.images]),
@@ -215,29 +253,37 @@ class Representation:
         Raises:
             GroupError: ``perm`` is not in the group.
         """
-        images = check_permutation(perm, self.group.num_nodes)
-        clustered, alone = isinstance(self.group, ClusterGroup), not self._moves.images.size(0)
-        # Elsewhere the chain refuses what is not in the group.
-        if (clustered or alone) and not self.group.contains(images):
-            raise GroupError(f"the permutation does not belong to {self.group!r}")
-        if alone:
+        moved = self._acting(perm)
+        if not self._moves.images.size(0):
             return ChannelMoves.still(1, self.num_channels)
-        moved = images
-        if isinstance(self.group, ClusterGroup):
-            labels, order = self.group.partition.labels, self.group.partition.order
-            sizes = torch.tensor(self.group.partition.sizes)
-            first = order[torch.cumsum(sizes, 0) - sizes]
-            moved = labels[images[first]]
         points = self._chain.extend(moved)[moved.numel() :][: self.num_channels] - moved.numel()
         c = self.num_channels
         return ChannelMoves((points % c)[None], torch.where(points < c, 1, -1)[None])
 
+    def _acting(self, perm: IntegerArray) -> Tensor:
+        """What an element does to the points on which representations depend: clusters, or nodes.
+
+        Raises:
+            GroupError: ``perm`` is not in the group. A general one is left to the caller to refuse.
+        """
+        images = check_permutation(perm, self.group.num_nodes)
+        clustered, acting = isinstance(self.group, ClusterGroup), acting_group(self.group)
+        # Elsewhere the search among elements refuses what is not in the group.
+        if (clustered or not acting.num_generators) and not self.group.contains(images):
+            raise GroupError(f"the permutation does not belong to {self.group!r}")
+        if not isinstance(self.group, ClusterGroup):
+            return images
+        labels, order = self.group.partition.labels, self.group.partition.order
+        sizes = torch.tensor(self.group.partition.sizes)
+        return labels[images[order[torch.cumsum(sizes, 0) - sizes]]]
+
     def matrix(self, perm: IntegerArray) -> Tensor:
-        """The matrix rho(g) of one element, float64 ``[c, c]``."""
-        moves = self.of(perm)
-        matrix = torch.zeros(self.num_channels, self.num_channels, dtype=torch.float64)
-        matrix[moves.images[0], torch.arange(self.num_channels)] = moves.signs[0].double()
-        return matrix
+        """The matrix rho(g) of one element, float64 ``[c, c]``.
+
+        Raises:
+            GroupError: ``perm`` is not in the group.
+        """
+        return _as_matrices(self.of(perm))[0]
 
     def act(self, perm: IntegerArray, x: Tensor) -> Tensor:
         """``(g x)[g(i)] = rho(g) x[i]`` for a signal ``[..., n, c]``, floating point.
@@ -246,6 +292,14 @@ class Representation:
             GroupError: ``perm`` is not in the group.
             SignalError: A signal on other nodes or channels, or of integers.
         """
+        nodes = self._check_signal(perm, x)
+        moves = self.of(perm)
+        channels = torch.argsort(moves.images[0])
+        signs = moves.signs[0][channels].to(x)
+        return x.index_select(-2, nodes).index_select(-1, channels.to(x.device)) * signs
+
+    def _check_signal(self, perm: IntegerArray, x: Tensor) -> Tensor:
+        """Which node every node receives from, once ``x`` is known to be a signal."""
         n, c = self.group.num_nodes, self.num_channels
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor [..., {n}, {c}]; got {type(x).__name__}")
@@ -253,11 +307,7 @@ class Representation:
             raise SignalError(f"x must be [..., {n}, {c}]; got {list(x.shape)}")
         if not x.is_floating_point():
             raise SignalError(f"x must be floating point; got {x.dtype}; convert with x.double()")
-        moves = self.of(perm)
-        nodes = torch.argsort(check_permutation(perm, n)).to(x.device)
-        channels = torch.argsort(moves.images[0])
-        signs = moves.signs[0][channels].to(x)
-        return x.index_select(-2, nodes).index_select(-1, channels.to(x.device)) * signs
+        return torch.argsort(check_permutation(perm, n)).to(x.device)
 
     def __add__(self, other: Representation) -> Representation:
         """The direct sum: the channels of both, side by side."""
@@ -317,9 +367,15 @@ class Representation:
             GroupError: The dictionary holds something else, or another format.
             TypeError: ``given`` is no dictionary.
         """
-        fields = {"Representation": ("group", "images", "signs", "channels")}
-        _, (group, images, signs, channels) = read_record(given, fields, GroupError)
+        fields = {
+            "Representation": ("group", "images", "signs", "channels"),
+            "MatrixRepresentation": ("group", "matrices"),
+        }
+        kind, (group, *rows) = read_record(given, fields, GroupError)
         read = PermutationGroup.from_dict(group)
+        if kind == "MatrixRepresentation":
+            return cls.from_matrices(read, rows[0])
+        images, signs, channels = rows
         return cls(read, images, signs) if images else cls.trivial(read, channels)
 
     def fingerprint(self) -> bytes:
@@ -355,7 +411,7 @@ class Representation:
     @cached_property
     def _chain(self) -> StabiliserChain:
         """The group on its points and, after them, on channels and their negatives."""
-        acting = _acting(self.group)
+        acting = acting_group(self.group)
         images, negative = self._moves.images, (self._moves.signs < 0).long() * self.num_channels
         c, n = self.num_channels, acting.num_nodes
         moved = torch.cat(
@@ -371,30 +427,28 @@ class Representation:
         try:
             _ = self._chain
         except (Unfaithful, GroupError):
-            acting = _acting(self.group).generators
+            acting = acting_group(self.group).generators
             relation = _broken_relation(acting, self._moves)
-            named = f": {relation} keeps every node but moves channels" if relation else ""
-            raise GroupError(
-                f"the rows are no representation of {self.group!r}, because they are not a "
-                f"homomorphism{named}"
-            ) from None
+            raise named_failure(self.group, relation) from None
 
 
-def _check_is_group(group: object) -> None:
+def check_is_group(group: object) -> None:
+    """Raise TypeError unless this is a group."""
     if not isinstance(group, PermutationGroup):
         raise TypeError(
             f"group must be a PermutationGroup or a ClusterGroup; got {type(group).__name__}"
         )
 
 
-def _acting(group: PermutationGroup) -> PermutationGroup:
+def acting_group(group: PermutationGroup) -> PermutationGroup:
     """The group that channels can feel: the swaps of a cluster group."""
     if not isinstance(group, ClusterGroup):
         return group
     return group.swaps or PermutationGroup(group.partition.num_clusters)
 
 
-def _listed(rows: Rows, what: str) -> list[IntegerArray]:
+def listed_rows(rows: Rows, what: str) -> list[IntegerArray]:
+    """The rows, one per generator."""
     if not isinstance(rows, Iterable) or isinstance(rows, str):
         raise TypeError(f"{what} must have one row per generator; got {type(rows).__name__}")
     return list(rows)
@@ -403,26 +457,16 @@ def _listed(rows: Rows, what: str) -> list[IntegerArray]:
 def _integer_rows(rows: Rows, what: str) -> list[Tensor]:
     return [
         integer_tensor(row, f"{what} of generator {i}", GroupError)
-        for i, row in enumerate(_listed(rows, what))
+        for i, row in enumerate(listed_rows(rows, what))
     ]
 
 
 def _read_rows(group: PermutationGroup, images: Rows, signs: Rows) -> ChannelMoves:
     """Rows of the acting generators, checked."""
-    first, second = _listed(images, "images"), _listed(signs, "signs")
+    first, second = listed_rows(images, "images"), listed_rows(signs, "signs")
     if len(first) != len(second):
         raise GroupError(f"got {len(first)} rows of images and {len(second)} of signs")
-    acting = _acting(group).num_generators
-    if not first and not acting:
-        raise GroupError(
-            f"{group!r} has no generator that could move channels; its representations are "
-            "Representation.trivial(group, channels)"
-        )
-    if len(first) not in (acting, group.num_generators):
-        whose = "swaps" if isinstance(group, ClusterGroup) else "group"
-        raise GroupError(
-            f"expected one row for each of the {acting} generators of the {whose}; got {len(first)}"
-        )
+    within = count_within(group, len(first))
     rows = []
     for i, (row, sign) in enumerate(zip(first, second, strict=True)):
         turned = integer_tensor(sign, f"signs of generator {i}", GroupError)
@@ -435,55 +479,62 @@ def _read_rows(group: PermutationGroup, images: Rows, signs: Rows) -> ChannelMov
         sizes = [row.numel() for row, _ in rows]
         raise GroupError(f"every row must have the same channels; got rows of {sizes}")
     moves = ChannelMoves(*(torch.stack(part) for part in zip(*rows, strict=True)))
-    within = len(first) - acting
     still = ChannelMoves.still(within, moves.images.size(1))
     same = torch.equal(moves.images[:within], still.images)
-    if not same or not torch.equal(moves.signs[:within], still.signs):
-        raise GroupError(
-            "permutations within the clusters of a ClusterGroup leave channels alone: its "
-            "representations factor through its swaps; to let them move channels, use "
-            "PermutationGroup(n, group.generators)"
-        )
+    check_within(same and torch.equal(moves.signs[:within], still.signs))
     return ChannelMoves(moves.images[within:], moves.signs[within:])
 
 
 def _broken_relation(generators: Tensor, moves: ChannelMoves) -> str | None:
     """A product of generators that keeps the nodes and moves channels, if a short one does."""
-    n, c = generators.size(1), moves.images.size(1)
+    c = moves.images.size(1)
     negative = (moves.signs < 0).long() * c
     channels = torch.cat([moves.images + negative, moves.images + (c - negative)], dim=1)
-    rows = torch.cat([generators, n + channels], dim=1).numpy()
+    algebra = Algebra[np.ndarray](lambda a, b: a[b], np.argsort, np.array_equal)
+    return broken_relation(generators.numpy(), list(channels.numpy()), np.arange(2 * c), algebra)
 
-    def breaks(word: np.ndarray) -> bool:
-        return bool(
-            (word[:n] == np.arange(n)).all() and (word[n:] != np.arange(n, n + 2 * c)).any()
+
+def _as_matrices(moves: ChannelMoves) -> Tensor:
+    """The matrices ``[m, c, c]`` of rows."""
+    count, c = moves.images.shape
+    matrices = torch.zeros(count, c, c, dtype=torch.float64)
+    matrices[torch.arange(count)[:, None], moves.images, torch.arange(c)] = moves.signs.double()
+    return matrices
+
+
+def named_failure(group: PermutationGroup, relation: str | None) -> GroupError:
+    """What to raise for rows that are no homomorphism, with a relation that they break."""
+    named = f": {relation} keeps every node but moves channels" if relation else ""
+    return GroupError(
+        f"the rows are no representation of {group!r}, because they are not a homomorphism{named}"
+    )
+
+
+def count_within(group: PermutationGroup, rows: int) -> int:
+    """How many of the rows are for permutations within clusters, which leave channels alone.
+
+    Raises:
+        GroupError: Another number of rows than the group has generators.
+    """
+    acting = acting_group(group).num_generators
+    if not rows and not acting:
+        raise GroupError(
+            f"{group!r} has no generator that could move channels; its representations are "
+            "Representation.trivial(group, channels)"
         )
-
-    for name, word in _short_words(rows):
-        power, exponent = word, 1
-        while (power[:n] != np.arange(n)).any() and exponent < MAX_NAMED:
-            power, exponent = word[power], exponent + 1
-        if breaks(power):
-            return f"{name}^{exponent}" if exponent > 1 else name
-    # Two ways to one element that move channels differently.
-    identity = np.arange(rows.shape[1])
-    seen, queue = {identity[:n].tobytes(): ("1", identity)}, [("", identity)]
-    for name, word in queue:
-        for i, row in enumerate(rows):
-            longer, product = f"g{i} {name}".strip(), row[word]
-            before = seen.setdefault(product[:n].tobytes(), (longer, product))
-            if (before[1] != product).any():
-                return f"({longer}) ({before[0]})^-1"
-            if before[0] == longer and len(queue) < MAX_NAMED:
-                queue.append((longer, product))
-    return None
+    if rows not in (acting, group.num_generators):
+        whose = "swaps" if isinstance(group, ClusterGroup) else "group"
+        raise GroupError(
+            f"expected one row for each of the {acting} generators of the {whose}; got {rows}"
+        )
+    return rows - acting
 
 
-def _short_words(rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Generators, their products in pairs, and their commutators, with names."""
-    for i, row in enumerate(rows):
-        yield f"g{i}", row
-    for i, j in combinations(range(min(len(rows), 32)), 2):
-        a, b = rows[i], rows[j]
-        yield f"(g{i} g{j})", a[b]
-        yield f"(g{i} g{j} g{i}^-1 g{j}^-1)", a[b][np.argsort(a)[np.argsort(b)]]
+def check_within(still: bool) -> None:
+    """Refuse rows that let permutations within clusters move channels."""
+    if not still:
+        raise GroupError(
+            "permutations within the clusters of a ClusterGroup leave channels alone: its "
+            "representations factor through its swaps; to let them move channels, use "
+            "PermutationGroup(n, group.generators)"
+        )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym.errors import GroupError
 from gsym.groups import ClusterGroup, Orbits, PermutationGroup, Representation
+from gsym.nn._matrix_tie import MatrixTie
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import TabledModule, Tables
 from gsym.nn._tied import as_clusters
@@ -56,6 +57,21 @@ class Channels:
         base, copies = rep.without_copies()
         return cls(base.on_clusters(as_clusters(group)), base.num_channels, copies)
 
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return self.width * self.copies
+
+    @property
+    def moves(self) -> bool:
+        """Whether the group does anything to them."""
+        return self.base is not None and not self.base.is_trivial
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the group mixes them by matrices."""
+        return self.base is not None and self.base.mixes_channels
+
 
 @dataclass(frozen=True)
 class SignedTie(Tables):
@@ -90,28 +106,41 @@ class SignedTie(Tables):
         sign = self.sign.view(-1)[self.first].to(table.dtype)
         return table[self.first] * sign.view(-1, *[1] * (table.dim() - 1))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the positions."""
+        return tuple(self.index.shape)
 
-def isometric(draw: Tensor, orbits: Tensor, signs: Tensor, share: Tensor) -> Tensor:
+    def gram(self, place: Tensor, share: Tensor) -> Tensor:
+        """As :meth:`MatrixTie.gram`."""
+        index, sign = self.index.reshape(-1)[place], self.sign.reshape(-1)[place]
+        # Entries of one row and orbit are one number up to signs; all others are independent.
+        same = (index.unsqueeze(-1) == index.unsqueeze(-2)).double() * share[:, None, None]
+        return (same * sign.unsqueeze(-1) * sign.unsqueeze(-2)).sum(dim=-3)
+
+
+Tie = SignedTie | MatrixTie
+
+
+def isometric(draw: Tensor, tie: Tie, place: Tensor, share: Tensor) -> Tensor:
     """Random tied maps, scaled so that they keep lengths on average.
 
     Args:
         draw: Independent normal blocks, ``[free, f]``.
-        orbits: Block of every entry of some maps, int64 ``[..., t, s]``.
-        signs: Its sign, float64.
+        tie: How the entries of some maps follow from them.
+        place: Position of every entry, int64 ``[..., t, s]``.
         share: Weight of every row in the squared length, float64 ``[t]``.
 
     Returns:
         Entries ``[..., t, s, f]``, tied as before: the mean of ``W^T diag(share) W`` is the
         identity where the maps do not vanish, and that root commutes with the group.
     """
-    # Entries of one row and orbit are one number up to signs; all others are independent.
-    same = (orbits.unsqueeze(-1) == orbits.unsqueeze(-2)).double() * share[:, None, None]
-    gram = (same * signs.unsqueeze(-1) * signs.unsqueeze(-2)).sum(dim=-3)
+    gram = tie.gram(place, share)
     values, vectors = torch.linalg.eigh(gram)
     kept = values > 1e-9 * values.amax(dim=-1, keepdim=True).clamp(min=1e-300)
     inverse = torch.where(kept, values, 1).rsqrt() * kept
     root = vectors @ torch.diag_embed(inverse) @ vectors.mT
-    full = draw.double()[orbits.clamp(min=0)] * signs.unsqueeze(-1)
+    full = tie.expand(draw.double())[place]
     return torch.einsum("...tuf,...us->...tsf", full, root)
 
 
@@ -147,7 +176,7 @@ class _SignedRows(Tables):
 
 @dataclass(frozen=True)
 class _MixingTables(Tables):
-    tie: SignedTie  # of entries [t, s, out, in] with base channels
+    tie: Tie  # of entries [t, s, out, in] with base channels
     share: Tensor  # of the nodes that every cluster has, float64 [k]
     rows: _SignedRows | None  # where copies are many: laid at once where the matrix has them
 
@@ -171,10 +200,16 @@ class SignedMixing(TabledModule[_MixingTables]):
         self.weight = nn.Parameter(torch.empty(free, into.copies, out.copies))
 
     def _build_tables(self) -> _MixingTables:
-        orbits = self.group.cluster_pair_orbits(self.into.base, self.out.base)
+        sides = self.into.base, self.out.base
+        tie: Tie
+        if self.into.mixes or self.out.mixes:
+            tie = MatrixTie.of(self.group.cluster_pair_maps(*sides))
+        else:
+            tie = SignedTie.of(self.group.cluster_pair_orbits(*sides))
+        rows = None
+        if isinstance(tie, SignedTie) and tie.free and self.out.copies >= _MANY:
+            rows = _SignedRows.of(tie, self.into.copies)
         sizes = torch.tensor(self.group.partition.sizes).double()
-        tie, many = SignedTie.of(orbits), self.out.copies >= _MANY
-        rows = _SignedRows.of(tie, self.into.copies) if many and tie.free else None
         return _MixingTables(tie, sizes / sizes.sum(), rows)
 
     def _entries(self, table: Tensor) -> Tensor:
@@ -205,66 +240,98 @@ class SignedMixing(TabledModule[_MixingTables]):
         draw = torch.randn_like(self.weight).flatten(1) * math.sqrt(variance * a)
         share = tables.share.repeat_interleave(a)
         # Rows are (t, out), columns (s, in).
-        index, sign = (
-            v.transpose(1, 2).flatten(2).flatten(0, 1) for v in (tables.tie.index, tables.tie.sign)
-        )
-        full = isometric(draw, index, sign, share).view(k, a, k, b, -1)
+        place = torch.arange(k * k * a * b, device=draw.device).view(k, k, a, b)
+        place = place.transpose(1, 2).reshape(k * a, k * b)
+        full = isometric(draw, tables.tie, place, share).view(k, a, k, b, -1)
         full = full * tables.share.sqrt().view(1, 1, k, 1, 1)
         full = full.transpose(1, 2).flatten(0, 3)
         self.weight.copy_(tables.tie.read(full).view_as(self.weight))
 
     def subtract(self, own: Tensor) -> None:
         """Take matrices ``[k, in, out]``, tied as the diagonal is, off each cluster's own pair."""
-        tables, (a, b) = self._tables(own.device), (self.out.width, self.into.width)
-        every = torch.arange(own.size(0), device=own.device)
-        own = own.view(-1, b, self.into.copies, a, self.out.copies).permute(0, 3, 1, 2, 4)
-        orbits, signs = (v[every, every] for v in (tables.tie.index, tables.tie.sign))
-        free = signs != 0
-        first = own.new_zeros(self.weight.shape)
-        first[orbits[free]] = (own * signs[..., None, None].to(own.dtype))[free]
-        self.weight.sub_(first)
+        k, (a, b) = own.size(0), (self.out.width, self.into.width)
+        every = torch.arange(k, device=own.device)
+        table = own.new_zeros(k, k, a, b, self.into.copies, self.out.copies)
+        own = own.view(k, b, self.into.copies, a, self.out.copies)
+        table[every, every] = own.permute(0, 3, 1, 2, 4)
+        self.weight.sub_(self._tables(own.device).tie.read(table.flatten(0, 3)))
 
 
-def own_orbits(group: ClusterGroup, into: Channels, out: Channels, has_own: Tensor) -> Orbits:
-    """Orbits ``[k, out, in]`` of the matrix that nodes have for themselves, by cluster.
+def own_tie(group: ClusterGroup, into: Channels, out: Channels, has_own: Tensor) -> Tie:
+    """The tie ``[k, out, in]`` of the matrix that nodes have for themselves, by cluster.
 
     Those of clusters that have none are left out.
     """
+    if into.mixes or out.mixes:
+        return MatrixTie.of(group.cluster_maps(into.base, out.base, has_own))
     found = group.cluster_orbits(into.base, out.base)
     assert found.signs is not None
     index, signs = found.index.clone(), found.signs.clone()
     index[~has_own], signs[~has_own] = -1, 0
-    return Orbits.from_keys(index, signs)
+    return SignedTie.of(Orbits.from_keys(index, signs))
 
 
-def own_matrices(tie: SignedTie, weight: Tensor, into: Channels, out: Channels) -> Tensor:
+def bias_tie(group: ClusterGroup, out: Channels) -> Tie:
+    """The tie ``[k, out, 1]`` of what is added to the nodes of every cluster."""
+    if out.mixes:
+        return MatrixTie.of(group.cluster_maps(None, out.base))
+    return SignedTie.of(group.cluster_orbits(None, out.base))
+
+
+def own_matrices(tie: Tie, weight: Tensor, into: Channels, out: Channels) -> Tensor:
     """The matrices ``[k, in, out]`` from their free blocks."""
     blocks = tie.expand(weight).view(-1, out.width, into.width, into.copies, out.copies)
     return blocks.permute(0, 2, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
-def draw_own(tie: SignedTie, weight: Tensor, variance: float, width: int) -> None:
+def draw_own(tie: Tie, weight: Tensor, variance: float, width: int) -> None:
     """Fill the free blocks so that every matrix keeps lengths, up to this variance."""
     if weight.is_meta or not weight.numel():
         return
     draw = torch.randn_like(weight).flatten(1) * math.sqrt(variance * width)
-    full = isometric(draw, tie.index, tie.sign, tie.sign.new_ones(width))
+    place = torch.arange(math.prod(tie.shape), device=draw.device).view(tie.shape)
+    full = isometric(draw, tie, place, torch.ones(width, dtype=torch.float64, device=draw.device))
     weight.copy_(tie.read(full.flatten(0, 2)).view_as(weight))
 
 
-def hidden_rep(kind: str, width: int, group: PermutationGroup | None) -> Representation | None:
-    """How channels between two layers move."""
-    if kind == "trivial":
+def hidden_rep(
+    kind: str | Representation,
+    width: int,
+    group: PermutationGroup | None,
+    activation: str = "ReLU",
+) -> Representation | None:
+    """How channels between two layers move.
+
+    Raises:
+        ValueError: A kind that is unknown.
+        GroupError: No group; a width that holds no copies; channels that change signs or mix.
+    """
+    if isinstance(kind, Representation):
+        if group is None:
+            raise GroupError("hidden needs the group that it represents; got group=None")
+        kind.check_group(group)
+        if not kind.is_permutation:
+            raise GroupError(
+                f"hidden channels pass through {activation}, which acts on each alone and is not "
+                "odd, so the group may exchange them, but neither change their signs nor mix them; "
+                f'got {kind!r}; use hidden="regular", in which every representation lies, or '
+                "Representation.from_permutation"
+            )
+        small, said = kind, "hidden"
+    elif kind == "trivial":
         return None
-    if kind != "regular":
-        raise ValueError(f'hidden must be "trivial" or "regular"; got {kind!r}')
-    if group is None:
+    elif kind != "regular":
+        raise ValueError(
+            f'hidden must be "trivial", "regular" or a gsym.Representation; got {kind!r:.80}'
+        )
+    elif group is None:
         raise GroupError('hidden="regular" needs a group; group=None leaves channels alone')
-    regular = Representation.regular(group)
-    copies, left = divmod(width, regular.num_channels)
+    else:
+        small, said = Representation.regular(group), 'hidden="regular"'
+    copies, left = divmod(width, small.num_channels)
     if left or not copies:
         raise GroupError(
-            f'hidden="regular" has {regular.num_channels} channels per copy, so hidden widths must '
-            f"be multiples of that; got {width}"
+            f"{said} has {small.num_channels} channels per copy, so hidden widths must be "
+            f"multiples of that; got {width}"
         )
-    return copies * regular
+    return copies * small

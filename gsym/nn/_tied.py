@@ -41,10 +41,14 @@ class TiedLayer(TabledModule[T]):
         return self._mark.clone()
 
     def _make_mark(self) -> Tensor:
-        return mark(self.group, self.in_rep, self.out_rep)
+        return mark(self.group, *self._reps())
 
     def _check_mark(self, state: object) -> None:
-        check_mark(state, self.group, self.in_rep, self.out_rep)
+        check_mark(state, self.group, *self._reps())
+
+    def _reps(self) -> tuple[Representation | None, Representation | None]:
+        """How the group moves all that comes in, and what goes out."""
+        return self.in_rep, self.out_rep
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing to do: the group was compared before this layer's parameters came."""
@@ -159,6 +163,8 @@ def _moves(rep: Representation | None) -> str:
     """What a representation does to channels, in short."""
     if rep is None or rep.is_trivial:
         return "that stay" if rep is None else f"{rep.num_channels} that stay"
+    if rep.mixes_channels:
+        return f"{rep.num_channels} that mix"
     rows = [
         " ".join(f"{'-' if s < 0 else ''}{a}" for a, s in zip(images, signs, strict=True))
         for images, signs in zip(rep.images.tolist(), rep.signs.tolist(), strict=True)

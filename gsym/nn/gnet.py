@@ -24,7 +24,7 @@ from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
 from gsym.nn._moves import Movable, Move, check_movable, like, move_conv, undrawn
 from gsym.nn._neighbours import NeighbourGraph, PairTable
-from gsym.nn._signs import Channels, SignedTie, hidden_rep
+from gsym.nn._signs import Channels, Tie, bias_tie, hidden_rep
 from gsym.nn._tied import TiedLayer, as_clusters
 from gsym.nn.linear import OrbitLinear, permute
 
@@ -35,7 +35,7 @@ PROPAGATIONS = ("auto", "none", "adjacency", "weighted", "pointwise")
 class _ConvTables(Tables):
     node_orbit: Tensor  # of every node; its cluster where the bias has signs
     ties: PairTable | None
-    bias_tie: SignedTie | None
+    bias_tie: Tie | None
 
 
 class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
@@ -197,8 +197,7 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
         clusters = as_clusters(self.group)
         if not self._signed:
             return _ConvTables(clusters.node_orbits().index, ties, None)
-        bias_tie = SignedTie.of(clusters.cluster_orbits(None, self._out.base))
-        return _ConvTables(clusters.partition.labels, ties, bias_tie)
+        return _ConvTables(clusters.partition.labels, ties, bias_tie(clusters, self._out))
 
     @torch.no_grad()
     def reset_parameters(self, gain: float = math.sqrt(2)) -> None:
@@ -346,7 +345,8 @@ class GNet(nn.Module, Movable["GNet"]):
         hidden: How it moves those between: ``"trivial"``, not at all, which loses whatever changes
             its sign at nodes that the group fixes; or ``"regular"``, copies of
             :meth:`gsym.Representation.regular`, which lose nothing and keep ReLU legal, so that
-            hidden widths are multiples of the order of the group (of its swaps). By default
+            hidden widths are multiples of the order of the group (of its swaps); or a
+            representation by permutations, because signs before ReLU are refused. By default
             ``"regular"`` with representations, else ``"trivial"``.
         mixing: As in :class:`OrbitLinear`.
         rank: As in :class:`OrbitLinear`.
@@ -382,7 +382,7 @@ class GNet(nn.Module, Movable["GNet"]):
         propagate: str = "auto",
         in_rep: Representation | None = None,
         out_rep: Representation | None = None,
-        hidden: str | None = None,
+        hidden: str | Representation | None = None,
         mixing: str = "full",
         rank: int | None = None,
         cluster_edge_index: Tensor | None = None,

@@ -18,7 +18,7 @@ from gsym.nn._levels import Chain, LevelSum, check_options
 from gsym.nn._mixing import MIXINGS, FullMixing, LowRankMixing, QuotientMixing
 from gsym.nn._modules import Tables, is_plain, own_parameter
 from gsym.nn._moves import Movable, check_movable, energy, like, move_linear, undrawn
-from gsym.nn._signs import Channels, SignedMixing, SignedTie, draw_own, own_matrices, own_orbits
+from gsym.nn._signs import Channels, SignedMixing, Tie, bias_tie, draw_own, own_matrices, own_tie
 from gsym.nn._tied import TiedLayer, as_clusters
 
 
@@ -27,8 +27,8 @@ class _LinearTables(Tables):
     clusters: kernels.Clusters | None  # None on any number of nodes
     cluster_orbit: Tensor
     own_index: Tensor  # which D every cluster has; one past the last for none
-    own_tie: SignedTie | None = None  # what own_index is without representations
-    bias_tie: SignedTie | None = None
+    own_tie: Tie | None = None  # what own_index is without representations
+    bias_tie: Tie | None = None
 
 
 class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
@@ -48,7 +48,8 @@ class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
     and training follows the same path in either form.
 
     With representations the group moves channels too, and weights are tied up to signs: a weight
-    that some element takes to its own negative is 0.
+    that some element takes to its own negative is 0. Where matrices mix channels, the weights of a
+    pair orbit are coordinates in the space of maps that the stabiliser of a pair leaves alone.
 
     With ``levels``, a chain of groups, the layer is *soft*: the sum over levels of a learned scale
     times the tied map of the level's group, in one pass over the signal. :meth:`energy` says how
@@ -212,11 +213,10 @@ class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
         multiplies = used.numel() or len(self.levels) > 1
         widths = (self.in_channels, self.out_channels) if multiplies else (1, 1)
         rows = None if self.group is None else kernels.Clusters(labels, sizes.numel(), *widths)
-        own_tie = bias_tie = None
-        if self._signed:
-            own_tie = SignedTie.of(own_orbits(clusters, self._into, self._out, has_own))
-            bias_tie = SignedTie.of(clusters.cluster_orbits(None, self._out.base))
-        return _LinearTables(rows, orbit, own_index, own_tie, bias_tie)
+        if not self._signed:
+            return _LinearTables(rows, orbit, own_index)
+        own_free = own_tie(clusters, self._into, self._out, has_own)
+        return _LinearTables(rows, orbit, own_index, own_free, bias_tie(clusters, self._out))
 
     @torch.no_grad()
     def reset_parameters(self, gain: float = math.sqrt(2)) -> None:
