@@ -389,6 +389,24 @@ def representations() -> Iterator[Bad]:
         "all signs": lambda v: Representation.from_signs(four, v),
     }.items():
         yield from slot(c, name, build, rows, words)
+    tables = {
+        "none": None,
+        "a number": 3,
+        "no matrix": [],
+        "a text": "turn",
+        "a row": [[1.0, 0.0]],
+        "not square": [[[1.0, 0.0]]],
+        "not orthogonal": [[[1.0, 0.5], [0.0, 1.0]]],
+        "NaN": [[[NAN]]],
+        "complex": [torch.eye(2, dtype=torch.complex64)],
+        "booleans": [torch.eye(2).bool()],
+        "no homomorphism": [[[0.6, -0.8], [0.8, 0.6]]],
+        "on meta": [torch.eye(2, device="meta")],
+        "sparse": [torch.eye(2).to_sparse()],
+    }
+    yield from slot(
+        c, "matrices", lambda v: Representation.from_matrices(four, v), tables, f"{words}|matri"
+    )
     makers: dict[str, Callable[[Any], Any]] = {
         "trivial": lambda v: Representation.trivial(four, v),
         "regular copies": lambda v: Representation.regular(four, v),
@@ -429,6 +447,10 @@ def representations() -> Iterator[Bad]:
         "GNetConv pointwise": lambda v: GNetConv(3, 2, four, in_rep=v, propagate="pointwise"),
         "GNet out": lambda v: GNet([2, 4, 3], four, out_rep=v),
         "GNet hidden": lambda v: GNet([3, 6, 3], four, in_rep=v),
+        "GNet signs hidden": lambda v: GNet([3, 6, 3], four, hidden=v),
+        "EGNNConv in": lambda v: EGNNConv(3, 2, 8, group=four, in_rep=v),
+        "EGNN signs hidden": lambda v: EGNN(3, 3, 6, group=four, hidden=v),
+        "PenguinConv pos": lambda v: PenguinConv(3, 3, 8, group=four, pos_rep=v),
         "S_n": lambda v: OrbitLinear(3, 2, in_rep=v),
         "check": lambda v: check.equivariance_error(torch.relu, four, X, in_rep=v),
         "commutant": lambda v: four.commutant_dim(v),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,10 @@ TORUS, HALVES = cyclic(4, 4), mirror(16, 2)
 POSE = Representation.from_signs(FLIPPED, [[-1, 1, 1]])
 # A chain of three, the finest of them turned by a 3-cycle of its clusters.
 CHAIN = [TURNED, Partition([0, 0, 0, 0, 0, 0, 1]), Partition.single(N)]
+# A third of a turn, about an axis and in the plane.
+C, S = math.cos(2 * math.pi / 3), math.sin(2 * math.pi / 3)
+PLANE = Representation.from_matrices(TURNED, [[[C, -S], [S, C]]])
+TURNING = PLANE + Representation.trivial(TURNED, 1)
 # A self-loop, two edges of one pair and a node that hears nobody.
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 1, 1, 5, 0], [1, 2, 0, 4, 4, 0, 0, 3, 5]])
 OTHER_EDGES = N - 1 - EDGES
@@ -171,6 +176,12 @@ CASES = {
     "OrbitEmbedding levels": Case(
         "OrbitEmbedding", lambda: Scaling(3, levels=[SORTED, GENERAL]), (X,), None
     ),
+    "OrbitLinear matrices": Case(
+        "OrbitLinear",
+        lambda: OrbitLinear(3, 2, TURNED, in_rep=TURNING, out_rep=PLANE),
+        (X,),
+        None,
+    ),
     "GNetConv none": Case("GNetConv", lambda: GNetConv(3, 2, SORTED, propagate="none"), (X,), None),
     "GNetConv adjacency": _graph(GNetConv, 3, 2, UNSORTED),
     "GNetConv adjacency, weights": _graph(GNetConv, 3, 2, SORTED, weights=True),
@@ -201,11 +212,17 @@ CASES = {
         velocity=True,
         extra_vectors=torch.tensor([[0.0, 0.0, 1.0]]),
     ),
+    "EGNNConv signs": _space(
+        EGNNConv, 3, 3, 8, group=FLIPPED, in_rep=POSE, out_rep=POSE, attention=True
+    ),
     "EGNN": _space(EGNN, 3, 2, 8, num_layers=2),
     "EGNN group, axis": _space(EGNN, 3, 2, 8, num_layers=2, group=SORTED, learn_axis=True, dim=3),
     "PenguinConv number": _space(PenguinConv, 3, 3, 8, alpha=0.3),
     "PenguinConv learned": _space(PenguinConv, 3, 3, 8),
     "PenguinConv node": _space(PenguinConv, 3, 2, 8, alpha="node", group=UNSORTED),
+    "PenguinConv signs": _space(
+        PenguinConv, 3, 3, 8, group=FLIPPED, in_rep=POSE, out_rep=POSE, pos_rep=POSE
+    ),
     "PenguinConv edge": _space(PenguinConv, 3, 3, 8, alpha="edge"),
     "PenguinConv feature": _space(PenguinConv, 3, 3, 8, alpha="feature"),
     "PenguinConv given": _space(ScoredConv, 3, 3, 8, alpha="given", more=(SCORE,)),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gsym.groups import PermutationGroup
 from gsym.nn._messages import SMALL_GAIN, EdgeGraph, EdgeMLP
-from gsym.nn._nodewise import NodeMLP
+from gsym.nn._moved import Maps
+from gsym.nn._signs import Channels
 
 
 class NonEquivariantConv(nn.Module):
@@ -20,22 +20,21 @@ class NonEquivariantConv(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        hidden_channels: int,
+        maps: Maps,
+        into: Channels,
+        out: Channels,
+        places: Channels,
         edge_dim: int,
         *,
-        group: PermutationGroup | None,
         residual: bool,
-        dim: int,
         velocity: bool,
     ) -> None:
         super().__init__()
-        absolute = dim * (1 + velocity)
+        absolute = [places] * (1 + velocity)
         self.residual = residual
-        self.edges = EdgeMLP(in_channels + absolute, hidden_channels, edge_dim, group)
-        self.move = NodeMLP(absolute + hidden_channels, hidden_channels, dim, group)
-        self.update = NodeMLP(in_channels + hidden_channels, hidden_channels, out_channels, group)
+        self.edges = EdgeMLP(maps, [into, *absolute], edge_dim)
+        self.move = maps.mlp([*absolute, maps.hidden], places)
+        self.update = maps.mlp([into, maps.hidden], out)
 
     def reset_parameters(self, depth: int = 1) -> None:
         """As :meth:`EGNNConv.reset_parameters`."""

@@ -17,12 +17,15 @@ from gsym._validate import (
     check_signal,
     check_widths,
 )
-from gsym.groups import PermutationGroup
+from gsym.errors import GroupError
+from gsym.groups import PermutationGroup, Representation
 from gsym.nn._batch import check_batch, count_graphs, unstack, unstack_rows
 from gsym.nn._last_graph import LastGraph
 from gsym.nn._messages import EdgeGraph
 from gsym.nn._modules import Tables, own_parameter
-from gsym.nn._nodewise import NodeLinear
+from gsym.nn._moved import Maps
+from gsym.nn._nodewise import NodeMap
+from gsym.nn._signs import Channels
 from gsym.nn._tied import TiedLayer, check_group
 
 
@@ -52,13 +55,24 @@ class GeometricLayer(TiedLayer[Tables]):
         hidden_channels: int,
         group: PermutationGroup | None,
         *,
+        in_rep: Representation | None,
+        out_rep: Representation | None,
+        hidden: str | Representation | None,
         dim: int | None,
         edge_dim: int,
         velocity: bool,
+        pos_rep: Representation | None = None,
     ) -> None:
-        super().__init__(check_group(group))
+        super().__init__(check_group(group), in_rep, out_rep)
         check_widths(in_channels=in_channels, out_channels=out_channels)
         check_widths(hidden_channels=hidden_channels)
+        self.hidden, self.pos_rep = hidden, pos_rep
+        if hidden is None:
+            moves = any(rep is not None for rep in (in_rep, out_rep, pos_rep))
+            hidden = "regular" if moves else "trivial"
+        self._maps = Maps(group, hidden, hidden_channels)
+        self._into = Channels.of(in_rep, in_channels, group, "in_rep")
+        self._out = Channels.of(out_rep, out_channels, group, "out_rep")
         check_widths(0, edge_dim=edge_dim)
         if dim is not None:
             check_widths(dim=dim)
@@ -67,6 +81,12 @@ class GeometricLayer(TiedLayer[Tables]):
         self.num_nodes = None if group is None else group.num_nodes
         self._graph = LastGraph[EdgeGraph]()
         self._reads_values = True
+
+    def _reps(self) -> tuple[Representation | None, Representation | None]:
+        if self.pos_rep is None or self.group is None:
+            return self.in_rep, self.out_rep
+        first = self.in_rep or Representation.trivial(self.group, self.in_channels)
+        return first + self.pos_rep, self.out_rep
 
     def _join(self, graph: LastGraph[EdgeGraph]) -> None:
         """Become part of a layer, which checks the values that it is given, and share its graph.
@@ -136,9 +156,9 @@ class GeometricLayer(TiedLayer[Tables]):
 class GeometricStack(GeometricLayer):
     """Layers of one width between two maps of the features; a learned axis is shared by all."""
 
-    first: NodeLinear
+    first: NodeMap[Any]
     convs: nn.ModuleList
-    last: NodeLinear | None
+    last: NodeMap[Any] | None
     axis: nn.Parameter | None
 
     def _set_layers(
@@ -155,7 +175,13 @@ class GeometricStack(GeometricLayer):
         learns_axis = options.get("learn_axis", False) is True
         if learns_axis:
             options = options | {"learn_axis": "given"}
-        self.first = NodeLinear(self.in_channels, hidden_channels, self.group)
+        maps = self._maps
+        self.first = maps.linear([self._into], maps.hidden)
+        between = maps.hidden_rep
+        if between is not None:
+            options = options | {"in_rep": between, "out_rep": between, "hidden": between}
+        elif self.hidden is not None:
+            options = options | {"hidden": self.hidden}
         convs = [
             conv(
                 hidden_channels,
@@ -174,8 +200,15 @@ class GeometricStack(GeometricLayer):
             layer._join(self._graph)
         self.convs = nn.ModuleList(convs)
         self.last = None
-        if out_channels is not None:
-            self.last = NodeLinear(hidden_channels, out_channels, self.group)
+        if out_channels is None:
+            if self.out_rep is not None and self.out_rep != between:
+                raise GroupError(
+                    "out_channels=None returns hidden channels, which move as hidden= says; leave "
+                    "out_rep out, or give out_channels"
+                )
+            self.out_rep = between
+        else:
+            self.last = maps.linear([maps.hidden], self._out)
         self.register_parameter("axis", None)
         if learns_axis and self.dim is not None:
             self.axis = nn.Parameter(torch.empty(self.dim))
@@ -243,10 +276,15 @@ def short_repr(layer: GeometricLayer, cls: type, options: dict[str, object]) -> 
     return f"{type(layer).__name__}({', '.join((*channels, *given))})"
 
 
-def check_residual(residual: bool | None, in_channels: int, out_channels: int) -> bool:
-    """Whether to add the input features; refused where the widths differ."""
-    if residual and in_channels != out_channels:
+def check_residual(layer: GeometricLayer, residual: bool | None) -> bool:
+    """Whether to add the input features; refused where the sides differ."""
+    into, out = layer.in_channels, layer.out_channels
+    if residual and into != out:
+        raise ValueError(f"residual=True needs as many channels out as in; got {into} and {out}")
+    sides = [None if r is None or r.is_trivial else r for r in (layer.in_rep, layer.out_rep)]
+    if residual and sides[0] != sides[1]:
         raise ValueError(
-            f"residual=True needs as many channels out as in; got {in_channels} and {out_channels}"
+            "residual=True adds the input features, so the group must move both sides alike; got "
+            f"in_rep={layer.in_rep!r} and out_rep={layer.out_rep!r}"
         )
-    return in_channels == out_channels if residual is None else residual
+    return into == out and sides[0] == sides[1] if residual is None else residual

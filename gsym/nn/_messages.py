@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from gsym import kernels
 from gsym._validate import check_edge_index
-from gsym.groups import PermutationGroup
 from gsym.kernels.edges import EdgeMaps, EdgeOptions, EdgeStage, Rows, compose_edges
 from gsym.nn._modules import is_plain
-from gsym.nn._nodewise import NodeLinear, may_be_read
+from gsym.nn._moved import HiddenLinear, Invariant, Maps
+from gsym.nn._nodewise import may_be_read
+from gsym.nn._signs import Channels
 
 # Of the last map of whatever moves coordinates or is added to the features of a node.
 SMALL_GAIN = 0.001
@@ -63,10 +65,9 @@ class EdgeMLP(nn.Module):
     projected before they are gathered: n products instead of e.
 
     Args:
-        in_channels: Channels of either end.
-        hidden_channels: Channels of a message.
+        maps: Makes the maps; a message has its hidden channels.
+        into: Channels of either end, in parts.
         edge_dim: Attributes per edge.
-        group: Its node orbits get their own projections.
         invariant: Add the squared distance, and move the coordinates.
         attention: Weigh every message by a learned gate.
         normalize: As in :func:`gsym.kernels.edge_mlp_sum`, like the others.
@@ -77,15 +78,14 @@ class EdgeMLP(nn.Module):
 
     distance: nn.Parameter | None
     attr: nn.Parameter | None
-    coord: nn.Linear | None
-    coord_last: nn.Linear | None
+    coord: nn.Linear | HiddenLinear | None
+    coord_last: nn.Linear | HiddenLinear | None
 
     def __init__(
         self,
-        in_channels: int,
-        hidden_channels: int,
+        maps: Maps,
+        into: Sequence[Channels],
         edge_dim: int,
-        group: PermutationGroup | None,
         *,
         invariant: bool = False,
         attention: bool = False,
@@ -96,21 +96,25 @@ class EdgeMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.options = EdgeOptions(normalize, tanh, clamp, mean)
+        in_channels, hidden, one = sum(part.channels for part in into), maps.hidden, maps.still(1)
         self.fan_in = fan_in = 2 * in_channels + edge_dim + invariant
-        self.target = NodeLinear(in_channels, hidden_channels, group, fan_in=fan_in)
-        self.source = NodeLinear(in_channels, hidden_channels, group, bias=False, fan_in=fan_in)
+        self.target = maps.linear(into, hidden, fan_in=fan_in)
+        self.source = maps.linear(into, hidden, bias=False, fan_in=fan_in)
+        # Exchanges of hidden channels tie what all edges share.
+        self.widen = Invariant(hidden) if hidden.moves else None
+        free = hidden.channels if self.widen is None else self.widen.num_free
         self.register_parameter("distance", None)
         self.register_parameter("attr", None)
         if invariant:
-            self.distance = nn.Parameter(torch.empty(hidden_channels))
+            self.distance = nn.Parameter(torch.empty(free))
         if edge_dim:
-            self.attr = nn.Parameter(torch.empty(hidden_channels, edge_dim))
-        self.second = nn.Linear(hidden_channels, hidden_channels)
-        self.gate = nn.Linear(hidden_channels, 1) if attention else None
+            self.attr = nn.Parameter(torch.empty(free, edge_dim))
+        self.second = maps.shared(hidden, hidden)
+        self.gate = maps.shared(hidden, one) if attention else None
         self.coord = self.coord_last = None
         if invariant:
-            self.coord = nn.Linear(hidden_channels, hidden_channels)
-            self.coord_last = nn.Linear(hidden_channels, 1, bias=False)
+            self.coord = maps.shared(hidden, hidden)
+            self.coord_last = maps.shared(hidden, one, bias=False)
 
     @torch.no_grad()
     def reset_parameters(self, gain: float = SMALL_GAIN) -> None:
@@ -122,7 +126,9 @@ class EdgeMLP(nn.Module):
         for part in (self.target, self.source, self.second, self.gate, self.coord):
             if part is not None:
                 part.reset_parameters()
-        if self.coord_last is not None:
+        if isinstance(self.coord_last, HiddenLinear):
+            self.coord_last.draw(gain * math.sqrt(6 / (self.target.out_channels + 1)))
+        elif self.coord_last is not None:
             nn.init.xavier_uniform_(self.coord_last.weight, gain=gain)
 
     def forward(
@@ -145,14 +151,18 @@ class EdgeMLP(nn.Module):
             target, source = self.target(x), self.source(x)
         if axis_part is not None:
             target, source = target + axis_part, source - axis_part
-        parts = [self.second]
+        parts: list[nn.Module] = [self.second]
         if self.gate is not None:
             parts.append(self.gate)
         if self.coord is not None and self.coord_last is not None:
             parts += self.coord, self.coord_last
-        if is_plain(nn.Linear, *parts):
+        if is_plain(nn.Linear if self.widen is None else HiddenLinear, *parts):
             return self._fused(target, source, graph, edge_attr, pos)
         return self._by_modules(target, source, graph, edge_attr, pos)
+
+    def wide(self, weight: nn.Parameter) -> Tensor:
+        """Weights ``[h, ...]`` of the hidden channels, which exchanges of these may tie."""
+        return weight if self.widen is None else self.widen(weight)
 
     def _fused(
         self,
@@ -164,7 +174,7 @@ class EdgeMLP(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         attr = coord = None
         if edge_attr is not None and self.attr is not None:
-            attr = (edge_attr, self.attr)
+            attr = (edge_attr, self.wide(self.attr))
         if self.coord is not None and self.coord_last is not None:
             coord = (self.coord.weight, self.coord.bias, self.coord_last.weight)
         return kernels.edge_mlp_sum(
@@ -175,7 +185,7 @@ class EdgeMLP(nn.Module):
             self.second.weight,
             self.second.bias,
             pos=pos,
-            distance=self.distance,
+            distance=None if self.distance is None else self.wide(self.distance),
             edge_attr=attr,
             gate=None if self.gate is None else (self.gate.weight, self.gate.bias),
             coord=coord,
@@ -193,11 +203,11 @@ class EdgeMLP(nn.Module):
         """The same where somebody listens to a map, which is called in the type of its input."""
         tensors = {"receiver": target, "sender": source}
         if edge_attr is not None and self.attr is not None:
-            tensors |= {"attr": edge_attr, "attr_weight": self.attr}
+            tensors |= {"attr": edge_attr, "attr_weight": self.wide(self.attr)}
         if pos is not None and self.distance is not None:
-            tensors |= {"pos": pos, "distance": self.distance}
+            tensors |= {"pos": pos, "distance": self.wide(self.distance)}
 
-        def called(part: nn.Linear | None) -> Rows | None:
+        def called(part: nn.Module | None) -> Rows | None:
             return None if part is None else lambda x: part(x.to(target.dtype)).to(x.dtype)
 
         ends = graph.target, graph.source

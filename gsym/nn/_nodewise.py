@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from gsym import kernels
 from gsym.groups import PermutationGroup
-from gsym.nn._modules import TabledModule, Tables, is_plain
+from gsym.nn._modules import T, TabledModule, Tables, is_plain
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,26 @@ class _NodeTables(Tables):
     tiles: kernels.Tiles | None
 
 
-class NodeLinear(TabledModule[_NodeTables]):
+class NodeMap(TabledModule[T]):
+    """A linear map of every node by itself."""
+
+    in_channels: int
+    out_channels: int
+    weight: nn.Parameter
+    bias: nn.Parameter
+    # Whether all nodes have the same.
+    is_shared: bool = False
+
+    def reset_parameters(self) -> None:
+        """Uniform within ``1 / sqrt(fan_in)``."""
+        raise NotImplementedError
+
+    def reset_small(self, gain: float) -> None:
+        """Xavier's rule times a gain, without bias."""
+        raise NotImplementedError
+
+
+class NodeLinear(NodeMap[_NodeTables]):
     """A linear map of every node, one per node orbit, drawn as ``nn.Linear`` draws its own.
 
     Args:
@@ -69,6 +89,14 @@ class NodeLinear(TabledModule[_NodeTables]):
         if self.bias is not None:
             self.bias.uniform_(-bound, bound)
 
+    @torch.no_grad()
+    def reset_small(self, gain: float) -> None:
+        """Xavier's rule times a gain, without bias."""
+        for weight in self.weight:
+            nn.init.xavier_uniform_(weight, gain=gain)
+        if self.bias is not None:
+            self.bias.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
         tiles = self._tables(x.device).tiles
@@ -84,7 +112,7 @@ class NodeLinear(TabledModule[_NodeTables]):
         return f"{self.in_channels}, {self.out_channels}, orbits={self.weight.size(0)}"
 
 
-def may_be_read(*maps: NodeLinear) -> bool:
+def may_be_read(*maps: NodeMap[Any]) -> bool:
     """Whether all nodes share these maps and nobody notices that they are not called."""
     if not is_plain(NodeLinear, *maps):
         return False
@@ -97,16 +125,9 @@ def may_be_read(*maps: NodeLinear) -> bool:
 class NodeMLP(nn.Module):
     """Two linear maps of every node with SiLU between, one pair per node orbit."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        group: PermutationGroup | None,
-    ) -> None:
+    def __init__(self, first: NodeMap[Any], last: NodeMap[Any]) -> None:
         super().__init__()
-        self.first = NodeLinear(in_channels, hidden_channels, group)
-        self.last = NodeLinear(hidden_channels, out_channels, group)
+        self.first, self.last = first, last
 
     @torch.no_grad()
     def reset_parameters(self, gain: float | None = None) -> None:
@@ -114,9 +135,7 @@ class NodeMLP(nn.Module):
         self.first.reset_parameters()
         self.last.reset_parameters()
         if gain is not None:
-            for weight in self.last.weight.detach():
-                nn.init.xavier_uniform_(weight, gain=gain)
-            nn.init.zeros_(self.last.bias)
+            self.last.reset_small(gain)
 
     def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         """Map ``[..., n, in_channels]``, or two parts of that, to ``[..., n, out_channels]``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,14 @@ from gsym._validate import (
     check_signal,
     reads_for_free,
 )
-from gsym.errors import SignalError
-from gsym.groups import PermutationGroup
+from gsym.errors import GroupError, SignalError
+from gsym.groups import Representation
 from gsym.nn._batch import unstack_rows
 from gsym.nn._geometric import GeometricLayer, Inputs
 from gsym.nn._messages import EdgeGraph
-from gsym.nn._nodewise import NodeLinear, NodeMLP
+from gsym.nn._moved import Maps
+from gsym.nn._nodewise import NodeMLP
+from gsym.nn._signs import Channels
 
 ALPHAS = ("learned", "node", "edge", "feature", "given")
 
@@ -27,22 +31,18 @@ class Estimator(nn.Module):
 
     Args:
         mode: ``"learned"``, ``"node"``, ``"edge"`` or ``"feature"``.
-        in_channels: Features per node.
-        out_channels: Features that ``"feature"`` scores, in addition to the coordinates.
-        hidden_channels: Width of the hidden layer.
-        dim: Coordinates per node.
-        group: Every node orbit gets its own weights.
+        maps: Makes the maps, and says how hidden channels move.
+        into: Features and coordinates of a node.
+        scores: What ``"node"`` and ``"feature"`` score.
         hard: Round to 0 or 1; gradients pass as if not rounded.
     """
 
     def __init__(
         self,
         mode: str,
-        in_channels: int,
-        out_channels: int,
-        hidden_channels: int,
-        dim: int,
-        group: PermutationGroup | None,
+        maps: Maps,
+        into: Sequence[Channels],
+        scores: Channels,
         hard: bool,
     ) -> None:
         super().__init__()
@@ -55,13 +55,11 @@ class Estimator(nn.Module):
             self.logit = nn.Parameter(torch.empty(1))
         elif mode == "edge":
             self.ends = nn.ModuleList(
-                NodeLinear(in_channels + dim, hidden_channels, group, bias=bias)
-                for bias in (True, False)
+                maps.linear(into, maps.hidden, bias=bias) for bias in (True, False)
             )
-            self.last = nn.Linear(hidden_channels, 1)
+            self.last = maps.shared(maps.hidden, scores)
         else:
-            scores = out_channels + 1 if mode == "feature" else 1
-            self.nodes = NodeMLP(in_channels + dim, hidden_channels, scores, group)
+            self.nodes = maps.mlp(into, scores)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -99,9 +97,14 @@ class ScoredLayer(GeometricLayer):
     """What :class:`PenguinConv` and :class:`Penguin` share: where alpha comes from."""
 
     def _set_alpha(
-        self, alpha: float | str, hard: bool, scored_channels: int, hidden_channels: int
+        self,
+        alpha: float | str,
+        hard: bool,
+        scored_channels: int,
+        scored_rep: Representation | None,
     ) -> None:
         assert self.dim is not None
+        self._places = Channels.of(self.pos_rep, self.dim, self.group, "pos_rep")
         self.scored_channels = scored_channels
         self.estimator: Estimator | None = None
         self.alpha: float | str = alpha
@@ -113,17 +116,28 @@ class ScoredLayer(GeometricLayer):
         else:
             self.alpha = _check_number(alpha)
         if isinstance(self.alpha, str) and alpha != "given":
-            self.estimator = Estimator(
-                self.alpha,
-                self.in_channels,
-                scored_channels,
-                hidden_channels,
-                self.dim,
-                self.group,
-                hard,
-            )
+            scores = self._maps.still(1)
+            if alpha == "feature":
+                scores = self._scores(scored_channels, scored_rep)
+            places = [self._into, self._places]
+            self.estimator = Estimator(self.alpha, self._maps, places, scores, hard)
         elif hard:
             raise ValueError(f"hard=True rounds a learned alpha; got alpha={alpha!r}")
+
+    def _scores(self, channels: int, rep: Representation | None) -> Channels:
+        """One score per feature and one for the coordinates, which change places but no signs."""
+        if rep is None or self.group is None:
+            return self._maps.still(channels + 1)
+        if rep.mixes_channels:
+            raise GroupError(
+                f'alpha="feature" scores every feature by itself, but the group mixes them: '
+                f'{rep!r}; use alpha="node", or a representation by signs or permutations'
+            )
+        if rep.is_trivial:
+            return self._maps.still(channels + 1)
+        moved = Representation.from_permutation(self.group, rep.images)
+        one = Representation.trivial(self.group, 1)
+        return Channels.of(moved + one, channels + 1, self.group, "out_rep")
 
     def symmetry_score(self, x: Tensor, pos: Tensor, edge_index: Tensor) -> Tensor:
         """The layer's own alpha: 1 where it is symmetric, 0 where it is free.

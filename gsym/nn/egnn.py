@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gsym._validate import check_clamp, check_like_weights
 from gsym.errors import SignalError
-from gsym.groups import PermutationGroup
+from gsym.groups import PermutationGroup, Representation
 from gsym.nn._geometric import (
     GeometricLayer,
     GeometricStack,
@@ -17,7 +17,6 @@ from gsym.nn._geometric import (
 )
 from gsym.nn._messages import SMALL_GAIN, EdgeMLP
 from gsym.nn._modules import own_parameter
-from gsym.nn._nodewise import NodeMLP
 
 AGGREGATIONS = ("mean", "sum")
 
@@ -50,6 +49,14 @@ class EGNNConv(GeometricLayer):
         group: Every node orbit gets its own weights of the nodes: both projections of
             :math:`\phi_e`, :math:`\phi_h` and :math:`\phi_v`; those of the edges are shared.
             ``None`` shares all.
+        in_rep: How the group moves the features of the input, too; ``None`` if they stay.
+            Coordinates need none: the layer commutes with the rotation or reflection that goes
+            with a permutation, as a mirror has one, unless vectors break that.
+        out_rep: How it moves those of the output.
+        hidden: How it moves the hidden channels, on which SiLU acts one by one: ``"regular"``,
+            copies of :meth:`gsym.Representation.regular`, the default with representations;
+            ``"trivial"``, not at all, which loses whatever changes its sign at nodes that the group
+            fixes; or a representation by permutations. Signs before SiLU are refused.
         residual: Add the input features; by default where the widths agree.
         attention: Multiply every message by a learned gate in 0..1.
         normalize: Use the direction of :math:`r_{ij}` in place of :math:`r_{ij}`.
@@ -78,13 +85,16 @@ class EGNNConv(GeometricLayer):
         Nodes: exact for each permutation that preserves ``edge_index``, ``edge_attr`` and the node
         orbits of ``group``; so for ``group`` when it preserves the graph. Relabelling everything
         together commutes with ``group=None`` always.
+        With representations features move along, and the condition is the same; ``edge_attr``
+        stays with its edge.
 
     Raises:
         GraphError: An ``edge_index`` that is out of range, not int64 or not ``[2, e]``;
             ``edge_attr`` of another shape.
         SignalError: Features or coordinates of another shape or type, coordinates or velocities
             that are not finite. On CUDA and in compiled code values are not read.
-        GroupError: Loading a checkpoint of another group.
+        GroupError: Loading a checkpoint of another group or of other representations; a
+            representation of another group or of other channels; hidden channels that change signs.
 
     Cost:
         ``O(n d h + e h^2)`` for width h. The edges run through
@@ -118,6 +128,9 @@ class EGNNConv(GeometricLayer):
         edge_dim: int = 0,
         *,
         group: PermutationGroup | None = None,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+        hidden: str | Representation | None = None,
         residual: bool | None = None,
         attention: bool = False,
         normalize: bool = False,
@@ -136,6 +149,9 @@ class EGNNConv(GeometricLayer):
             out_channels,
             hidden_channels,
             group,
+            in_rep=in_rep,
+            out_rep=out_rep,
+            hidden=hidden,
             dim=dim,
             edge_dim=edge_dim,
             velocity=velocity,
@@ -143,13 +159,13 @@ class EGNNConv(GeometricLayer):
         if coord_aggr not in AGGREGATIONS:
             raise ValueError(f"coord_aggr must be one of mean, sum; got {coord_aggr!r}")
         check_clamp(clamp)
-        self.residual = check_residual(residual, in_channels, out_channels)
+        self.residual = check_residual(self, residual)
         self.hidden_channels = hidden_channels
+        maps, into = self._maps, self._into
         self.edges = EdgeMLP(
-            in_channels,
-            hidden_channels,
+            maps,
+            [into],
             edge_dim,
-            group,
             invariant=True,
             attention=attention,
             normalize=normalize,
@@ -157,8 +173,8 @@ class EGNNConv(GeometricLayer):
             clamp=clamp,
             mean=coord_aggr == "mean",
         )
-        self.update = NodeMLP(in_channels + hidden_channels, hidden_channels, out_channels, group)
-        self.velocity_mlp = NodeMLP(in_channels, hidden_channels, 1, group) if velocity else None
+        self.update = maps.mlp([into, maps.hidden], self._out)
+        self.velocity_mlp = maps.mlp([into], maps.still(1)) if velocity else None
         # What is learned with them counts as state; the vectors are drawn again from these.
         self._given_vectors = vectors
         self.register_buffer("extra_vectors", None if vectors is None else vectors.clone())
@@ -175,8 +191,9 @@ class EGNNConv(GeometricLayer):
         self.register_parameter("axis_weight", None)
         self.axis_mlp = None
         if count:
-            self.axis_weight = nn.Parameter(torch.empty(count, hidden_channels))
-            self.axis_mlp = NodeMLP(in_channels, hidden_channels, count, group)
+            free = hidden_channels if self.edges.widen is None else self.edges.widen.num_free
+            self.axis_weight = nn.Parameter(torch.empty(count, free))
+            self.axis_mlp = maps.mlp([into], maps.still(count))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -231,7 +248,10 @@ class EGNNConv(GeometricLayer):
             # Centring keeps the difference and avoids cancellation far from the origin.
             wide = torch.promote_types(pos.dtype, torch.float32)
             centre = pos.mean(-2, keepdim=True, dtype=wide).to(pos.dtype)
-            axis_part = (pos - centre) @ vectors.t() @ self.axis_weight
+            weight = self.axis_weight
+            if self.edges.widen is not None:
+                weight = self.edges.widen(weight.t()).t()
+            axis_part = (pos - centre) @ vectors.t() @ weight
         messages, moves = self.edges(x, given.graph, given.edge_attr, pos, axis_part)
         new_pos = pos + moves
         if given.velocity is not None and self.velocity_mlp is not None:
@@ -251,7 +271,10 @@ class EGNNConv(GeometricLayer):
             "hidden_channels": self.hidden_channels,
             "edge_dim": self.edge_dim,
             "group": self.group,
-            "residual": None if self.residual == (self.in_channels == self.out_channels) else False,
+            "in_rep": self.in_rep,
+            "out_rep": self.out_rep,
+            "hidden": self.hidden,
+            "residual": None if self.residual == check_residual(self, None) else False,
             "attention": edges.gate is not None,
             "normalize": edges.options.normalize,
             "coord_aggr": "mean" if edges.options.mean else "sum",
@@ -293,6 +316,9 @@ class EGNN(GeometricStack):
         num_layers: Number of layers.
         edge_dim: Attributes per edge.
         group: As in :class:`EGNNConv`; the linear maps are tied along node orbits as well.
+        in_rep: How the group moves the features of the input, as in :class:`EGNNConv`.
+        out_rep: How it moves those of the output.
+        hidden: As in :class:`EGNNConv`; features between the layers move alike.
         dim: As in :class:`EGNNConv`.
         velocity: As in :class:`EGNNConv`; each layer sees the same, initial velocities.
         residual: As in :class:`EGNNConv`, like those that follow.
@@ -330,6 +356,9 @@ class EGNN(GeometricStack):
         *,
         edge_dim: int = 0,
         group: PermutationGroup | None = None,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+        hidden: str | Representation | None = None,
         dim: int | None = None,
         velocity: bool = False,
         residual: bool | None = None,
@@ -347,6 +376,9 @@ class EGNN(GeometricStack):
             width,
             hidden_channels,
             group,
+            in_rep=in_rep,
+            out_rep=out_rep,
+            hidden=hidden,
             dim=dim,
             edge_dim=edge_dim,
             velocity=velocity,

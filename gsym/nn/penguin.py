@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gsym.groups import PermutationGroup
+from gsym.groups import PermutationGroup, Representation
 from gsym.nn._absolute import NonEquivariantConv
 from gsym.nn._batch import unstack
 from gsym.nn._geometric import (
@@ -53,6 +53,11 @@ class PenguinConv(ScoredLayer):
             or of every node for each of its features and its coordinates; ``"given"`` in each
             call.
         group: As in :class:`EGNNConv`, for both branches and the Estimator.
+        in_rep: As in :class:`EGNNConv`, for both branches and the Estimator.
+        out_rep: As in :class:`EGNNConv`, for both branches.
+        pos_rep: How the group moves coordinates and velocities, which the free branch and the
+            Estimator see as numbers: a mirror reflects them. ``None`` if they stay.
+        hidden: As in :class:`EGNNConv`, for both branches and the Estimator.
         hard: Round a learned alpha to 0 or 1, that of edges before the mean, with straight-through
             gradients.
         residual: As in :class:`EGNNConv`, for both branches.
@@ -75,7 +80,8 @@ class PenguinConv(ScoredLayer):
         bounded, :math:`|f(gx) - g f(x)| \le (1 - \alpha) |n(gx) - g n(x)|` with n the free
         branch. An estimated alpha sees absolute coordinates and moves with them, so regional
         symmetry is exact only where it is rounded to 1 or saturates.
-        Nodes: that of :class:`EGNNConv`, for every alpha.
+        Nodes: that of :class:`EGNNConv`, for every alpha, where ``pos_rep`` says how a permutation
+        moves the coordinates that the free branch and the Estimator see.
 
     Raises:
         ValueError: An alpha outside 0..1 or of an unknown kind.
@@ -109,6 +115,10 @@ class PenguinConv(ScoredLayer):
         alpha: float | str = "learned",
         *,
         group: PermutationGroup | None = None,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+        pos_rep: Representation | None = None,
+        hidden: str | Representation | None = None,
         hard: bool = False,
         residual: bool | None = None,
         velocity: bool = False,
@@ -126,18 +136,25 @@ class PenguinConv(ScoredLayer):
             out_channels,
             hidden_channels,
             group,
+            in_rep=in_rep,
+            out_rep=out_rep,
+            pos_rep=pos_rep,
+            hidden=hidden,
             dim=dim,
             edge_dim=edge_dim,
             velocity=velocity,
         )
-        residual = check_residual(residual, in_channels, out_channels)
-        self._set_alpha(alpha, hard, out_channels, hidden_channels)
+        residual = check_residual(self, residual)
+        self._set_alpha(alpha, hard, out_channels, out_rep)
         self.equivariant = EGNNConv(
             in_channels,
             out_channels,
             hidden_channels,
             edge_dim,
             group=group,
+            in_rep=in_rep,
+            out_rep=out_rep,
+            hidden=self._maps.hidden_rep or "trivial",
             residual=residual,
             attention=attention,
             normalize=normalize,
@@ -150,13 +167,12 @@ class PenguinConv(ScoredLayer):
             dim=dim,
         )
         self.free = NonEquivariantConv(
-            in_channels,
-            out_channels,
-            hidden_channels,
+            self._maps,
+            self._into,
+            self._out,
+            self._places,
             edge_dim,
-            group=group,
             residual=residual,
-            dim=dim,
             velocity=velocity,
         )
         self.equivariant._join(self._graph)
@@ -180,7 +196,8 @@ class PenguinConv(ScoredLayer):
         """As PyG writes its layers, with the options that are not the default."""
         hard = self.estimator is not None and self.estimator.hard
         branch = self.equivariant._options()
-        options = {**branch, "alpha": self.alpha, "hard": hard, "dim": self.dim}
+        options = {**branch, "hidden": self.hidden, "pos_rep": self.pos_rep, "alpha": self.alpha}
+        options |= {"hard": hard, "dim": self.dim}
         return short_repr(self, PenguinConv, options)
 
     def forward(
@@ -247,6 +264,10 @@ class Penguin(ScoredLayer, GeometricStack):
         num_layers: Number of layers.
         edge_dim: Attributes per edge.
         group: As in :class:`PenguinConv`; the linear maps are tied along node orbits as well.
+        in_rep: How the group moves the features of the input, as in :class:`EGNNConv`.
+        out_rep: How it moves those of the output.
+        pos_rep: As in :class:`PenguinConv`.
+        hidden: As in :class:`EGNNConv`; features between the layers move alike.
         alpha: As in :class:`PenguinConv`; ``"feature"`` scores the hidden features.
         hard: As in :class:`PenguinConv`.
         residual: As in :class:`EGNNConv`, like those that follow.
@@ -291,6 +312,10 @@ class Penguin(ScoredLayer, GeometricStack):
         *,
         edge_dim: int = 0,
         group: PermutationGroup | None = None,
+        in_rep: Representation | None = None,
+        out_rep: Representation | None = None,
+        pos_rep: Representation | None = None,
+        hidden: str | Representation | None = None,
         alpha: float | str = "learned",
         hard: bool = False,
         residual: bool | None = None,
@@ -310,12 +335,17 @@ class Penguin(ScoredLayer, GeometricStack):
             width,
             hidden_channels,
             group,
+            in_rep=in_rep,
+            out_rep=out_rep,
+            pos_rep=pos_rep,
+            hidden=hidden,
             dim=dim,
             edge_dim=edge_dim,
             velocity=velocity,
         )
-        self._set_alpha(alpha, hard, hidden_channels, hidden_channels)
+        self._set_alpha(alpha, hard, hidden_channels, self._maps.hidden_rep)
         options = {
+            "pos_rep": pos_rep,
             "alpha": "given",
             "residual": residual,
             "attention": attention,
