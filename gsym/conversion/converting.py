@@ -15,6 +15,7 @@ from torch_geometric.nn import DenseGCNConv, GCNConv, GINConv, MessagePassing, S
 from torch_geometric.nn.dense.linear import Linear as PyGLinear
 
 from gsym._graphs import Graph, as_graph
+from gsym._validate import warn
 from gsym.conversion._convolutions import Unfit, convolution
 from gsym.conversion._projecting import Entries, project
 from gsym.conversion.layers import NodeMap, TiedNodeLinear, TiedTensor
@@ -26,6 +27,7 @@ from gsym.nn._tied import TiedLayer
 
 _CONVOLUTIONS = (GCNConv, SAGEConv, GINConv, DenseGCNConv)
 _LINEAR = (nn.Linear, PyGLinear)
+_NO_GRAPH = "no graph is given, pass edge_index="
 # These hold tensors for the module above them.
 _LISTS = (nn.ParameterList, nn.ParameterDict)
 
@@ -87,6 +89,9 @@ def convert(
         GroupError: Levels on different nodes.
         GraphError: A graph on other nodes; later, a call of the result with another graph.
 
+    Warns:
+        UserWarning: Convolutions that are left alone because there is no graph.
+
     Cost:
         Per convolution ``O(e)`` and the cube of the number of clusters; a tied map has as many
         weights as ``group.commutant_dim()``.
@@ -141,6 +146,9 @@ def convert(
             f"  {p.name or '(model)'}, {p.kind}: {p.reason}" for p in report.may_break
         )
         raise ValueError(f"left alone, these may break the symmetry:\n{parts}")
+    graphless = [part for part in report.left if part.reason == _NO_GRAPH]
+    if graphless:
+        warn(f"{_list([part.name for part in graphless])}: {_NO_GRAPH}, so they were left alone")
     twin.conversion = report  # type: ignore[assignment]
     return twin
 
@@ -229,7 +237,7 @@ class _Work:
 
     def _convolution(self, name: str, conv: Any) -> nn.Module:
         if self.graph is None:
-            return self._leave(name, conv, "no graph is given: pass edge_index=", True)
+            return self._leave(name, conv, _NO_GRAPH, True)
         try:
             found = convolution(conv, self.graph)
         except Unfit as why:

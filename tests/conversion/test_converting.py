@@ -479,7 +479,8 @@ class TestLeftAlone:
         )  # fmt: skip
 
     def test_convolutions_without_a_graph(self):
-        new = gsym.convert(GCNConv(3, 2), CLUSTERS)
+        with pytest.warns(UserWarning, match="the model: no graph is given, pass edge_index="):
+            new = gsym.convert(GCNConv(3, 2), CLUSTERS)
         assert new.conversion.may_break[0].reason.endswith("pass edge_index=")
         with pytest.raises(ValueError, match="pass edge_index="):
             gsym.convert(GCNConv(3, 2), CLUSTERS, strict=True)
