@@ -408,8 +408,8 @@ def report(out: Path) -> Path:
         "the one that is best now, and mixes the groups. Here both are checked against fits to "
         f"more signals and to test signals: {TRUTHS} made-up linear maps on {NODES} nodes that "
         "have a part in every level of a chain of 48, 24, 12, 4 and 1 clusters, and speeds of "
-        "METR-LA half an hour later, with clusters by Ward on other times. Every draw takes other "
-        "signals.",
+        "METR-LA half an hour later, with clusters by Ward on other times, tested on later weeks "
+        "than those that signals are drawn from. Every draw takes other signals.",
         "## Predicted and found",
         "The first crossing that each draw predicts, over that where the mean test errors of "
         "refits cross (or the number of signals at hand, if they did before): median and "
