@@ -361,7 +361,9 @@ def report(out: Path) -> Path:
         "means over seeds."
     )
     source = " --data DIR" if any(row.source == "files" for row in rows) else ""
-    command = f"python -m benchmarks softlayers{source} --seeds {seeds}"
+    done = [task for task in TASKS if any(row.task == task for row in rows)]
+    named = "" if len(done) == len(TASKS) else " " + " ".join(done)
+    command = f"python -m benchmarks softlayers{named}{source} --seeds {seeds}"
     parts.append(f"{made_with(command, rows)}; the rows stand in [{RESULTS}]({RESULTS}).")
     return write_page(out / PAGE, parts)
 
@@ -432,6 +434,6 @@ def _draw(out: Path, rows: Sequence[Row], datasets: Sequence[str]) -> str:
         axes.set_xticks(range(2), ["first layer", "last layer"])
         axes.set_title(dataset, fontsize=10, loc="left")
         axes.set_ylabel("share of the map")
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         axes.spines[["top", "right"]].set_visible(False)
     return save(figure, out / PICTURE)
