@@ -259,3 +259,21 @@ def test_checkpoints_name_the_representation() -> None:
 def test_bad_input(make, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         make()
+
+
+def test_many_copies_are_laid_where_the_matrix_has_them():
+    """In one gather instead of a table of all blocks; the group has an element of order 6."""
+    group = PermutationGroup.from_cycles(7, [(0, 1, 2), (3, 4)])
+    pose = Representation.from_signs(group, [[-1] * 8 + [1] * 8])
+    layer = OrbitLinear(16, 16, group, in_rep=pose, out_rep=pose).double()
+    mixing = layer.mixing
+    tie = mixing._tables(torch.device("cpu")).tie
+    assert mixing._tables(torch.device("cpu")).rows is not None
+    table = mixing._entries(tie.expand(mixing.weight)).flatten(2).flatten(0, 1)
+    grad = torch.randn_like(table)
+    found, expected = (
+        (y, torch.autograd.grad(y, mixing.weight, grad)[0]) for y in (mixing.matrix(), table)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    assert_equivariant(layer, group, x, in_rep=pose, out_rep=pose)
