@@ -67,19 +67,30 @@ class MatrixTie(Tables):
         Returns:
             Float64 ``[..., s, s]``.
         """
-        *more, t, s = place.shape
-        maps = math.prod(more)
-        gram = np.zeros((maps, s, s))
-        if self.source is not None and self.target is not None:
-            where = torch.empty(place.numel(), dtype=torch.int64, device="cpu")
-            where[place.cpu().flatten()] = torch.arange(place.numel(), device="cpu")
-            here = where[self.target.index.cpu()].numpy()
-            which, row, column = here // (t * s), here // s % t, here % s
-            # One sparse row per map, row of it and block: its entries grow together.
-            mark = (which * t + row) * self.free + self.source.index.cpu().numpy()
-            _, mark = np.unique(mark, return_inverse=True)
-            values = self.factor.cpu().numpy() * np.sqrt(share.cpu().numpy())[row]
-            marks = csr_array((values, (mark.reshape(-1), which * s + column)))
-            found = (marks.T @ marks).tocoo()
-            gram[found.row // s, found.row % s, found.col % s] = found.data
-        return torch.from_numpy(gram).view(*more, s, s).to(share.device)
+        if self.source is None or self.target is None:
+            return share.new_zeros(*place.shape[:-2], *place.shape[-1:] * 2)
+        return gram(place, share, self.target.index, self.source.index, self.factor)
+
+
+def gram(place: Tensor, share: Tensor, position: Tensor, block: Tensor, factor: Tensor) -> Tensor:
+    """As :meth:`MatrixTie.gram`, of terms: a free block times a factor at a position.
+
+    Only entries of one row that share a block meet, which are few; all pairs of columns of every
+    row would take ``t s^2`` numbers.
+    """
+    *more, t, s = place.shape
+    where = torch.empty(place.numel(), dtype=torch.int64, device="cpu")
+    where[place.cpu().flatten()] = torch.arange(place.numel(), device="cpu")
+    here, source = where[position.cpu()].numpy(), block.cpu().numpy()
+    which, row, column = here // (t * s), here // s % t, here % s
+    # One sparse row per map, row of it and block: its entries grow together.
+    mark = (which * t + row) * (source.max(initial=0) + 1) + source
+    _, mark = np.unique(mark, return_inverse=True)
+    values = factor.cpu().numpy() * np.sqrt(share.cpu().numpy())[row]
+    maps = math.prod(more)
+    shape = int(mark.max(initial=0)) + 1, maps * s
+    marks = csr_array((values, (mark.reshape(-1), which * s + column)), shape)
+    found = (marks.T @ marks).tocoo()
+    full = np.zeros((maps, s, s))
+    full[found.row // s, found.row % s, found.col % s] = found.data
+    return torch.from_numpy(full).view(*more, s, s).to(share.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym.errors import GroupError
 from gsym.groups import ClusterGroup, Orbits, PermutationGroup, Representation
-from gsym.nn._matrix_tie import MatrixTie
+from gsym.nn._matrix_tie import MatrixTie, gram
 from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import TabledModule, Tables
 from gsym.nn._tied import as_clusters
@@ -113,10 +113,9 @@ class SignedTie(Tables):
 
     def gram(self, place: Tensor, share: Tensor) -> Tensor:
         """As :meth:`MatrixTie.gram`."""
-        index, sign = self.index.reshape(-1)[place], self.sign.reshape(-1)[place]
-        # Entries of one row and orbit are one number up to signs; all others are independent.
-        same = (index.unsqueeze(-1) == index.unsqueeze(-2)).double() * share[:, None, None]
-        return (same * sign.unsqueeze(-1) * sign.unsqueeze(-2)).sum(dim=-3)
+        sign = self.sign.reshape(-1)
+        position = sign.nonzero()[:, 0]
+        return gram(place, share, position, self.index.reshape(-1)[position], sign[position])
 
 
 Tie = SignedTie | MatrixTie
@@ -135,8 +134,7 @@ def isometric(draw: Tensor, tie: Tie, place: Tensor, share: Tensor) -> Tensor:
         Entries ``[..., t, s, f]``, tied as before: the mean of ``W^T diag(share) W`` is the
         identity where the maps do not vanish, and that root commutes with the group.
     """
-    gram = tie.gram(place, share)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(tie.gram(place, share))
     kept = values > 1e-9 * values.amax(dim=-1, keepdim=True).clamp(min=1e-300)
     inverse = torch.where(kept, values, 1).rsqrt() * kept
     root = vectors @ torch.diag_embed(inverse) @ vectors.mT

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gsym import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.check import assert_equivariant, check_layer, equivariance_error
 from gsym.errors import GroupError
 from gsym.nn import GNet, GNetConv, OrbitLinear
+from gsym.nn._signs import SignedTie
 
 MIRROR = PermutationGroup.from_cycles(5, [(0, 1), (2, 3)])
 # Clusters of several nodes, of which some are exchanged and some stay.
@@ -277,3 +280,39 @@ def test_many_copies_are_laid_where_the_matrix_has_them():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     x = torch.randn(2, 7, 16, dtype=torch.float64)
     assert_equivariant(layer, group, x, in_rep=pose, out_rep=pose)
+
+
+def largest_tensor(make) -> int:
+    """Most numbers that one tensor holds which is made on the way."""
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+            return out
+
+    with Sizes():
+        make()
+    return max(sizes)
+
+
+def test_building_takes_memory_in_proportion_to_the_matrix() -> None:
+    """With signs on 3 of 8 channels, which have no copies; with an element of order 6."""
+    group = PermutationGroup.from_cycles(10, [(0, 1, 2), (3, 4)])
+    pose = Representation.from_signs(group, [[-1] * 3 + [1] * 5])
+    largest = largest_tensor(lambda: OrbitLinear(8, 8, group, in_rep=pose, out_rep=pose))
+    assert largest <= 4 * (10 * 8) ** 2
+
+
+def test_lengths_are_those_of_the_definition() -> None:
+    """The mean of ``W^T diag(share) W``, entry by entry: those of one orbit are one number."""
+    pose = POSE.on_clusters(MIRROR.as_clusters())
+    tie = SignedTie.of(MIRROR.as_clusters().cluster_pair_orbits(pose, pose))
+    place = torch.randperm(tie.sign.numel()).view(5, 2, 10)
+    share = torch.rand(2, dtype=torch.float64)
+    index, sign = tie.index.reshape(-1)[place], tie.sign.reshape(-1)[place]
+    same = (index[..., None] == index[..., None, :]) * sign[..., None] * sign[..., None, :]
+    expected = (same * share[:, None, None]).sum(dim=-3)
+    torch.testing.assert_close(tie.gram(place, share), expected, rtol=0, atol=1e-12)
+    assert expected.triu(1).abs().max() > 0
