@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +25,7 @@ class Chain:
     """Groups of one node set, the finest first.
 
     Attributes:
-        groups: The levels, those with the most free weights first.
+        groups: The levels, those with the most free weights first, of these the smallest group.
         group: What commutes with every map of every level: the finest level of nested ones; of
             others the permutations within the meet of all clusters.
         partition: The coarsest partition that refines the clusters of all levels.
@@ -47,8 +48,8 @@ class Chain:
 
         Raises:
             TypeError: Something else among the levels.
-            ValueError: A level twice, or a group besides.
-            GroupError: No level, or levels on different numbers of nodes.
+            ValueError: A group besides.
+            GroupError: No level, a level twice, or levels on different numbers of nodes.
         """
         if levels is None:
             return None
@@ -57,19 +58,18 @@ class Chain:
         if isinstance(levels, Chain):
             return levels
         groups = list(read_levels(levels))
-        if len(set(groups)) < len(groups):
-            twice = next(g for i, g in enumerate(groups) if g in groups[:i])
-            raise ValueError(f"levels lists {twice} twice; every level must be there once")
-        groups.sort(key=lambda g: -g.commutant_dim())
+        dims = {group: group.commutant_dim() for group in groups}
+        counts = Counter(dims.values())
+        # Groups with the same maps, as all that are 2-transitive, differ in their order alone,
+        # which may take a search.
+        groups.sort(key=lambda g: (-dims[g], g.log_order() if counts[dims[g]] > 1 else 0.0))
         partition = groups[0].as_clusters().partition
         for other in groups[1:]:
             coarse = other.as_clusters().partition
             if not partition.refines(coarse):
                 partition = partition.meet(coarse)
         nested = all(is_subgroup(fine, coarse) for fine, coarse in pairwise(groups))
-        common: PermutationGroup = ClusterGroup(partition)
-        if nested and groups[0].as_clusters().partition == partition:
-            common = groups[0]
+        common: PermutationGroup = groups[0] if nested else ClusterGroup(partition)
         if not nested:
             warnings.warn(
                 f"levels are not nested; the sum of their maps commutes with {common}, and the "

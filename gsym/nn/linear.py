@@ -202,7 +202,9 @@ class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
 
     def _build_tables(self) -> _LinearTables:
         clusters = as_clusters(self.group)
-        labels, orbit = clusters.partition.labels, clusters.cluster_orbits().index
+        orbit = clusters.cluster_orbits().index
+        # A coarser level may need finer clusters than those of the finest.
+        rows_of = clusters.partition if self.soft is None else self.soft.chain.partition
         sizes = torch.tensor(clusters.partition.sizes)
         # W alone serves a cluster of one node; S_n on any number of nodes has D all the same.
         has_own = (sizes > 1) | (not self._alone_is_mixed) | (self.group is None)
@@ -212,7 +214,9 @@ class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
         # Without D at any level no row is multiplied.
         multiplies = used.numel() or len(self.levels) > 1
         widths = (self.in_channels, self.out_channels) if multiplies else (1, 1)
-        rows = None if self.group is None else kernels.Clusters(labels, sizes.numel(), *widths)
+        rows = None
+        if self.group is not None:
+            rows = kernels.Clusters(rows_of.labels, rows_of.num_clusters, *widths)
         if not self._signed:
             return _LinearTables(rows, orbit, own_index)
         own_free = own_tie(clusters, self._into, self._out, has_own)
@@ -343,6 +347,9 @@ class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
         if tables.bias_tie is None:
             return _untie(bias, tables.cluster_orbit)
         return tables.bias_tie.expand(bias).view(-1, self.out_channels)
+
+    def _moves_channels(self) -> bool:
+        return self._into.moves or self._out.moves
 
     def energy(self) -> Tensor:
         """How much of a layer with levels each of them explains.

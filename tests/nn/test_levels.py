@@ -28,6 +28,9 @@ TURN = ClusterGroup(
     swaps=PermutationGroup.from_cycles(4, [(0, 1, 2)]),
 )
 SQUARE = PermutationGroup(4, [[1, 2, 3, 0], [0, 3, 2, 1]])
+HALVES = Partition([0, 1, 0, 1, 0, 1])
+# What keeps the halves or exchanges them, as a general group: its pairs need single nodes.
+BOTH = PermutationGroup(6, [[2, 1, 4, 3, 0, 5], [2, 1, 0, 3, 4, 5], [1, 0, 3, 2, 5, 4]])
 
 CHAINS = {
     "three levels": CHAIN,
@@ -38,6 +41,7 @@ CHAINS = {
     "single nodes": [Partition.singletons(4), SQUARE],
     "single nodes, unsorted": [Partition([2, 0, 3, 1]), SQUARE],
     "one level": [FINE],
+    "clusters in a general group": [HALVES, BOTH],
 }
 CROSSED = [Partition([0, 0, 1, 1, 2, 2, 3, 3, 3]), Partition([0, 1, 0, 1, 2, 3, 2, 3, 3])]
 
@@ -439,6 +443,22 @@ class TestNets:
         net.convs[1].linear.soft.parts[0].register_forward_hook(lambda *_: None)
         with kernels.backend("native"):
             torch.testing.assert_close(net(x), right, rtol=0, atol=1e-12)
+
+
+def test_groups_with_the_same_maps_come_by_their_order() -> None:
+    even, every = PermutationGroup(4, [[1, 2, 0, 3], [0, 2, 3, 1]]), Partition.single(4)
+    for levels in ([even, every], [every, even]):
+        layer = OrbitLinear(2, 2, levels=levels)
+        assert layer.levels[0] is layer.group is even
+        assert layer.energy().tolist() == pytest.approx([0, 1], abs=1e-6)
+
+
+def test_the_group_is_the_finest_of_nested_levels() -> None:
+    layer = soft([BOTH, HALVES])
+    assert layer.group == layer.levels[0] == ClusterGroup(HALVES)
+    assert layer.harden(HALVES).moved.exact
+    assert equivariance_error(layer, layer.group, signal(layer, 2)) < 1e-12
+    assert equivariance_error(layer, BOTH, signal(layer, 2)) > 1e-2
 
 
 def test_a_chain_says_what_it_refuses() -> None:
