@@ -17,11 +17,22 @@ from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.nn._cluster_map import read
 from gsym.nn._inputs import check_input
 from gsym.nn._levels import Chain, is_subgroup
+from gsym.nn._tied import check_group
 from gsym.nn.linear import OrbitLinear
 
 
 def _trivial(group: PermutationGroup) -> ClusterGroup:
     return ClusterGroup(Partition.singletons(group.num_nodes))
+
+
+def _of_nodes(group: PermutationGroup) -> PermutationGroup:
+    """The group as it came, once it is known to be one of a fixed number of nodes."""
+    if check_group(group) is None:
+        raise TypeError(
+            "group must be a PermutationGroup or a ClusterGroup, because every node has weights of "
+            "its own here; got None; write ClusterGroup(Partition.single(n)) for S_n"
+        )
+    return group
 
 
 def _itself(x: Tensor) -> Tensor:
@@ -77,7 +88,7 @@ class RelaxedOrbitLinear(nn.Module):
         if num_banks < 1:
             raise ValueError(f"num_banks must be at least 1; got {num_banks}")
         self.in_channels, self.out_channels, self.num_banks = in_channels, out_channels, num_banks
-        self.group, self.num_nodes = group, group.num_nodes
+        self.group, self.num_nodes = _of_nodes(group), group.num_nodes
         self.banks = OrbitLinear(in_channels, num_banks * out_channels, group, bias=bias)
         self.coefficients = nn.Parameter(torch.empty(group.num_nodes, num_banks))
         self.reset_parameters()
@@ -104,10 +115,13 @@ class RelaxedOrbitLinear(nn.Module):
         return (self.coefficients - means[index]).norm(dim=1)
 
     def penalty(self, edge_index: Tensor, strength: float = 1.0) -> Tensor:
-        """Variation of the coefficients along edges, ``strength`` times its mean."""
+        """Variation of the coefficients along edges, ``strength`` times its mean.
+
+        It is 0 without edges.
+        """
         source, target = edge_index
         steps = self.coefficients[source] - self.coefficients[target]
-        return strength * steps.abs().mean()
+        return strength * steps.abs().sum() / max(steps.numel(), 1)
 
 
 class ResidualPathway(OrbitLinear):
@@ -270,8 +284,9 @@ class EquivarianceRegulariser:
         + \|b - P_g b\|^2 \bigr)
 
     over the ``OrbitLinear`` layers of a model, with :math:`P_g` the projection to the maps that
-    commute with g. The layers are tied along a finer group than all of these, or not at all. Once
-    in training :meth:`tune` lowers the strength of symmetries that the data break.
+    commute with g and leave channels alone, so layers whose ``in_rep`` or ``out_rep`` moves
+    channels are refused. The layers are tied along a finer group than all of these, or not at all.
+    Once in training :meth:`tune` lowers the strength of symmetries that the data break.
 
     Args:
         model: Model whose ``OrbitLinear`` layers of one group, on the nodes of the groups, count.
@@ -282,7 +297,8 @@ class EquivarianceRegulariser:
         strengths: :math:`\lambda_g`, a list in the order of the groups.
 
     Raises:
-        ValueError: A model without such layers, or no groups.
+        ValueError: A model without such layers, or with one whose representations move channels;
+            no groups.
 
     Example:
         >>> net = gsym.nn.GNet([1, 4, 1], ClusterGroup(Partition.singletons(4)), propagate="none")
@@ -310,6 +326,14 @@ class EquivarianceRegulariser:
             for m in model.modules()
             if isinstance(m, OrbitLinear) and not m.levels and m.num_nodes == n
         ]
+        for name, module in model.named_modules():
+            counts = isinstance(module, OrbitLinear) and module in self.layers
+            if counts and module._moves_channels():
+                raise ValueError(
+                    f"layer {name or type(module).__name__} has representations that move "
+                    "channels, but the groups are averaged over with channels that stay, which "
+                    "would penalise its own symmetry; use layers without in_rep and out_rep"
+                )
         if not self.layers:
             raise ValueError(f"the model has no OrbitLinear of one group on {n} nodes to penalise")
         self.strengths = [strength] * len(self.groups)
@@ -357,9 +381,12 @@ class EquivarianceRegulariser:
 
 
 def _two(group: PermutationGroup, finer: PermutationGroup | None) -> Chain:
-    finer = _trivial(group) if finer is None else finer
-    if not is_subgroup(finer, group):
-        raise ValueError(f"finer must be a subgroup of {group}; {finer} is none")
+    smallest = _trivial(_of_nodes(group))
+    if is_subgroup(group, smallest):
+        raise ValueError(f"group has no proper subgroup to relax to; got {group}; use OrbitLinear")
+    finer = smallest if finer is None else finer
+    if not is_subgroup(finer, group) or is_subgroup(group, finer):
+        raise ValueError(f"finer must be a proper subgroup of {group}; {finer} is none")
     chain = Chain.of([finer, group])
     assert chain is not None
     return chain

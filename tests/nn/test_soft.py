@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.check import check_module, equivariance_error
 from gsym.nn import GNet, OrbitLinear
 from gsym.nn.soft import (
@@ -61,6 +61,9 @@ class TestRelaxed:
         steps = (a[EDGES[0]] - a[EDGES[1]]).abs().mean()
         torch.testing.assert_close(layer.penalty(EDGES, 2.0), 2 * steps)
 
+    def test_penalty_without_edges_is_zero(self) -> None:
+        assert RelaxedOrbitLinear(2, 3, GROUP).penalty(EDGES[:, :0]).item() == 0
+
     def test_keeps_the_size_of_a_signal(self) -> None:
         layer = RelaxedOrbitLinear(8, 8, GROUP, num_banks=3, bias=False)
         x, kept = torch.randn(1, N, 8), []
@@ -101,6 +104,22 @@ class TestResidualPathway:
         assert 0 < hard.moved.lost < 1
         with pytest.raises(ValueError, match="subgroup"):
             ResidualPathway(2, 3, GROUP, finer=TURN)
+
+
+@pytest.mark.parametrize("layer", [RelaxedOrbitLinear, ResidualPathway, ConstrainedRelaxation])
+@pytest.mark.parametrize("group", [None, "S_7"])
+def test_needs_a_group_of_so_many_nodes(layer, group) -> None:
+    with pytest.raises(TypeError, match="group must be a PermutationGroup"):
+        layer(2, 2, group)
+
+
+@pytest.mark.parametrize("layer", [ResidualPathway, ConstrainedRelaxation])
+def test_there_must_be_something_to_relax_to(layer) -> None:
+    for group in (TRIVIAL, PermutationGroup.trivial(N), ClusterGroup(Partition.single(1))):
+        with pytest.raises(ValueError, match="no proper subgroup to relax to"):
+            layer(2, 2, group)
+    with pytest.raises(ValueError, match="proper subgroup of"):
+        layer(2, 2, GROUP, finer=GROUP)
 
 
 class TestConstrainedRelaxation:
@@ -168,6 +187,17 @@ class TestRegulariser:
     def test_vanishes_on_a_symmetric_net(self) -> None:
         net = GNet([2, 3, 2], GROUP, propagate="none").to_group(TRIVIAL).double()
         assert float(EquivarianceRegulariser(net, [GROUP]).penalty()) < 1e-8
+
+    def test_refuses_layers_that_move_channels(self) -> None:
+        group = PermutationGroup.from_cycles(N, [(0, 1)])
+        pose = Representation.from_signs(group, [[-1, 1]])
+        still = Representation.trivial(group, 2)
+        net = torch.nn.Sequential(
+            OrbitLinear(2, 2, group, in_rep=still), OrbitLinear(2, 2, group, in_rep=pose)
+        )
+        with pytest.raises(ValueError, match="layer 1 has representations"):
+            EquivarianceRegulariser(net, [group])
+        assert float(EquivarianceRegulariser(net[0], [group]).penalty()) < 1e-10
 
     def test_tunes_once(self) -> None:
         net = randomised(GNet([2, 3, 2], FINE, propagate="none"))
