@@ -186,8 +186,29 @@ class TestAxes:
 
     def test_as_many_channels_as_nodes(self):
         x = torch.randn(4, N, N, dtype=torch.float64)
-        assert self.run(lambda x: x.cos(), x).axis == "-2"
-        assert max(self.run(lambda x: x.cos(), x).errors) == 0
+        with pytest.warns(UserWarning, match="as many channels as nodes, 6"):
+            part = self.run(lambda x: x.cos(), x)
+        assert part.axis == "-2" and max(part.errors) == 0
+
+    @pytest.mark.parametrize("pool", [lambda x: x.mean(-2), lambda x: x.mean(-2, keepdim=True)])
+    def test_as_many_invariant_channels_as_nodes(self, pool):
+        class Pools(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.wide, self.head = nn.Linear(3, N), nn.Linear(N, 2)
+
+            def forward(self, x):
+                return self.head(self.wide(pool(x)))
+
+        for x in (X, X[0]):
+            found = profile(Pools().double(), CHAIN, x)
+            assert found.first_lost == (None,) * 3
+            assert {m.axis for m in found.modules} == {"none"}
+            assert max(max(m.inputs) for m in found.modules) < 1e-14
+
+    def test_what_changes_is_lost_on_the_axis_of_nodes(self):
+        part = self.run(lambda x: x.mean(-1) * torch.arange(N))
+        assert part.axis == "-1" and part.errors[2] > 0.1
 
     def test_what_should_not_change_is_seen_to(self):
         assert self.run(lambda x: x[:, 0]).errors[2] > 0.1

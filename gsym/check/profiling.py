@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class ModuleProfile:
         calls: How often the model calls it; 0 if never.
         axis: Where its outputs have nodes: ``"-2"``; ``"-2, -1"`` for pairs; ``"in -1"`` for
             nodes within a longer axis, as in signals laid flat or stacked; ``"none"`` where there
-            are no nodes, so that outputs should not change at all.
+            are no nodes, so that outputs should not change at all, and where an axis happens to be
+            as long but they do not change.
         errors: Largest relative error of its outputs by level: equivariance error where there are
             nodes, change where there are none; NaN if it gives no numbers.
         inputs: The same of what it is given, without integers such as a graph.
@@ -156,7 +158,9 @@ def profile(
     The signal is moved by elements of each group, and what every submodule gives then is held
     against what it gave before, moved likewise. Nodes are found by the size of an axis: of axes and
     pairs of axes with as many entries as there are nodes the one that fits best, else nodes within
-    a longer axis. What has no nodes should not change at all.
+    a longer axis. What has no nodes should not change at all. What keeps none of these axes, has
+    none of them at -2 and does not change either has channels there, as many as nodes by chance.
+    A signal with as many channels as nodes is warned of: its axes cannot be told apart.
 
     Args:
         model: Any module; evaluated in ``eval`` mode and left as it was.
@@ -209,6 +213,13 @@ def profile(
             f"x {list(x.shape)} has another axis of {n} before that of the {n} nodes; take another "
             "number of signals, so that nodes can be told from them"
         )
+    if n > 1 and x.size(-1) == n:
+        warnings.warn(
+            f"x {list(x.shape)} has as many channels as nodes, {n}, so that a module which "
+            "exchanges the two axes passes; take another number of channels to tell them apart",
+            UserWarning,
+            stacklevel=2,
+        )
     watch = _Watch(model, n, len(groups))
     with watch.hooks():
         run(model, x, *args)
@@ -218,7 +229,7 @@ def profile(
                 watch.begin(level, perm)
                 run(model, act(perm, x), *args)
                 watch.end()
-    return Profile(groups, tuple(watch.results()), allowed)
+    return Profile(groups, tuple(watch.results(allowed)), allowed)
 
 
 def moves(group: PermutationGroup) -> Iterator[Tensor]:
@@ -333,11 +344,11 @@ class _Watch:
             own = self.found[port][axis]
             own[self.level] = max(own[self.level], error)
 
-    def results(self) -> Iterator[ModuleProfile]:
+    def results(self, allowed: float) -> Iterator[ModuleProfile]:
         """What was found, module by module."""
         kinds = {name: type(module).__name__ for module, name in self.names.items()}
         for name in [*self.order, *(name for name in kinds if name not in self.order)]:
-            out, into = (self._best(name, side) for side in ("out", "in"))
+            out, into = (self._best(name, side, allowed) for side in ("out", "in"))
             axes = dict.fromkeys(axis for axis, _ in out)
             calls = self.calls.get(name, 0)
             yield ModuleProfile(
@@ -345,9 +356,20 @@ class _Watch:
                 self._worst(into),
             )  # fmt: skip
 
-    def _best(self, name: str, side: str) -> list[tuple[str, list[float]]]:
-        ports = [port for port in self.found if port[:2] == (name, side)]
-        return [min(self.found[p].items(), key=lambda found: max(found[1])) for p in ports]
+    def _best(self, name: str, side: str, allowed: float) -> list[tuple[str, list[float]]]:
+        # A table of nodes, such as an embedding, is given no numbers and never changes.
+        given = any(port[:2] == (name, "in") for port in self.found)
+        found = []
+        for ways in (ways for port, ways in self.found.items() if port[:2] == (name, side)):
+            errors = {axis: max(error) for axis, error in ways.items()}
+            still = math.inf
+            if next(iter(ways)) != "none":
+                still = errors.pop("none", math.inf)
+            axis = min(errors, key=errors.__getitem__)
+            if given and still <= allowed < errors[axis]:
+                axis = "none"
+            found.append((axis, ways[axis]))
+        return found
 
     def _worst(self, found: list[tuple[str, list[float]]]) -> tuple[float, ...]:
         if not found:
@@ -362,10 +384,11 @@ def _candidates(shape: torch.Size, n: int) -> dict[str, Move]:
     ways: dict[str, Move] = {str(a): partial(_move, axis=a) for a in exact}
     for a, b in combinations(sorted(exact), 2):
         ways[f"{a}, {b}"] = partial(_move_both, axes=(a, b))
-    if ways:
+    if -2 in exact:
         return ways
+    # Last where an axis may have as many entries as there are nodes by chance.
     ways["none"] = lambda inverse, x: x
-    if n > 1:
+    if n > 1 and not exact:
         for a in axes:
             if shape[a] and shape[a] % n == 0:
                 ways[f"in {a}"] = partial(_move_within, axis=a, nodes_last=True)
