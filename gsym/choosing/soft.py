@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsym.choosing.choice import Candidate, GroupChoice, standard_error
+from gsym.choosing.choice import Candidate, GroupChoice, signs_text, standard_error
 from gsym.choosing.criteria import ChoiceData
 from gsym.errors import SignalError
 from gsym.groups import ClusterGroup
+from gsym.groups.levels import level_name
 from gsym.risk._weights import Weights
 from gsym.risk.learning import HORIZON, Crossing, Outlook, learning_curves, look_ahead
 from gsym.risk.mixture import RidgeMixture
@@ -76,13 +77,14 @@ class SoftChoice:
         if self.outlook is None:
             return "Too few signals to tell when a finer group pays."
         last = self.outlook.now
-        parts = [f"{words(self.levels[last])} with your {self.signals:,} signals"]
+        names = _unique([words(level) for level in self.levels])
+        parts = [f"{names[last]} with your {self.signals:,} signals"]
         for crossing in self.outlook.crossings:
             last = crossing.after
-            after, about = words(self.levels[last]), _round(crossing.signals)
+            about = _round(crossing.signals)
             # Without an upper end it may never be so.
             sure = "" if math.isfinite(crossing.high) else "perhaps "
-            parts.append(f"{after} {sure}from about {about} ({self._interval(crossing)})")
+            parts.append(f"{names[last]} {sure}from about {about} ({self._interval(crossing)})")
         if self.levels[last].commutant_dim < max(level.commutant_dim for level in self.levels):
             reach = HORIZON * self.signals
             beyond = f"nothing finer up to {_round(reach)}"
@@ -147,7 +149,8 @@ def words(candidate: Candidate) -> str:
     if candidate.group.log_order() == 0:
         return "no symmetry"
     if not isinstance(candidate.group, ClusterGroup) or candidate.group.swaps is not None:
-        return candidate.name
+        name, signs = level_name(candidate.group), signs_text(candidate.in_rep, candidate.out_rep)
+        return f"{name} with {signs}" if signs else name
     return f"all {n:,} nodes alike" if k == 1 else f"{k:,} clusters"
 
 

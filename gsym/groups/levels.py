@@ -70,7 +70,8 @@ def read_levels(levels: Any, num_nodes: int | None = None) -> tuple[PermutationG
 def level_name(group: PermutationGroup) -> str:
     """A level in two or three words."""
     if not isinstance(group, ClusterGroup):
-        return f"{group.num_generators} generators" if group.num_generators else "trivial"
+        m = group.num_generators
+        return f"{m} generator{'s' * (m != 1)}" if m else "trivial"
     k, n = group.partition.num_clusters, group.num_nodes
     if group.swaps is not None:
         return f"{k} clusters, swaps"

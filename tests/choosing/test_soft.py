@@ -1,5 +1,6 @@
 """The soft choice: mixture, rivals, when a finer group pays, and how all of it is shown."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -140,6 +141,16 @@ class TestWords:
         assert self.made(0, []).sentence == "No symmetry with your 80 signals."
         assert "Too few" in self.made(None, []).sentence
         assert "(or never)" in self.made(1, [Crossing(1, 0, 9e3, np.inf, np.inf)]).sentence
+
+    def test_names_tell_levels_apart(self):
+        turn = PermutationGroup.from_cycles(12, [(0, 1, 2)])
+        other = Partition([i % 4 for i in range(12)])
+        groups = [turn, ClusterGroup(LEVELS[1]), ClusterGroup(other)]
+        soft = self.made(2, [Crossing(2, 1, 300.0, 80.0, 912.0), Crossing(1, 0, 9e3, 2e3, 9e4)])
+        levels = tuple(Candidate(group, np.zeros(3)) for group in groups)
+        text = dataclasses.replace(soft, levels=levels).sentence
+        assert text.startswith("4 clusters #2 with your 80 signals; 4 clusters from about 300")
+        assert "; 1 generator from about 9,000 (" in text
 
     def test_is_printed_and_drawn(self, tmp_path):
         choice = choose_group(LEVELS, *draw(), soft=True)
