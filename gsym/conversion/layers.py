@@ -133,6 +133,7 @@ class TiedNodeLinear(nn.Module):
 class _Edges(Tables):
     keys: Tensor  # of the edges, sorted: target times n plus source
     weight: Tensor  # of the edges in this order
+    place: Tensor  # of each edge among the pairs of nodes that have edges
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ class OnGraph(TabledModule[_Edges]):
     def _build_tables(self) -> _Edges:
         keys, order = torch.sort(self._edges[1] * self.num_nodes + self._edges[0], stable=True)
         weight = torch.ones(keys.shape) if self._weight is None else self._weight[order]
-        return _Edges(keys, weight.double())
+        place = torch.unique_consecutive(keys, return_inverse=True)[1]
+        return _Edges(keys, weight.double(), place)
 
     def _unstack(
         self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
@@ -208,7 +210,8 @@ class OnGraph(TabledModule[_Edges]):
     def _check_weight(self, given: Tensor | None, found: _Found, copies: int) -> None:
         if given is None and self._weight is None:
             return
-        own = self._tables(found.order.device).weight
+        tables = self._tables(found.order.device)
+        own = tables.weight
         if given is None:
             raise GraphError("the model was converted with edge_weight; pass it in the call too")
         if given.shape not in (own.shape, (copies * own.numel(),)):
@@ -216,7 +219,10 @@ class OnGraph(TabledModule[_Edges]):
                 f"edge_weight must be [{own.numel()}], a weight per edge; got {list(given.shape)}"
             )
         sorted_ = given.detach().view(-1, own.numel())[:, found.order]
-        close = torch.isclose(sorted_.to(own.dtype), own.to(given.dtype).to(own.dtype)).all()
+        # Parallel edges come in any order, so their sums are compared.
+        weights = torch.cat([sorted_, own.to(given.dtype)[None]]).to(own.dtype)
+        sums = torch.zeros_like(weights).index_add(1, tables.place, weights)
+        close = torch.isclose(sums[:-1], sums[-1]).all()
         message = (
             "edge_weight differs from that of the conversion: pass edge_weight= to gsym.convert"
         )

@@ -391,6 +391,19 @@ class TestBatches:
         x = signal(dtype=torch.float32)
         assert torch.equal(new(x, EDGES[:, order], WEIGHT[order]), new(x, EDGES, WEIGHT))
 
+    def test_parallel_edges_too(self):
+        edges = torch.tensor([[0, 0, 0, 1], [1, 1, 1, 2]])
+        weight, order = torch.tensor([1.0, 2, 4, 3]), torch.tensor([3, 1, 2, 0])
+        conv = GCNConv(3, 2)
+        new = gsym.convert(conv, TRIVIAL, edge_index=edges, edge_weight=weight)
+        x = signal(dtype=torch.float32)
+        y = new(x, edges[:, order], weight[order])
+        torch.testing.assert_close(y, conv(x, edges, weight))
+        twice = torch.cat([edges, edges + N], dim=1)
+        new(torch.cat([x, x]), twice, torch.cat([weight, weight]))
+        with pytest.raises(GraphError, match="edge_weight differs"):
+            new(x, edges, weight[order])
+
     def test_another_graph_is_refused(self):
         new = gsym.convert(GCNConv(3, 2), CLUSTERS, edge_index=EDGES)
         x = signal(dtype=torch.float32)
