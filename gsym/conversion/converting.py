@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,11 +12,28 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.random import fork_rng
 from torch_geometric.nn import DenseGCNConv, GCNConv, GINConv, MessagePassing, SAGEConv
-from torch_geometric.nn.dense.linear import Linear as PyGLinear
 
 from gsym._graphs import Graph, as_graph
 from gsym._validate import warn
 from gsym.conversion._convolutions import Unfit, convolution
+from gsym.conversion._parts import (
+    LINEAR,
+    children,
+    class_of,
+    count,
+    doubt,
+    find,
+    has_axis,
+    is_closed,
+    is_library,
+    join,
+    kind_of,
+    listed,
+    names,
+    refuse_unclear,
+    swap,
+    watched,
+)
 from gsym.conversion._projecting import Entries, project
 from gsym.conversion.layers import NodeMap, TiedNodeLinear, TiedTensor
 from gsym.conversion.report import Conversion, LeftAlone, Replaced
@@ -26,10 +43,8 @@ from gsym.nn import OrbitEmbedding
 from gsym.nn._tied import TiedLayer
 
 _CONVOLUTIONS = (GCNConv, SAGEConv, GINConv, DenseGCNConv)
-_LINEAR = (nn.Linear, PyGLinear)
 _NO_GRAPH = "no graph is given, pass edge_index="
-# These hold tensors for the module above them.
-_LISTS = (nn.ParameterList, nn.ParameterDict)
+_CHANNELS = "acts on channels, alike at every node"
 
 
 def convert(
@@ -39,6 +54,7 @@ def convert(
     edge_index: Any = None,
     edge_weight: Tensor | None = None,
     nodes: Iterable[str] | None = None,
+    safe: Iterable[str] = (),
     strict: bool = False,
 ) -> nn.Module:
     """Tie the maps across nodes and the node-wise weights of a trained model along a group.
@@ -59,17 +75,23 @@ def convert(
     part is a sum over levels, :class:`gsym.nn.OrbitEmbedding` for example; its start is the
     projection on the finest, split into what each level adds.
 
+    What was frozen stays so; the map of a convolution learns unless all its parameters are frozen.
+
     Args:
         model: A model of PyTorch or PyG; it is left as it is.
         group: The group, or a chain: a :class:`gsym.Hierarchy` (of many levels, 7 are taken), or
             groups and partitions.
         edge_index: The graph, ``[2, e]`` or what :func:`gsym.as_graph` reads, which the model is
             called with; by default that of the hierarchy. Without one, convolutions are left alone.
-        edge_weight: Its weights, if the model is called with them.
+        edge_weight: Its weights, if the model is called with them; by default, without
+            ``edge_index``, those of the hierarchy.
         nodes: Names of all linear maps, parameters and buffers whose axes of size n are nodes. By
             default ``nn.Linear(n, n)`` and whatever has such an axis in modules of your own; needed
             where n is also a number of channels, or for maps from or to nodes,
             ``nn.Linear(n, h)``.
+        safe: Names, as the report has them, of parts that are left alone and that you know to
+            keep the symmetry though their sizes do not show it: a ``BatchNorm1d`` whose n numbers
+            are channels, whatever ``nodes`` says.
         strict: Raise if anything that may break the symmetry would be left alone.
 
     Returns:
@@ -84,8 +106,8 @@ def convert(
     Raises:
         TypeError: No module; a compiled or scripted one.
         ValueError: Parameters without values yet; n is also a number of channels, and ``nodes``
-            does not say what is what; names that the model does not have; with ``strict``, what
-            may break the symmetry.
+            does not say what is what; names in ``nodes`` of what is not there or cannot be tied,
+            in ``safe`` of what is not left alone; with ``strict``, what may break the symmetry.
         GroupError: Levels on different nodes.
         GraphError: A graph on other nodes; later, a call of the result with another graph.
 
@@ -127,28 +149,33 @@ def convert(
         raise ValueError("the model has an attribute conversion, which is to hold the report")
     levels = (group,) if isinstance(group, PermutationGroup) else read_levels(group)
     if edge_index is None and getattr(group, "edge_index", None) is not None:
-        edge_index, edge_weight = group.edge_index, group.edge_weight
+        edge_index = group.edge_index
+        edge_weight = group.edge_weight if edge_weight is None else edge_weight
     n = levels[0].num_nodes
     graph = None if edge_index is None else as_graph(edge_index, n, edge_weight)
-    chosen = None if nodes is None else _names(model, n, nodes)
-    if chosen is None:
-        _refuse_unclear(model, n)
+    if nodes is None:
+        refuse_unclear(model, n)
     # Converted once before, it has a report that does not belong to the copy.
     twin = copy.deepcopy(model)
     twin.__dict__.pop("conversion", None)
-    before = _count(twin)
-    work = _Work(twin, levels, graph, chosen)
+    before = count(twin)
+    chosen = None if nodes is None else find(twin, n, names("nodes", nodes))
+    work = _Work(twin, levels, graph, chosen, set(names("safe", safe)))
     with fork_rng(devices=[]), torch.no_grad():
         twin = work.visit("", twin)
-    report = Conversion(levels, tuple(work.replaced), tuple(work.left), before, _count(twin))
+    swap(twin, work.known)
+    work.check_names()
+    report = Conversion(levels, tuple(work.replaced), tuple(work.left), before, count(twin))
     if strict and report.may_break:
         parts = "\n".join(
             f"  {p.name or '(model)'}, {p.kind}: {p.reason}" for p in report.may_break
         )
-        raise ValueError(f"left alone, these may break the symmetry:\n{parts}")
+        raise ValueError(
+            f"left alone, these may break the symmetry; name those that do not in safe=:\n{parts}"
+        )
     graphless = [part for part in report.left if part.reason == _NO_GRAPH]
     if graphless:
-        warn(f"{_list([part.name for part in graphless])}: {_NO_GRAPH}, so they were left alone")
+        warn(f"{listed([part.name for part in graphless])}: {_NO_GRAPH}, so they were left alone")
     twin.conversion = report  # type: ignore[assignment]
     return twin
 
@@ -161,19 +188,37 @@ class _Work:
         model: nn.Module,
         levels: tuple[PermutationGroup, ...],
         graph: Graph | None,
-        nodes: set[str] | None,
+        nodes: dict[str, nn.Module | Tensor] | None,
+        safe: set[str],
     ) -> None:
-        self.levels, self.graph, self.nodes = levels, graph, nodes
+        self.levels, self.graph, self.nodes, self.safe = levels, graph, nodes, safe
+        self.chosen = set() if nodes is None else set(nodes.values())
         self.n = levels[0].num_nodes
         self.replaced: list[Replaced] = []
         self.left: list[LeftAlone] = []
         self.known: dict[nn.Module, nn.Module] = {}
+        self.made: set[nn.Module] = set()
+        self.tied: set[nn.Module | Tensor] = set()
+        self.reasons: dict[nn.Module | Tensor, str] = {}
         held: dict[Tensor, int] = {}
         for module in model.modules():
             for p in module._parameters.values():
                 if p is not None:
                     held[p] = held.get(p, 0) + 1
-        self.shared = {p for p, count in held.items() if count > 1}
+        self.shared = {p for p, times in held.items() if times > 1}
+
+    def check_names(self) -> None:
+        """Refuse names that made no difference."""
+        for name, part in (self.nodes or {}).items():
+            if part not in self.tied and self.n > 1:
+                raise ValueError(
+                    f"nodes names {name!r}, which cannot be tied: {self.reasons[part]}"
+                )
+        left = [part.name for part in self.left]
+        for name in sorted(self.safe.difference(left)):
+            raise ValueError(
+                f"safe names {name!r}, which is not left alone; {listed(left) or 'nothing'} is"
+            )
 
     def visit(self, name: str, module: nn.Module) -> nn.Module:
         """The module, or what takes its place."""
@@ -183,57 +228,69 @@ class _Work:
         return self.known[module]
 
     def _convert(self, name: str, module: nn.Module) -> nn.Module:
-        kind = _class(module)
+        kind = class_of(module)
         action: Callable[[str, Any], nn.Module] | None = None
         if kind in _CONVOLUTIONS:
             action = self._convolution
-        elif kind in _LINEAR:
+        elif kind in LINEAR:
             action = self._linear
         elif kind is nn.Embedding:
             action = self._embedding
-        if action is not None:
-            why = _watched(module) or self._sharing(module)
+        if action is not None and not parametrize.is_parametrized(module):
+            why = watched(module) or self._sharing(module)
             if why:
                 return self._leave(name, module, why, self._may_break(module))
             return action(name, module)
-        if _is_closed(module):
+        if is_closed(module):
             self._closed(name, module)
             return module
-        if _is_library(module):
+        if is_library(module):
             self._foreign(name, module)
         else:
             self._own(name, module)
-        for child, part in list(module._modules.items()):
-            if isinstance(part, nn.ModuleDict) and child == "parametrizations":
-                self._parametrised(name, part)
-            elif part is not None:
-                new = self.visit(f"{name}.{child}" if name else child, part)
-                if new is not part:
-                    setattr(module, child, new)
+        self._parametrised(name, module)
+        for child, part in list(children(module)):
+            new = self.visit(join(name, child), part)
+            if new is not part:
+                setattr(module, child, new)
         return module
 
-    def _parametrised(self, name: str, tensors: nn.ModuleDict) -> None:
+    def _parametrised(self, name: str, module: nn.Module) -> None:
         """Tensors of a module that something else computes."""
-        for own, how in tensors.items():
-            tied = isinstance(how, nn.ModuleList) and isinstance(how[0], TiedTensor)
-            reason = "is tied already" if tied else "is parametrised"
-            may_break = not tied and _has_axis(how, self.n)
-            self._leave(f"{name}.{own}" if name else own, how, reason, may_break)
+        if not parametrize.is_parametrized(module):
+            return
+        for own, how in module.parametrizations.items():  # type: ignore[union-attr,operator]
+            if isinstance(how[0], TiedTensor):
+                if how[0] not in self.made:
+                    self._leave_tied(join(name, own), how, set(how[0].levels))
+            else:
+                unsure = doubt((p.shape for p in how.parameters()), self.n)
+                self._leave(join(name, own), how, "is parametrised", bool(unsure))
+            self.reasons.setdefault(module, "is parametrised")
+
+    def _leave_tied(self, name: str, part: nn.Module, groups: set[PermutationGroup]) -> None:
+        same = groups <= set(self.levels)
+        reason = "is tied already" if same else "is tied along another group"
+        self._leave(name, part, reason, not same)
 
     def _sharing(self, module: nn.Module) -> str:
         shared = any(p in self.shared for p in module.parameters())
         return "shares weights with another part" if shared else ""
 
     def _may_break(self, module: nn.Module) -> bool:
-        return isinstance(module, MessagePassing | DenseGCNConv) or _has_axis(module, self.n)
+        graph = isinstance(module, MessagePassing | DenseGCNConv)
+        return graph or bool(doubt((p.shape for p in module.parameters()), self.n))
 
     def _leave(self, name: str, part: Any, reason: str, may_break: bool) -> Any:
-        kind = _kind(part) if isinstance(part, nn.Module) else str(list(part.shape))
+        kind = kind_of(part) if isinstance(part, nn.Module) else str(list(part.shape))
+        self.reasons[part] = reason
+        if may_break and name in self.safe:
+            reason, may_break = f"{reason}; said to be safe", False
         self.left.append(LeftAlone(name, kind, reason, may_break))
         return part
 
-    def _is_chosen(self, name: str) -> bool:
-        return self.nodes is None or name in self.nodes
+    def _is_chosen(self, part: nn.Module | Tensor) -> bool:
+        return self.nodes is None or part in self.chosen
 
     def _convolution(self, name: str, conv: Any) -> nn.Module:
         if self.graph is None:
@@ -243,23 +300,20 @@ class _Work:
         except Unfit as why:
             return self._leave(name, conv, str(why), True)
         maps, lost = project(self.levels, found.entries)
-        new = found.make(NodeMap(maps, self.levels, found.like))
+        mix = NodeMap(maps, self.levels, found.like)
+        flags = [p.requires_grad for p in conv.parameters()]
+        mix.requires_grad_(any(flags) or not flags)
+        new = found.make(mix)
         loss = lost * found.gain / max(found.norm, 1e-300) if lost else 0.0
         return self._replace(name, conv, new, f"{type(conv).__name__}, propagation tied", loss)
 
     def _linear(self, name: str, linear: Any) -> nn.Module:
         out, into = linear.weight.shape
         ends = (out == self.n) + (into == self.n)
-        if not ends or (self.nodes is not None and name not in self.nodes):
-            flat = self.nodes is None and self.n > 1 and (out % self.n == 0 or into % self.n == 0)
-            reason = "acts on channels, alike at every node"
-            if flat:
-                size = into if into % self.n == 0 else out
-                reason = (
-                    f"{size} = {self.n} x {size // self.n} could be signals laid flat; if they are "
-                    "channels, say so by nodes="
-                )
-            return self._leave(name, linear, reason, flat)
+        if not ends or not self._is_chosen(linear):
+            # A name in nodes= could say that n is of nodes; none could for signals laid flat.
+            flat = "" if ends else doubt([linear.weight.shape], self.n)
+            return self._leave(name, linear, flat or _CHANNELS, bool(flat))
         if ends == 1 and self.nodes is None:
             reason = f"if its {self.n} numbers are nodes, name it in nodes="
             return self._leave(name, linear, reason, True)
@@ -281,19 +335,20 @@ class _Work:
 
     def _ends(self, name: str, linear: Any, axis: int) -> nn.Module:
         """A map from nodes or to them keeps its class; its weights are learnt as rows."""
-        was, before = _kind(linear), _count(linear)
+        was, before = kind_of(linear), count(linear)
         loss = self._tie(linear, "weight", (axis,))
         if axis == 0 and linear.bias is not None:
             loss = max(loss, self._tie(linear, "bias", (0,)))
         became = f"Linear {'to' if axis == 0 else 'from'} nodes, tied"
-        self.replaced.append(Replaced(name, was, became, before, _count(linear), loss))
+        self.replaced.append(Replaced(name, was, became, before, count(linear), loss))
+        self.tied.add(linear)
         return linear
 
     def _embedding(self, name: str, emb: nn.Embedding) -> nn.Module:
-        if emb.num_embeddings != self.n or not self._is_chosen(name):
+        if emb.num_embeddings != self.n or not self._is_chosen(emb):
             return self._leave(name, emb, "its rows are not nodes", False)
         unlike = [o for o in ("padding_idx", "max_norm") if getattr(emb, o) is not None]
-        unlike += ["sparse"] if emb.sparse else []
+        unlike += [o for o in ("sparse", "scale_grad_by_freq") if getattr(emb, o)]
         if unlike:
             return self._leave(name, emb, f"{unlike[0]} has no tied form", True)
         new = self._embed(emb.weight)
@@ -313,7 +368,8 @@ class _Work:
     def _replace(
         self, name: str, was: nn.Module, new: nn.Module, became: str, loss: float
     ) -> nn.Module:
-        self.replaced.append(Replaced(name, _kind(was), became, _count(was), _count(new), loss))
+        self.replaced.append(Replaced(name, kind_of(was), became, count(was), count(new), loss))
+        self.tied.add(was)
         return new
 
     def _closed(self, name: str, module: nn.Module) -> None:
@@ -321,11 +377,9 @@ class _Work:
         if not isinstance(module, MessagePassing | DenseGCNConv):
             tied = [part for part in module.modules() if isinstance(part, TiedLayer)]
             groups = {g for part in tied for g in getattr(part, "levels", ()) or [part.group]}
-            same = groups - {None} <= set(self.levels)
-            reason = "is tied already" if same else "is tied along another group"
-            self._leave(name, module, reason, not same)
+            self._leave_tied(name, module, groups - {None})
             return
-        if _has_axis(module, self.n):
+        if has_axis(module, self.n):
             self._leave(name, module, f"has weights with an axis of {self.n}", True)
         elif self.graph is None:
             self._leave(name, module, "uses a graph, and none is given to compare", True)
@@ -341,52 +395,72 @@ class _Work:
         """Own tensors of a module of PyTorch or PyG that has no tied form."""
         held = [*module._parameters.values(), *module._buffers.values()]
         own = [t for t in held if t is not None]
-        if any(self.n in t.shape for t in own) and self.n > 1 and self.nodes is None:
-            self._leave(name, module, f"has weights with an axis of {self.n}", True)
-        elif own:
-            self._leave(name, module, "acts on channels, alike at every node", False)
+        if own:
+            unsure = doubt((t.shape for t in own), self.n)
+            self._leave(name, module, unsure or _CHANNELS, bool(unsure))
 
     def _own(self, name: str, module: nn.Module) -> None:
         """Parameters and buffers of a module of the user."""
-        before = f"{name}." if name else ""
         for own, p in [*module._parameters.items()]:
             if p is not None:
-                self._tensor(before + own, module, own, p)
+                self._parameter(join(name, own), module, own, p)
         for own, b in [*module._buffers.items()]:
-            if b is not None and b.is_floating_point():
-                self._tensor(before + own, module, own, b)
+            if b is not None:
+                self._buffer(join(name, own), b)
 
-    def _tensor(self, name: str, module: nn.Module, own: str, value: Tensor) -> None:
-        axes = [axis for axis, size in enumerate(value.shape) if size == self.n]
-        if not axes or self.n == 1 or not self._is_chosen(name):
-            if isinstance(value, nn.Parameter):
-                why = "is not named in nodes=" if axes else "has no axis of nodes"
-                self._leave(name, value, why, False)
+    def _parameter(self, name: str, module: nn.Module, own: str, value: nn.Parameter) -> None:
+        axes = self._axes(value)
+        if not axes or not self._is_chosen(value):
+            flat = "" if axes else doubt([value.shape], self.n)
+            why = "is not named in nodes=" if axes else flat or "has no axis of nodes"
+            self._leave(name, value, why, bool(flat))
             return
-        learnt = isinstance(value, nn.Parameter)
-        why = ""
-        if len(axes) > 2:
-            why = f"has {len(axes)} axes of {self.n}"
-        elif learnt and value in self.shared:
+        why = self._too_many(axes)
+        if value in self.shared:
             why = "is shared with another part"
         elif not value.is_floating_point():
             why = f"is {value.dtype}"
         if why:
             self._leave(name, value, why, True)
-        elif learnt:
-            shape, count = str(list(value.shape)), value.numel()
-            loss = self._tie(module, own, axes)
-            after = sum(p.numel() for p in _rows(module, own))
-            what = "parameter, tied"
-            self.replaced.append(Replaced(name, f"parameter {shape}", what, count, after, loss))
-        else:
-            tie = TiedTensor(self.levels, value.shape, axes)
-            rows, rest = tie.nearest(value)
-            loss = float(rest.norm()) / max(float(value.double().norm()), 1e-300)
-            if loss > torch.finfo(value.dtype).eps:
-                value.copy_(tie(rows).to(value))
-                was = f"buffer {list(value.shape)}"
-                self.replaced.append(Replaced(name, was, "buffer, averaged", 0, 0, loss))
+            return
+        shape, before = str(list(value.shape)), value.numel()
+        self.tied.add(value)
+        loss = self._tie(module, own, axes)
+        after = sum(p.numel() for p in module.parametrizations[own].parameters())  # type: ignore[index,union-attr]
+        what = "parameter, tied"
+        self.replaced.append(Replaced(name, f"parameter {shape}", what, before, after, loss))
+
+    def _buffer(self, name: str, value: Tensor) -> None:
+        axes = self._axes(value)
+        free = value.is_floating_point()
+        # No average is an index or a mask, so nodes= has no say in those.
+        index = not free and value.dim() == 2 and value.size(0) == 2  # edges
+        if not axes or index or (free and not self._is_chosen(value)):
+            return
+        why = self._too_many(axes)
+        if why:
+            self._leave(name, value, why, True)
+            return
+        real = torch.view_as_real(value) if value.is_complex() else value
+        tie = TiedTensor(self.levels, real.shape, axes)
+        rows, rest = tie.nearest(real.double())
+        loss = float(rest.norm()) / max(float(real.double().norm()), 1e-300)
+        self.tied.add(value)
+        differs = loss > torch.finfo(value.dtype if free else torch.float64).eps
+        if not free:
+            how = "differs within orbits" if differs else "is the same along orbits"
+            self._leave(name, value, f"is {value.dtype}, and {how}", differs)
+        if not free or not differs:
+            return
+        value.copy_(tie(rows).to(value))
+        was = f"buffer {list(value.shape)}"
+        self.replaced.append(Replaced(name, was, "buffer, averaged", 0, 0, loss))
+
+    def _axes(self, value: Tensor) -> list[int]:
+        return [axis for axis, size in enumerate(value.shape) if size == self.n > 1]
+
+    def _too_many(self, axes: list[int]) -> str:
+        return f"has {len(axes)} axes of {self.n}" if len(axes) > 2 else ""
 
     def _tie(self, module: nn.Module, own: str, axes: Iterable[int]) -> float:
         """Learn a parameter as rows; the share of it that is lost."""
@@ -394,127 +468,5 @@ class _Work:
         tie = TiedTensor(self.levels, value.shape, tuple(axes))
         rest, size = tie.nearest(value)[1], float(value.double().norm())
         parametrize.register_parametrization(module, own, tie)
+        self.made.add(tie)
         return float(rest.norm()) / max(size, 1e-300)
-
-
-def _rows(module: nn.Module, own: str) -> Iterator[Tensor]:
-    """What a tied parameter is learnt as."""
-    return module.get_submodule(f"parametrizations.{own}").parameters()
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _kind(module: nn.Module) -> str:
-    name = type(module).__name__
-    sizes = [
-        (getattr(module, a, None), getattr(module, b, None))
-        for a, b in (
-            ("in_channels", "out_channels"),
-            ("in_features", "out_features"),
-            ("num_embeddings", "embedding_dim"),
-        )
-    ]
-    known = [pair for pair in sizes if None not in pair]
-    return f"{name}({known[0][0]}, {known[0][1]})" if known else name
-
-
-def _class(module: nn.Module) -> type:
-    """Its class, without what a parametrisation made of it."""
-    kind = type(module)
-    return kind.__mro__[1] if parametrize.is_parametrized(module) else kind
-
-
-def _is_library(module: nn.Module) -> bool:
-    home = _class(module).__module__
-    return home.startswith(("torch.", "torch_geometric.")) and not isinstance(module, _LISTS)
-
-
-def _is_closed(module: nn.Module) -> bool:
-    """Whether this is taken as a whole, with what is in it."""
-    own = _class(module).__module__.startswith("gsym.nn")
-    return own or isinstance(module, MessagePassing | DenseGCNConv)
-
-
-def _has_axis(module: nn.Module, n: int) -> bool:
-    return n > 1 and any(n in p.shape for p in module.parameters())
-
-
-def _watched(module: nn.Module) -> str:
-    """Why what is done to a module would not be done to another in its place."""
-    if any(parametrize.is_parametrized(part) for part in module.modules()):
-        return "is parametrised"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(part, name) for part in module.modules() for name in hooks):
-        # MessagePassing has hooks of its own, by other names.
-        return "has hooks"
-    return ""
-
-
-def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Submodules by name, those within convolutions and layers of gsym left out."""
-    yield name, module
-    if not _is_closed(module):
-        for child, part in module._modules.items():
-            if part is not None:
-                yield from _parts(part, f"{name}.{child}" if name else child)
-
-
-def _own_tensors(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for own, value in [*module._parameters.items(), *module._buffers.items()]:
-        if value is not None and value.is_floating_point():
-            yield f"{name}.{own}" if name else own, value
-
-
-def _refuse_unclear(model: nn.Module, n: int) -> None:
-    """Refuse a model in which n is a number of channels as well as that of the nodes."""
-    if n == 1:
-        return
-    maybe, channels = [], []
-    for name, module in _parts(model):
-        kind = type(module)
-        if _is_closed(module):
-            channels += [name] if _has_axis(module, n) else []
-        elif kind in _LINEAR:
-            shape = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type]
-            if shape == (n, n):
-                maybe.append(name)
-            elif n in shape:
-                channels.append(name)
-        elif kind is nn.Embedding:
-            continue
-        elif _is_library(module):
-            channels += [name] if any(n in t.shape for _, t in _own_tensors(name, module)) else []
-        else:
-            maybe += [own for own, t in _own_tensors(name, module) if n in t.shape]
-    if maybe and channels:
-        raise ValueError(
-            f"{n} is the number of nodes, but {_list(channels)} may have {n} channels; so it is "
-            f"not clear what {_list(maybe)} acts on; name all that act on nodes, as nodes={maybe}, "
-            "or nodes=[] if none does"
-        )
-
-
-def _list(names: list[str]) -> str:
-    shown = ", ".join(name or "the model" for name in names[:4])
-    return shown + (", ..." if len(names) > 4 else "")
-
-
-def _names(model: nn.Module, n: int, nodes: Iterable[str]) -> set[str]:
-    """The names, once each is known to be of something with an axis of nodes."""
-    if isinstance(nodes, str):
-        raise TypeError(f"nodes must be a list of names; write [{nodes!r}] for one")
-    sizes: dict[str, tuple[int, ...]] = {}
-    for name, module in _parts(model):
-        if type(module) in (*_LINEAR, nn.Embedding):
-            sizes[name] = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type]
-        elif not _is_library(module) and not _is_closed(module):
-            sizes |= {own: tuple(t.shape) for own, t in _own_tensors(name, module)}
-    chosen = set(nodes)
-    for name in sorted(chosen):
-        if n not in sizes.get(name, ()):
-            came = f"is {list(sizes[name])}" if name in sizes else "is not in the model"
-            fits = _list([known for known, shape in sizes.items() if n in shape]) or "nothing"
-            raise ValueError(f"nodes names {name!r}, which {came}; an axis of {n} has {fits}")
-    return chosen

@@ -512,7 +512,23 @@ class TestLeftAlone:
     def test_signals_laid_flat_may_break_it(self):
         (reason, may_break), *_ = self.reasons(nn.Sequential(nn.Linear(3 * N, 4))).values()
         assert may_break and "21 = 7 x 3" in reason
-        assert not self.reasons(nn.Sequential(nn.Linear(21, 4)), nodes=[])["0"][1]
+
+    @pytest.mark.parametrize("make", [lambda: nn.Linear(3 * N, 4), lambda: nn.BatchNorm1d(3 * N)])
+    def test_signals_laid_flat_are_no_matter_of_nodes_but_of_safe(self, make):
+        for nodes in (None, []):
+            assert self.reasons(nn.Sequential(make()), nodes=nodes)["0"] == (
+                "21 = 7 x 3 could be signals laid flat", True,
+            )  # fmt: skip
+        reason, may_break = self.reasons(nn.Sequential(make()), safe=["0"], strict=True)["0"]
+        assert reason.endswith("; said to be safe") and not may_break
+
+    def test_own_parameters_laid_flat(self):
+        class Flat(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.shift = nn.Parameter(torch.randn(3 * N))
+
+        assert self.reasons(Flat())["shift"] == ("21 = 7 x 3 could be signals laid flat", True)
 
     def test_hooks_parametrisations_and_shared_weights(self):
         hooked, normed, first = Mixer(), Mixer(), Mixer()
@@ -521,7 +537,7 @@ class TestLeftAlone:
         last = Mixer()
         last.across.weight = first.across.weight
         assert self.reasons(hooked)["across"] == ("has hooks", True)
-        assert self.reasons(normed)["across"] == ("is parametrised", True)
+        assert self.reasons(normed)["across.weight"] == ("is parametrised", True)
         shared = self.reasons(nn.Sequential(first, last))
         assert shared["0.across"] == ("shares weights with another part", True)
 
@@ -533,6 +549,8 @@ class TestLeftAlone:
     def test_embeddings(self):
         for options, word in (({"padding_idx": 0}, "padding_idx"), ({"sparse": True}, "sparse")):
             assert word in self.reasons(nn.Embedding(N, 2, **options))[""][0]
+        counted = nn.Embedding(N, 2, scale_grad_by_freq=True)
+        assert "scale_grad_by_freq" in self.reasons(counted)[""][0]
         assert self.reasons(nn.Embedding(12, 2))[""] == ("its rows are not nodes", False)
 
     def test_layers_of_gsym(self):
@@ -542,7 +560,17 @@ class TestLeftAlone:
         assert not self.reasons(OrbitLinear(2, 2, levels=CHAIN), CHAIN)[""][1]
 
     def test_other_modules_with_an_axis_of_nodes(self):
-        assert self.reasons(nn.LayerNorm((N, 3)))[""] == ("has weights with an axis of 7", True)
+        class Own(nn.Module):
+            def __init__(self, part):
+                super().__init__()
+                self.part, self.shift = part, nn.Parameter(torch.randn(N, 2))
+
+        for part in (nn.LayerNorm((N, 3)), nn.BatchNorm1d(N), nn.Conv1d(N, N, 1)):
+            told = ("has weights with an axis of 7", True)
+            assert self.reasons(part)[""] == told
+            with pytest.raises(ValueError, match=r"name those that do not in safe=:\n  part, "):
+                gsym.convert(Own(part), CLUSTERS, nodes=["shift"], strict=True)
+            gsym.convert(Own(part), CLUSTERS, nodes=["shift"], safe=["part"], strict=True)
 
     def test_tensors(self):
         class Own(nn.Module):
@@ -562,7 +590,7 @@ class TestLeftAlone:
 
         model = Own().double()
         new = gsym.convert(model, CYCLE)
-        assert {p.name for p in new.conversion.may_break} == {"cube"}
+        assert {p.name for p in new.conversion.may_break} == {"cube", "count"}
         assert {p.name for p in new.conversion.replaced} == {
             "adaptive", "first", "second", "listed.0",
         }  # fmt: skip
@@ -570,6 +598,93 @@ class TestLeftAlone:
         assert equivariance_error(model, CYCLE, signal(2)) > 1e-3
         same = gsym.convert(model, TRIVIAL)
         torch.testing.assert_close(same(signal(2)), model(signal(2)))
+
+    @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+    @pytest.mark.parametrize("nodes", [None, []])
+    def test_masks_and_numbers_of_nodes(self, dtype, nodes):
+        class Masked(nn.Module):
+            def __init__(self, mask):
+                super().__init__()
+                self.register_buffer("mask", mask.to(dtype))
+                self.register_buffer("edges", torch.arange(2 * N).view(2, N))
+
+            def forward(self, x):
+                return x * self.mask[:, None].to(x.dtype)
+
+        labels = CYCLE.node_orbits().index
+        for mask, breaks in ((torch.arange(N) == 1, True), (labels == labels[0], False)):
+            model = Masked(mask)
+            new = gsym.convert(model, CYCLE, nodes=nodes)
+            told = [p.name for p in new.conversion.may_break]
+            assert told == (["mask"] if breaks else [])
+            assert (equivariance_error(new, CYCLE, signal(2)) > 1e-3) is breaks
+            assert torch.equal(new.mask, model.mask)
+        model.mask = 1j * (torch.arange(N) == 1)
+        assert [p.name for p in gsym.convert(model, CYCLE).conversion.may_break] == ["mask"]
+
+
+class Shifted(nn.Module):
+    """A parameter with a row of every node."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(N, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift
+
+
+class TestTiedBefore:
+    @pytest.mark.parametrize("first", [TRIVIAL, CLUSTERS], ids=str)
+    def test_along_another_group_may_break_it(self, first):
+        once = gsym.convert(Shifted().double(), first)
+        with pytest.raises(ValueError, match=r"shift.*is tied along another group"):
+            gsym.convert(once, EVERYTHING, strict=True)
+        again = gsym.convert(once, first, strict=True).conversion
+        assert [(p.name, p.reason) for p in again.left] == [("shift", "is tied already")]
+        chain = gsym.convert(once, [first, EVERYTHING], strict=True)
+        assert equivariance_error(chain, first, signal(2)) < 1e-12
+
+    def test_a_map_to_nodes_along_another_group(self):
+        once = gsym.convert(nn.Sequential(nn.Linear(5, N)), CLUSTERS, nodes=["0"])
+        left = gsym.convert(once, EVERYTHING).conversion.may_break
+        assert {p.name for p in left} == {"0.weight", "0.bias"}
+        with pytest.raises(ValueError, match="'0', which cannot be tied: is parametrised"):
+            gsym.convert(once, EVERYTHING, nodes=["0"])
+
+    def test_what_is_tied_now_is_not_left_alone(self):
+        assert gsym.convert(Shifted(), CLUSTERS).conversion.left == ()
+
+
+class Listed(nn.Module):
+    """A module that is also held in a list, in a tuple of a dict, and by another name."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = self.other = part
+        self.steps = [part]
+        self.steps.append(self.steps)
+        self.table = {"both": (part, 1)}
+        self.__dict__["direct"] = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.steps[0](x.mT) + self.table["both"][0](x.mT)
+        return (y + self.direct(x.mT)).mT
+
+
+class TestAliases:
+    def test_lists_tuples_and_dicts_hold_the_new_module(self):
+        model = Listed(nn.Linear(N, N)).double()
+        new = gsym.convert(model, CYCLE, strict=True)
+        assert equivariance_error(new, CYCLE, signal(2)) < 1e-12
+        assert equivariance_error(model, CYCLE, signal(2)) > 1e-3
+        same = gsym.convert(model, TRIVIAL)
+        torch.testing.assert_close(same(signal(2)), model(signal(2)))
+
+    @pytest.mark.parametrize("name", ["part", "other"])
+    def test_either_name_will_do(self, name):
+        new = gsym.convert(Listed(nn.Linear(N, 3)), CLUSTERS, nodes=[name], strict=True)
+        assert [p.became for p in new.conversion.replaced] == ["Linear from nodes, tied"]
 
 
 class TestUnclear:
@@ -609,6 +724,16 @@ class TestUnclear:
         with pytest.raises(TypeError, match="write"):
             gsym.convert(Mixer(), CLUSTERS, nodes="across")
 
+    def test_names_that_make_no_difference(self):
+        with pytest.raises(ValueError, match="'0', which cannot be tied: its rows are not nodes"):
+            gsym.convert(nn.Sequential(nn.Embedding(10, N)), CLUSTERS, nodes=["0"])
+        with pytest.raises(
+            ValueError, match="safe names 'across', which is not left alone; within is"
+        ):
+            gsym.convert(Mixer(), CLUSTERS, safe=["across"])
+        with pytest.raises(TypeError, match="safe must be a list of names"):
+            gsym.convert(Mixer(), CLUSTERS, safe="within")
+
 
 class TestModule:
     def test_prints_what_became_of_everything(self):
@@ -623,6 +748,14 @@ class TestModule:
         new = gsym.convert(model, CLUSTERS)
         assert not new.across.training and not new.across.mix.map.mixing.weight.requires_grad
         assert new.across.bias.orbit_weight.requires_grad
+        for frozen in (GCNConv(3, 2), Shifted(), nn.Embedding(N, 2)):
+            frozen.requires_grad_(False)
+            new = gsym.convert(frozen, CLUSTERS, edge_index=EDGES)
+            assert not any(p.requires_grad for p in new.parameters())
+        half_frozen = GCNConv(3, 2)
+        half_frozen.lin.requires_grad_(False)
+        new = gsym.convert(half_frozen, CLUSTERS, edge_index=EDGES)
+        assert all(p.requires_grad for p in new.mix.parameters())
         half = gsym.convert(Mixer().bfloat16(), CLUSTERS)
         assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
@@ -639,6 +772,8 @@ class TestModule:
         hierarchy = Hierarchy.from_partitions([CLUSTERS.partition], edge_index=EDGES)
         new = gsym.convert(GCNConv(3, 2), hierarchy, strict=True)
         assert len(new.mix.map.levels) == 3
+        new = gsym.convert(GCNConv(3, 2), hierarchy, edge_weight=WEIGHT)
+        new(signal(dtype=torch.float32), EDGES, WEIGHT)
 
     def test_sequential_of_pyg(self):
         model = PyGSequential("x, e", [(GCNConv(3, 4), "x, e -> x"), nn.ReLU(), nn.Linear(4, 2)])
