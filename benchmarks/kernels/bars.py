@@ -272,7 +272,7 @@ HELD_BACK = {
     "C12": "At 16 channels the calls from Python count, and the nodes of derivatives they make; on "
     "the mirror a dense product multiplies less than twice as many numbers.",
     "C13": "For so few nodes the calls from Python count.",
-    "C15": "Where channels stay, the means of 100 clusters are mixed block by block in a basis "
-    "adapted to the group; with signs there is no such basis, and the matrix is made whole.",
+    "C15": "With signs the matrix between cluster means is made whole; channels that stay are "
+    "mixed block by block in a basis adapted to the group.",
 }
 """Why a bar or its stretch is not reached, where it is not."""

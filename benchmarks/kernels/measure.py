@@ -11,25 +11,23 @@ import gc
 import json
 import math
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.kernels.bars import BEST_DENSE, BOTH, DENSE_FORMS, GOALS, HUGE, KEPT, TF32, Size
-from benchmarks.kernels.cases import CASES, COMPILED, OURS, Peer, Work
+from benchmarks.kernels.cases import CASES
 from benchmarks.kernels.rows import Row
+from benchmarks.kernels.work import COMPILED, OURS, Peer, Work
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.memory import keep_freed_memory, peak_memory
-from benchmarks.suite.provenance import provenance
+from benchmarks.suite.provenance import commit, machine
 from gsym import ClusterGroup, Partition
 from gsym.nn import OrbitLinear
 
@@ -513,12 +511,6 @@ def _row(
     )
 
 
-@cache
-def commit() -> str:
-    """Source revision that is measured."""
-    return provenance()["commit"]
-
-
 def _rounded(value: float) -> float:
     """Four digits."""
     return float(f"{value:.4g}")
@@ -537,17 +529,6 @@ def _memory_of(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def machine(device: str) -> str:
-    """Name of the processor; commas and line ends have no place in it."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((s.partition(":")[2].strip() for s in lines if s.startswith("model name")), "CPU")
 
 
 if __name__ == "__main__":

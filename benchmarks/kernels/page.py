@@ -27,9 +27,10 @@ from benchmarks.kernels.bars import (
     SWEEP,
     Goal,
 )
-from benchmarks.kernels.cases import CASES, OURS, READING
+from benchmarks.kernels.cases import CASES
 from benchmarks.kernels.measure import COPY, GROWTH, LEAST_ROUNDS, PROCESSES, PRODUCT, TURN
 from benchmarks.kernels.rows import FILE, Row, read_rows
+from benchmarks.kernels.work import OURS, READING
 from benchmarks.suite.errors import BenchmarkError
 
 COMMAND = "python -m benchmarks kernels"

@@ -31,7 +31,7 @@ from benchmarks.kernels.bars import (
     Goal,
     Size,
 )
-from benchmarks.kernels.cases import CASES, OURS
+from benchmarks.kernels.cases import CASES
 from benchmarks.kernels.measure import (
     GROWTH,
     LEAST_ROUNDS,
@@ -39,15 +39,15 @@ from benchmarks.kernels.measure import (
     Job,
     Timed,
     Workload,
-    commit,
     environment,
-    machine,
     make_rows,
 )
 from benchmarks.kernels.page import write_page
 from benchmarks.kernels.rows import FILE, Row, merge, read_rows, write_rows
+from benchmarks.kernels.work import OURS
 from benchmarks.suite.errors import BenchmarkError, check_names
 from benchmarks.suite.folder import locked
+from benchmarks.suite.provenance import commit, machine
 
 PROFILES = {
     "quick": "seconds, small sizes: shows that all runs, judges nothing",

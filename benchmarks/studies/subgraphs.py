@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch_geometric.data import Batch, Data
 
-from benchmarks.kernels.measure import commit, interleave, machine
+from benchmarks.kernels.measure import interleave
 from benchmarks.studies.molecules.graphs import load
 from benchmarks.studies.molecules.models import GINNet, GraphNet, SPENNet
 from benchmarks.suite.folder import locked
 from benchmarks.suite.memory import peak_memory
+from benchmarks.suite.provenance import commit, machine
 from benchmarks.suite.report.markdown import write_page
 from benchmarks.suite.study_tables import write_records
 from gsym.transforms import EgoSubgraphs

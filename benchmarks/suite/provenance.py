@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,3 +31,20 @@ def provenance() -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """The model of a GPU, else ``"cpu"``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@cache
+def commit() -> str:
+    """Source revision when the process began."""
+    return provenance()["commit"]
+
+
+def machine(device: str) -> str:
+    """Name of the processor; commas and line ends have no place in it."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((s.partition(":")[2].strip() for s in lines if s.startswith("model name")), "CPU")
