@@ -321,19 +321,17 @@ class EquivarianceRegulariser:
             raise ValueError("groups must list at least one symmetry; got none")
         n = groups[0].num_nodes
         self.groups = list(groups)
-        self.layers = [
-            m
-            for m in model.modules()
-            if isinstance(m, OrbitLinear) and not m.levels and m.num_nodes == n
-        ]
+        self.layers = []
         for name, module in model.named_modules():
-            counts = isinstance(module, OrbitLinear) and module in self.layers
-            if counts and module._moves_channels():
+            if not isinstance(module, OrbitLinear) or module.levels or module.num_nodes != n:
+                continue
+            if module._moves_channels():
                 raise ValueError(
                     f"layer {name or type(module).__name__} has representations that move "
                     "channels, but the groups are averaged over with channels that stay, which "
                     "would penalise its own symmetry; use layers without in_rep and out_rep"
                 )
+            self.layers.append(module)
         if not self.layers:
             raise ValueError(f"the model has no OrbitLinear of one group on {n} nodes to penalise")
         self.strengths = [strength] * len(self.groups)
@@ -342,13 +340,11 @@ class EquivarianceRegulariser:
 
     def terms(self) -> Tensor:
         """The sum over layers for every group, ``[groups]``."""
+        forms = [read(layer, self.groups[0].num_nodes, _itself) for layer in self.layers]
         totals = []
         for group in self.groups:
-            parts = []
-            for layer in self.layers:
-                form = read(layer, group.num_nodes, _itself)
-                rest = form.minus(form.average(group))
-                parts.append((rest.square() + rest.bias_square()) / 2)
+            rests = [form.minus(form.average(group)) for form in forms]
+            parts = [(rest.square() + rest.bias_square()) / 2 for rest in rests]
             totals.append(torch.stack(parts).sum())
         return torch.stack(totals)
 
