@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gsym import ClusterGroup, Partition, PermutationGroup, kernels
+from gsym import ClusterGroup, Partition, PermutationGroup, Representation, kernels
+from gsym.check import assert_equivariant, equivariance_error
 from gsym.kernels import Clusters, Tiles
 
 # The definition of the edge stage, with the arguments of the primitive.
@@ -89,3 +90,28 @@ def make_clusters(
     forced: Clusters = object.__new__(Clusters)
     forced._fill(**vars(tables) | changed | {"has_runs": runs})
     return forced
+
+
+def randomised(layer: nn.Module, seed: int = 0) -> nn.Module:
+    """The layer with all parameters drawn anew, in float64."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    return layer.double()
+
+
+def assert_stays_equivariant(
+    net: nn.Module, group: PermutationGroup, x: Tensor, *graph: Tensor, **reps: Representation
+) -> None:
+    """Exact with the representations, not without them, before and after three steps."""
+    randomised(net)
+    assert_equivariant(net, group, x, *graph, **reps, tolerance=1e-12)
+    assert equivariance_error(net, group, x, *graph) > 1e-2
+    optimiser = torch.optim.SGD(net.parameters(), lr=1e-3)
+    for _ in range(3):
+        optimiser.zero_grad()
+        net(x, *graph).square().mean().backward()
+        optimiser.step()
+    assert all((p.grad != 0).any() for p in net.parameters())
+    assert_equivariant(net, group, x, *graph, **reps, tolerance=1e-12)

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import binomtest
-from scipy.stats import t as student
 
-from benchmarks.kernels.measure import commit
 from benchmarks.studies.joint import JointRidge
 from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.folder import locked
+from benchmarks.suite.provenance import commit
 from benchmarks.suite.report.markdown import markdown_table, write_page
+from benchmarks.suite.report.tables import mean_interval
 from benchmarks.suite.study_tables import read_records, write_records
 from benchmarks.tasks.traffic import metr_la
 from gsym import ClusterGroup, Partition, choose_group, coarsen
@@ -281,15 +282,22 @@ def main(out: Path, data: Path | None, seeds: int, console: Console) -> Path:
         seeds: Draws of every cell.
         console: Where to tell the progress.
     """
+    with locked(out):
+        return _run(out, data, seeds, console)
+
+
+def _run(out: Path, data: Path | None, seeds: int, console: Console) -> Path:
     points = read_records(out / CURVES, Point)
-    claims = read_records(out / CLAIMS, Claim)
     scores = read_records(out / SCORES, Score)
     done = {(row.data, row.signals, row.seed) for row in scores}
+    # Of a cell that was stopped between its two files, the claims are made again.
+    claims = [r for r in read_records(out / CLAIMS, Claim) if (r.data, r.signals, r.seed) in done]
     for name, make in sources(data).items():
         source = make()
         if name not in {point.data for point in points}:
             points += learn(name, source)
             write_records(out / CURVES, Point, points, digits=6)
+            points = read_records(out / CURVES, Point)  # as a run that goes on has them
             console.print(f"{name}: curves of {len(source.levels)} levels")
         own = [point for point in points if point.data == name]
         for count in source.counts:
@@ -349,11 +357,9 @@ def _against(scores: Sequence[Score], rival: Callable[[dict[str, float]], float]
     cells: dict[tuple[str, int], dict[str, float]] = {}
     for row in scores:
         cells.setdefault((row.data, row.seed), {})[row.predictor] = row.test
-    ratio = np.array([100 * (cell[MIXTURE] / rival(cell) - 1) for cell in cells.values()])
-    reach = float("nan")
-    if len(ratio) > 1:
-        reach = student.ppf(0.975, len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio))
-    return f"{ratio.mean():+.1f} ± {reach:.1f}"
+    found = mean_interval([100 * (cell[MIXTURE] / rival(cell) - 1) for cell in cells.values()])
+    reach = found.high - found.mean if len(cells) > 1 else float("nan")
+    return f"{found.mean:+.1f} ± {reach:.1f}"
 
 
 def _score_row(rows: Sequence[Score]) -> list[str]:

@@ -8,16 +8,14 @@ from pathlib import Path
 from statistics import mean, quantiles
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import binomtest
 
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import locked
-from benchmarks.suite.provenance import provenance
 from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
-from benchmarks.suite.results import Row, Value, append_row, read_rows, recover
+from benchmarks.suite.results import Row, Value, append_row, fitted_row, read_rows, recover
 from benchmarks.tasks.skeleton import REFLECTION, Skeleton
 from gsym.choosing import Candidate
 from gsym.choosing.signs import sign_patterns
@@ -190,29 +188,15 @@ def _row(  # type: ignore[no-untyped-def]
 ) -> Row:
     start = time.perf_counter()
     values = cell(count, seed)
-    return Row(
-        key=key,
-        **provenance(),
-        device="cpu",
-        threads=torch.get_num_threads(),
+    return fitted_row(
+        key,
+        values,
         task=task,
         dataset=f"{dataset}, {count:,} signals",
         source="files" if data else "embedded",
-        profile="standard",
-        schedule="",
         model=model,
-        group="",
-        group_order_log=None,
-        commutant_dim=None,
         seed=seed,
-        fold=None,
-        status="ok",
         seconds=round(time.perf_counter() - start, 3),
-        peak_memory_mib=0.0,
-        parameters=None,
-        epochs=None,
-        best_epoch=None,
-        values=tuple(values),
     )
 
 

@@ -149,6 +149,11 @@ class Way:
     kind: str
     value: Any = None
 
+    @property
+    def name(self) -> str:
+        """What its rows are found by."""
+        return f"{self.title}: {self.choice}" if self.choice else self.title
+
 
 def ways(names: Sequence[str]) -> list[Way]:
     """All of them, for levels of these names."""
@@ -275,7 +280,6 @@ def main(out: Path, data: Path | None, tasks: Sequence[str], seeds: int, console
 
 def _job(task: str, way: Way, seed: int, files: Path | None, load: Callable[[], Data]) -> Job:
     data = load()
-    name = f"{way.title}: {way.choice}" if way.choice else way.title
 
     def fit(trainer: Trainer) -> Fit:
         return trainer.fit(SoftTraining(way, data), data.schedule, seed)
@@ -295,13 +299,13 @@ def _job(task: str, way: Way, seed: int, files: Path | None, load: Callable[[], 
         return values
 
     columns = {
-        "key": f"{data.dataset}; {name}; seed {seed}; {data.schedule}",
+        "key": f"{data.dataset}; {way.name}; seed {seed}; {data.schedule}",
         "task": task,
         "dataset": data.dataset,
         "source": "files" if files else "embedded",
         "profile": PROFILE,
         "schedule": str(data.schedule),
-        "model": name,
+        "model": way.name,
         "group": "",
         "group_order_log": None,
         "commutant_dim": None,
@@ -309,7 +313,7 @@ def _job(task: str, way: Way, seed: int, files: Path | None, load: Callable[[], 
         "fold": None,
     }
     return Job(
-        f"{data.dataset}, {name}, seed {seed}", columns, data.metric, data.unit, fit, measure
+        f"{data.dataset}, {way.name}, seed {seed}", columns, data.metric, data.unit, fit, measure
     )
 
 
@@ -325,10 +329,9 @@ def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Line]:
         for way in ways(names):
             # The finest level is a single level, too.
             if way.title == title or (title == "best single level" and way.title == FINEST):
-                name = f"{way.title}: {way.choice}" if way.choice else way.title
-                own = sorted((r for r in rows if r.model == name), key=lambda r: r.seed)
+                own = sorted((r for r in rows if r.model == way.name), key=lambda r: r.seed)
                 if own and all(row.status == "ok" for row in own):
-                    options.append(Line(name, tuple(own)))
+                    options.append(Line(way.name, tuple(own)))
         if options:
             best = min(options, key=lambda line: mean(line.values("val")))
             lines.append(Line(title, best.rows))

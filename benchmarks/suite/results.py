@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
+import torch
+
 from benchmarks.data import replacing
 from benchmarks.suite.errors import BenchmarkError
+from benchmarks.suite.provenance import provenance
 from benchmarks.suite.study_tables import check_columns, csv_line, parse
 
 RESULTS = "results.csv"
@@ -160,6 +163,46 @@ _CELL = [field.name for field in fields(Cell)]
 _VALUE = [field.name for field in fields(Value)]
 # `part` is the place of a value in its cell, "2/4": a cell that lacks its last one is cut off.
 COLUMNS = [*_CELL, "part", *_VALUE]
+
+
+def fitted_row(
+    key: str,
+    values: Sequence[Value],
+    *,
+    task: str,
+    dataset: str,
+    source: str,
+    model: str,
+    seed: int,
+    seconds: float,
+    schedule: str = "",
+    status: str = "ok",
+) -> Row:
+    """The row of a closed form on the CPU: without a group, folds, parameters and epochs."""
+    return Row(
+        key=key,
+        **provenance(),
+        device="cpu",
+        threads=torch.get_num_threads(),
+        task=task,
+        dataset=dataset,
+        source=source,
+        profile="standard",
+        schedule=schedule,
+        model=model,
+        group="",
+        group_order_log=None,
+        commutant_dim=None,
+        seed=seed,
+        fold=None,
+        status=status,
+        seconds=seconds,
+        peak_memory_mib=0.0,
+        parameters=None,
+        epochs=None,
+        best_epoch=None,
+        values=tuple(values),
+    )
 
 
 def file_stem(task: str, dataset: str, profile: str) -> str:

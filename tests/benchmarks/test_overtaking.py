@@ -63,6 +63,13 @@ def test_rows_make_a_page(tmp_path, monkeypatch):
     before = (tmp_path / study.SCORES).read_bytes()
     study.main(tmp_path, tmp_path, 2, Console(quiet=True))
     assert (tmp_path / study.SCORES).read_bytes() == before
+    # A cell that was stopped between its two files is run again, and counts once.
+    claims = (tmp_path / study.CLAIMS).read_text().splitlines()
+    last = [f"{rows[-1][key]}" for key in ("data", "signals", "seed")]
+    kept = [line for line in before.decode().splitlines() if line.split(",")[:3] != last]
+    (tmp_path / study.SCORES).write_text("\n".join(kept) + "\n")
+    study.main(tmp_path, tmp_path, 2, Console(quiet=True))
+    assert sorted((tmp_path / study.CLAIMS).read_text().splitlines()) == sorted(claims)
 
 
 def test_the_table_says_what_was_found():

@@ -342,6 +342,9 @@ def test_metr_la(metr_la):
     assert metr_la.edge_index.shape == (2, 1515)
     directions = metr_la.groups["(S_2)^55, directions"].partition
     assert sorted(directions.sizes) == [1] * 97 + [2] * 55
+    edges = {frozenset(edge) for edge in metr_la.edge_index.T.tolist()}
+    pairs = [frozenset(np.flatnonzero(directions.labels == c)) for c in range(152)]
+    assert sum(pair in edges for pair in pairs if len(pair) == 2) == 49
     nested = {name: g for name, g in metr_la.groups.items() if "directions" not in name}
     assert_nested(nested, 207)
     # most roads do not cross the border between the two clusters

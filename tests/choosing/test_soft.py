@@ -15,6 +15,7 @@ from gsym.errors import SignalError
 from gsym.risk._weights import Weights
 from gsym.risk.learning import Crossing, Outlook
 from gsym.risk.mixture import RidgeMixture
+from gsym.risk.ridge import commutant_ridge
 
 LEVELS = [Partition.singletons(12), Partition([i // 3 for i in range(12)]), Partition.single(12)]
 
@@ -73,6 +74,8 @@ class TestMixture:
         x, y = draw()
         without = choose_group(LEVELS, x, y, shared=False)
         assert without.best.score != choose_group(LEVELS, x, y).best.score
+        fit = commutant_ridge(x, y, without.group, shared=False)
+        assert without.best.score == pytest.approx(fit.risk, rel=1e-12)
 
 
 class TestReconstruction:

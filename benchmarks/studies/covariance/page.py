@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from benchmarks.studies.covariance.fills import (
     CHAINED,
@@ -22,6 +21,7 @@ from benchmarks.studies.covariance.fills import (
 from benchmarks.studies.covariance.sources import CELLS, HOLE, SCATTERED, UNTUNED, Cell
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
+from benchmarks.suite.report.tables import mean_interval
 from benchmarks.suite.results import Row, read_rows
 
 ROWS, PAGE = "covariance.csv", "covariance.md"
@@ -60,10 +60,8 @@ def against(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[flo
         return float("nan"), float("nan"), 0
     a, b = (np.array([side[seed] for seed in seeds]) for side in (ours, theirs))
     ratio: NDArray = 100 * (a - b) / b.mean()
-    reach = float("nan")
-    if len(ratio) > 1:
-        reach = float(student.ppf(0.975, len(ratio) - 1) * ratio.std(ddof=1) / np.sqrt(len(ratio)))
-    return float(ratio.mean()), reach, len(ratio)
+    found = mean_interval(ratio)
+    return found.mean, found.high - found.mean if len(ratio) > 1 else float("nan"), len(ratio)
 
 
 def _said(mean: float, reach: float, draws: int) -> str:

@@ -23,9 +23,8 @@ from benchmarks.simulators.freeway import simulate_freeway
 from benchmarks.simulators.gait import SKELETON_EDGES, simulate_gait
 from benchmarks.suite.errors import BenchmarkError
 from benchmarks.suite.folder import locked
-from benchmarks.suite.provenance import provenance
 from benchmarks.suite.report.markdown import made_with, markdown_table, write_page
-from benchmarks.suite.results import Row, Value, append_row, read_rows, recover
+from benchmarks.suite.results import Row, Value, append_row, fitted_row, read_rows, recover
 from gsym.risk._em import Completed
 from gsym.risk._folds import make_folds
 from gsym.risk._mixture import fit_weights, imputation, likelihood
@@ -261,29 +260,16 @@ def main(out: Path, console: Console) -> Path:
 def make_row(key: str, values: Sequence[Value], seconds: float) -> Row:
     """The row of a cell."""
     name, count, kind, seed = key.split("; ")
-    return Row(
-        key=key,
-        **provenance(),
-        device="cpu",
-        threads=torch.get_num_threads(),
+    return fitted_row(
+        key,
+        values,
         task="weights of a covariance",
         dataset=name,
         source="embedded",
-        profile="standard",
         schedule=f"{count}; {kind}",
         model="every fill and rule",
-        group="",
-        group_order_log=None,
-        commutant_dim=None,
         seed=int(seed.removeprefix("seed ")),
-        fold=None,
-        status="ok",
         seconds=seconds,
-        peak_memory_mib=0.0,
-        parameters=None,
-        epochs=None,
-        best_epoch=None,
-        values=tuple(values),
     )
 
 

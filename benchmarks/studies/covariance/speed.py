@@ -21,8 +21,8 @@ from sklearn.covariance import OAS, GraphicalLassoCV, LedoitWolf
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.data import load_images
-from benchmarks.kernels.measure import commit, machine
 from benchmarks.suite.folder import locked
+from benchmarks.suite.provenance import commit, machine
 from benchmarks.suite.report.markdown import markdown_table, write_page
 from benchmarks.suite.study_tables import read_records, write_records
 from benchmarks.tasks.traffic import metr_la
@@ -62,7 +62,7 @@ class Row:
         levels: Number of levels; 0 for others.
         seconds: Of a fit, the median over rounds.
         cpu_s: Processor time of a fit over all threads; bars are held against it.
-        step_ms: Of one evaluation of the likelihood and its gradient.
+        step_ms: Processor time of one evaluation of the likelihood and its gradient.
         memory_mib: Peak of the process, imports and signals included.
         density: Mean log density of held-out signals, per entry.
         met: ``"yes"``, ``"no"``, or nothing where there is no bar.
@@ -145,16 +145,16 @@ def many_nodes(n: int, signals: int = SIGNALS) -> Row:
 
 
 def _step(levels: Sequence[Partition], x: NDArray, weights: NDArray) -> float:
-    """Milliseconds of one evaluation of the likelihood and its gradient."""
+    """Milliseconds of the processor for one evaluation of the likelihood and its gradient."""
     terms = read_terms(levels, (), None, None, None, x.shape[1], 1)
     data = Completed(x, np.broadcast_to(True, x.shape))
     loss = make_problem(terms, data, (x.shape[1], 1), make_folds(x, 1)).likelihood
     loss(weights)
     times = []
     for _ in range(9):
-        start = time.perf_counter()
+        start = time.process_time()
         loss(weights)
-        times.append(1e3 * (time.perf_counter() - start))
+        times.append(1e3 * (time.process_time() - start))
     return median(times)
 
 

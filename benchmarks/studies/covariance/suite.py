@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from benchmarks.studies.covariance import page
@@ -16,8 +15,7 @@ from benchmarks.studies.covariance.fills import COVERAGE, WAYS, covered
 from benchmarks.studies.covariance.sources import CELLS, SOURCES, Cell, Draw, Source, draw
 from benchmarks.suite.errors import BenchmarkError, check_names
 from benchmarks.suite.folder import locked
-from benchmarks.suite.provenance import provenance
-from benchmarks.suite.results import Row, Value, append_row, read_rows, recover
+from benchmarks.suite.results import Row, Value, append_row, fitted_row, read_rows, recover
 
 # Draws of earlier trials had smaller seeds.
 FIRST_SEED = 3000
@@ -101,27 +99,15 @@ def run(key: str, cell: Cell, given: Draw, seed: int, name: str) -> Row:
     except (FloatingPointError, np.linalg.LinAlgError) as cause:
         status = "diverged"
         values = [Value("test", page.ERROR, given.source.unit, None, str(cause)[:80])]
-    return Row(
-        key=key,
-        **provenance(),
-        device="cpu",
-        threads=torch.get_num_threads(),
+    return fitted_row(
+        key,
+        values,
         task="filling gaps",
         dataset=cell.data,
         source="files",
-        profile="standard",
         schedule=f"{cell.signals}; {cell.hidden}; {cell.drawn}",
         model=name,
-        group="",
-        group_order_log=None,
-        commutant_dim=None,
         seed=seed,
-        fold=None,
         status=status,
         seconds=round(time.perf_counter() - start, 3),
-        peak_memory_mib=0.0,
-        parameters=None,
-        epochs=None,
-        best_epoch=None,
-        values=tuple(values),
     )

@@ -15,10 +15,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy import stats
 
 from benchmarks.data import read_npz, replacing
-from benchmarks.suite.report.tables import Interval, Line, Table, select, thousands
+from benchmarks.suite.report.tables import Line, Table, mean_interval, select, thousands
 from benchmarks.suite.results import graph_path
 
 # Okabe and Ito's palette, distinguishable with the common colour-vision deficiencies.
@@ -36,7 +35,7 @@ def draw_errors(out: Path, table: Table) -> str:
     centre = [mean(line.values("test")) for line in groups]
     dots = [value for line in groups for value in line.values("test")]
     axes.plot(centre, color=PALETTE[0], linewidth=2, zorder=3)
-    bands = [_mean_interval(line.values("test")) for line in groups]
+    bands = [mean_interval(line.values("test")) for line in groups]
     low, high = [b.low for b in bands], [b.high for b in bands]
     axes.fill_between(range(len(groups)), low, high, color=PALETTE[0], alpha=0.18, linewidth=0)
     for x, line in enumerate(groups):
@@ -100,14 +99,6 @@ def _draw_baselines(
         )
     far = [f"{name} {level:.4g}" for name, level in levels.items() if name not in near]
     return f"; off the scale: {', '.join(far)}" if far else ""
-
-
-def _mean_interval(values: Sequence[float]) -> Interval:
-    """95 % t interval of a mean; a point for a single value."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return Interval(mean(values), mean(values), mean(values))
-    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    return Interval(mean(values), float(low), float(high))
 
 
 def load_graph(out: Path, table: Table) -> dict[str, NDArray] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table as RichTable
 from scipy import stats
 
@@ -167,11 +168,16 @@ def compare(line: Line, reference: Line | None) -> Interval | None:
     if len(seeds) < 2:
         return None
     x, y = np.array([own[s] for s in seeds]), np.array([other[s] for s in seeds])
-    difference = float(np.mean(x - y))
-    if np.ptp(x - y) == 0:
-        return Interval(difference, difference, difference)
-    low, high = stats.ttest_rel(x, y).confidence_interval(0.95)
-    return Interval(difference, float(low), float(high))
+    return mean_interval(x - y)
+
+
+def mean_interval(values: Sequence[float] | NDArray) -> Interval:
+    """The mean with its 95 % interval of Student's t; a point for a single value."""
+    centre = float(np.mean(values))
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Interval(centre, centre, centre)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    return Interval(centre, float(low), float(high))
 
 
 def rich_tables(rows: Iterable[Row]) -> list[RichTable]:
