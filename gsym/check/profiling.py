@@ -180,7 +180,8 @@ def profile(
             as nodes, so that axes cannot be told apart.
 
     Cost:
-        Up to ten evaluations per level, and a copy of what every submodule is given and gives.
+        Up to ten evaluations per level, or one per generator (64 at most) and one more of a
+        general group, and a copy of what every submodule is given and gives.
         A cyclic move of three nodes is always among the moves where a cluster has three: a swap
         is its own inverse and hides a reversed convention.
 

@@ -29,13 +29,12 @@ def few_levels(hierarchy: Any) -> list[Partition]:
     return [hierarchy[k] for k in counts]
 
 
-def read_levels(levels: Any, num_nodes: int | None = None) -> tuple[PermutationGroup, ...]:
+def read_levels(levels: Any) -> tuple[PermutationGroup, ...]:
     """The groups of a chain, in the order in which they come.
 
     Args:
         levels: A :class:`gsym.Hierarchy` (of many levels, 7 are taken), or groups and partitions
             of the same nodes.
-        num_nodes: Number of those nodes, where it is known.
 
     Raises:
         TypeError: No chain; one group is written ``[group]``.
@@ -54,10 +53,10 @@ def read_levels(levels: Any, num_nodes: int | None = None) -> tuple[PermutationG
         group = ClusterGroup(level) if isinstance(level, Partition) else level
         if not isinstance(group, PermutationGroup):
             raise TypeError(f"a level is a group or a partition; got {type(level).__name__}")
-        expected = found[0].num_nodes if num_nodes is None and found else num_nodes
-        if expected is not None and group.num_nodes != expected:
+        if found and group.num_nodes != found[0].num_nodes:
             raise GroupError(
-                f"levels must act on the same {expected} nodes; got one on {group.num_nodes}"
+                f"levels must act on the same {found[0].num_nodes} nodes; got one on "
+                f"{group.num_nodes}"
             )
         if group in found:
             raise GroupError(f"levels lists {group} twice; every level must be there once")

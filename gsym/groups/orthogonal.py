@@ -64,11 +64,6 @@ class MatrixRepresentation(Representation):
             raise named_failure(group, _broken_relation(acting, rows))
         return made
 
-    @classmethod
-    def _joined(cls, group: PermutationGroup, matrices: Tensor) -> MatrixRepresentation:
-        """Matrices that are known to be a representation."""
-        return cls(group, matrices)
-
     @property
     def num_channels(self) -> int:
         """Number of channels."""
@@ -118,7 +113,7 @@ class MatrixRepresentation(Representation):
         if self.group == clusters:
             return self
         assert clusters.swaps == self.group
-        return self._joined(clusters, self._matrices)
+        return MatrixRepresentation(clusters, self._matrices)
 
     def matrix(self, perm: IntegerArray) -> Tensor:
         """The matrix rho(g) of one element, float64 ``[c, c]``.
@@ -155,7 +150,9 @@ class MatrixRepresentation(Representation):
                 return NotImplemented
             rep.check_group(self.group)
         blocks = zip(first.matrices, second.matrices, strict=True)
-        return self._joined(self.group, torch.stack([torch.block_diag(*pair) for pair in blocks]))
+        return MatrixRepresentation(
+            self.group, torch.stack([torch.block_diag(*pair) for pair in blocks])
+        )
 
     def __mul__(self, copies: int) -> Representation:
         """Several copies: channel ``a * copies + t`` is copy ``t`` of channel ``a``."""
@@ -163,7 +160,7 @@ class MatrixRepresentation(Representation):
         if copies < 1:
             raise GroupError(f"there is at least one copy; got copies={copies}")
         still = torch.eye(copies, dtype=torch.float64)
-        return self._joined(self.group, torch.kron(self._matrices, still[None]))
+        return MatrixRepresentation(self.group, torch.kron(self._matrices, still[None]))
 
     __rmul__ = __mul__
 
@@ -173,7 +170,7 @@ class MatrixRepresentation(Representation):
         for copies in range(c, 1, -1):
             if c % copies:
                 continue
-            smaller = self._joined(self.group, self._matrices[:, ::copies, ::copies])
+            smaller = MatrixRepresentation(self.group, self._matrices[:, ::copies, ::copies])
             # Exactly, lest the small numbers between copies be lost.
             if torch.equal((smaller * copies).matrices, self._matrices):
                 return smaller, copies

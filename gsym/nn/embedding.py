@@ -51,7 +51,7 @@ class OrbitEmbedding(ChainLayer[OrbitRows]):
     Raises:
         TypeError: Neither ``group`` nor ``levels``, or both.
         GroupError: Levels on different nodes; loading a checkpoint of another group or chain.
-        SignalError: Numbers of nodes that are not int64.
+        SignalError: Numbers of nodes that are neither int64 nor int32.
         IndexError: A number that no node has.
 
     Cost:
@@ -197,8 +197,8 @@ def _check_nodes(node: Tensor, num_nodes: int) -> None:
         raise TypeError(f"node must be a tensor of numbers of nodes; got {type(node).__name__}")
     if node.dtype not in (torch.int64, torch.int32):
         raise SignalError(
-            f"node must hold int64 numbers of nodes; got {node.dtype}; an embedding is looked up, "
-            "append it to signals with torch.cat"
+            f"node must hold int64 or int32 numbers of nodes; got {node.dtype}; an embedding is "
+            "looked up, append it to signals with torch.cat"
         )
     # Elsewhere values cost a sync or are not there, and index_select refuses them itself.
     if node.is_cpu and node.numel() and is_eager(node):

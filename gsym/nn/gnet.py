@@ -462,8 +462,7 @@ class GNet(nn.Module, Movable["GNet"]):
 
     def _moved_to(self, target: Chain | PermutationGroup | None) -> GNet:
         convs = [conv._moved_to(target) for conv in self._layers()]
-        twin = copy.deepcopy(self)
-        twin.convs = nn.ModuleList(convs)
+        twin = copy.deepcopy(self, {id(self.convs): nn.ModuleList(convs)})
         twin.group, twin.levels = convs[0].group, convs[0].levels
         twin.in_rep = twin.out_rep = None
         twin.moved = tuple(conv.moved for conv in convs if isinstance(conv.moved, Move))

@@ -62,6 +62,10 @@ class RelaxedOrbitLinear(nn.Module):
         Nodes: exact for ``group`` while the coefficients are equal within its node orbits, as they
         are at the start; approximate after. :meth:`deviation` says by how much, node by node.
 
+    Raises:
+        TypeError: No group.
+        ValueError: ``num_banks`` below 1.
+
     Cost:
         That of ``OrbitLinear`` with ``num_banks`` times the channels out.
 
@@ -146,6 +150,13 @@ class ResidualPathway(OrbitLinear):
         Nodes: exact for ``finer``; approximate for ``group``, the nearer the larger the penalty.
         :meth:`energy` says how much of the map breaks it.
 
+    Raises:
+        TypeError: No group.
+        ValueError: A group without a proper subgroup, or ``finer`` that is none.
+
+    Cost:
+        That of ``OrbitLinear`` with two levels.
+
     Example:
         >>> layer = ResidualPathway(2, 3, ClusterGroup(Partition.single(5)))
         >>> bool(layer.energy()[0] < 1e-4), layer.penalty().shape
@@ -214,6 +225,14 @@ class ConstrainedRelaxation(ResidualPathway):
 
     Symmetry:
         Nodes: exact for ``finer``, and for ``group`` once gamma is 0.
+
+    Raises:
+        TypeError: No group.
+        ValueError: A group without a proper subgroup, or ``finer`` that is none; ``rho`` that
+            is not positive.
+
+    Cost:
+        That of ``OrbitLinear`` with two levels.
 
     Example:
         >>> layer = ConstrainedRelaxation(2, 3, ClusterGroup(Partition.single(5)))

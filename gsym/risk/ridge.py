@@ -100,7 +100,7 @@ def commutant_ridge(
             0, which is better where a node's own value says little of its target, as in holes.
 
     Returns:
-        The fit: ``errors``, ``risk``, ``noise``, and ``predict``.
+        The fit: ``errors``, ``risk``, ``residual_variance``, and ``predict``.
 
     Raises:
         GroupError: A group of another number of nodes, or one whose swaps are too many to apply
