@@ -10,7 +10,7 @@ INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VEN
 
 bench: $(VENV)/.ok  ## run the suite on embedded data: four tasks, every group, three seeds
 	@echo "Running the benchmark suite on embedded data; it says how many minutes are left."
-	$(RUN) -m benchmarks run --profile quick --seeds 3 --out $(OUT)
+	$(RUN) -m gsym_bench run --profile quick --seeds 3 --out $(OUT)
 
 test: $(VENV)/.ok  ## run all tests and the examples in the documentation
 	@echo "Running the tests; some minutes on two cores."
@@ -25,7 +25,7 @@ gate-extras: $(VENV)/.ok  ## add what the gate tests beside: solvers under the G
 	$(INSTALL) -e '.[sym,mutants]'
 
 mutants: gate-extras  ## plant 320 small faults in the library, count what the tests notice; an hour
-	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.mutants --count 320 --out docs/pages/results
+	OMP_NUM_THREADS=1 $(RUN) -m gsym_bench.mutants --count 320 --out docs/pages/results
 
 asan: $(VENV)/.ok  ## run 10,000 random shapes through the C++ kernels under the sanitizers
 	OMP_NUM_THREADS=1 $(RUN) tests/sanitize.py --shapes 10000

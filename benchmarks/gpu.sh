@@ -82,7 +82,7 @@ failed=0
 step gpu 30 "$python" -m torch.utils.collect_env || true
 step tests "$TESTS" "$python" -m pytest -q -m gpu tests/kernels || failed=1
 for bar in "${BARS[@]}"; do
-  step "$bar" "$BAR" "$python" -m benchmarks kernels --device cuda --only "$bar" --out "$OUT" ||
+  step "$bar" "$BAR" "$python" -m gsym_bench kernels --device cuda --only "$bar" --out "$OUT" ||
     failed=1
 done
 # What the CPU interprets elsewhere, compiled; last, for its kernels take longest.

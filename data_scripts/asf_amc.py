@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from benchmarks.data import DataError
+from gsym_bench.data import DataError
 
 _INCH = 0.0254
 

@@ -38,12 +38,12 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-# Python puts the folder of a script on its path, not the repository that benchmarks/ lies in.
+# Python puts the folder of a script on its path, not the repository that gsym_bench/ lies in.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.data import DataError, fetch_command, read_npz, replacing, write_npz
 from data_scripts import asf_amc
 from data_scripts.sources import SOURCES, Source
+from gsym_bench.data import DataError, fetch_command, read_npz, replacing, write_npz
 
 ROUNDS = 2
 TIMEOUT = (10, 60)  # seconds to connect, seconds between two packets
@@ -86,7 +86,7 @@ TRIALS: dict[str, str] = {
 def fetch(
     dataset: str, out: Path, folder: Path | None = None, *, allow_unverified: bool = False
 ) -> None:
-    """Bring one data set into ``out``, in the layout that ``benchmarks.data`` reads.
+    """Bring one data set into ``out``, in the layout that ``gsym_bench.data`` reads.
 
     Args:
         dataset: A key of ``SOURCES``.

@@ -27,12 +27,12 @@ import torch
 from rich.console import Console
 from toy_task import ToyTask
 
-from benchmarks import tasks
-from benchmarks.__main__ import main
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.results import read_rows
-from benchmarks.suite.run import run
-from benchmarks.suite.task import Schedule
+from gsym_bench import tasks
+from gsym_bench.__main__ import main
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.results import read_rows
+from gsym_bench.suite.run import run
+from gsym_bench.suite.task import Schedule
 
 NOISY = {"seconds", "peak_memory_mib"}
 SEEDS = 2

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from benchmarks.kernels.groups import cyclic, mirror
 from gsym import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.nn import (
     EGNN,
@@ -29,6 +28,7 @@ from gsym.nn import (
     Subgraphs,
 )
 from gsym.transforms import EgoSubgraphs
+from gsym_bench.kernels.groups import cyclic, mirror
 
 N = 7
 SORTED = ClusterGroup(Partition([0, 0, 1, 1, 1, 2, 2]))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import data
-from benchmarks.data import DataError
+from gsym_bench import data
+from gsym_bench.data import DataError
 
 
 def idx(array):

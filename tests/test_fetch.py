@@ -17,8 +17,8 @@ pytest.importorskip("requests")
 pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
-from benchmarks.data import DataError, write_npz
 from data_scripts import asf_amc, fetch
+from gsym_bench.data import DataError, write_npz
 
 CONTENT = np.random.default_rng(0).bytes(3000)
 ROOT = Path(fetch.__file__).parents[1]

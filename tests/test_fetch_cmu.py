@@ -9,8 +9,8 @@ pytest.importorskip("requests")
 pytest.importorskip("rich")
 pytest.importorskip("tyro")
 
-from benchmarks.data import DataError
 from data_scripts import asf_amc, fetch
+from gsym_bench.data import DataError
 
 
 def sha256(content):

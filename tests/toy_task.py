@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.suite.results import Row, Value
-from benchmarks.suite.task import Problem, Schedule, Split, Task
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym_bench.suite.results import Row, Value
+from gsym_bench.suite.task import Problem, Schedule, Split, Task
 
 
 class ToyTask(Task):

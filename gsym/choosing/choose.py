@@ -78,7 +78,7 @@ def choose_group(
     mean over signals of the root mean squared error. This is the choice where all candidates are
     small. Where some are large, the best pattern of each small group joins the candidates of
     ``criterion``, and the choice of signs stands in ``GroupChoice.signs``. On CMU poses the true
-    signs were found from 50 poses on (``python -m benchmarks signs``); signals that are no fair
+    signs were found from 50 poses on (``gsym-bench signs``); signals that are no fair
     sample of those to come mislead this choice as any other.
 
     Args:

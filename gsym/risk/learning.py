@@ -19,7 +19,7 @@ weights, and their error stays as it is.
 **Overtaking.** From the candidate that is best now, the next is the finer one whose curve comes
 first below it. Blocks are drawn again with replacement, for all candidates alike, and the law
 fitted again: the interval holds 95 % of the crossings. It knows nothing of how far the law is off;
-``python -m benchmarks overtaking`` compares predicted with found.
+``gsym-bench overtaking`` compares predicted with found.
 
 Reference:
     Dobriban and Wager, High-dimensional asymptotics of prediction, arXiv 1507.03003, theorem 2.1.

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from benchmarks.studies.choosing import page, suite
-from benchmarks.studies.choosing.trials import (
+from gsym import ClusterGroup, Partition
+from gsym_bench.studies.choosing import page, suite
+from gsym_bench.studies.choosing.trials import (
     Real,
     Recovery,
     Trial,
@@ -15,10 +16,9 @@ from benchmarks.studies.choosing.trials import (
     run_recovery,
     run_trial,
 )
-from benchmarks.studies.choosing.twins import INPUTS, TRUTHS, Twin, chain
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.study_tables import read_records, write_records
-from gsym import ClusterGroup, Partition
+from gsym_bench.studies.choosing.twins import INPUTS, TRUTHS, Twin, chain
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.study_tables import read_records, write_records
 
 
 @pytest.mark.parametrize("inputs", INPUTS)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.studies.choosing import conditions as module
-from benchmarks.studies.choosing.conditions import (
+from gsym.risk.ridge import commutant_ridge
+from gsym_bench.studies.choosing import conditions as module
+from gsym_bench.studies.choosing.conditions import (
     DAY,
     ONE_DAY,
     Condition,
@@ -16,8 +17,7 @@ from benchmarks.studies.choosing.conditions import (
     one_day,
     run,
 )
-from benchmarks.suite.study_tables import read_records
-from gsym.risk.ridge import commutant_ridge
+from gsym_bench.suite.study_tables import read_records
 
 
 def test_a_trial_says_what_was_chosen_and_what_was_best():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from toy_task import ToyTask
 
-from benchmarks import tasks
-from benchmarks.__main__ import main
+from gsym_bench import tasks
+from gsym_bench.__main__ import main
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_list(toy, monkeypatch, capsys):
     ("args", "words"),
     [
         (["--help"], ["run", "report", "list", "kernels"]),
-        (["run", "--help"], ["GSYM_DATA", "python -m benchmarks run skeleton"]),
+        (["run", "--help"], ["GSYM_DATA", "gsym-bench run skeleton"]),
         (["report", "--help"], ["README.md"]),
     ],
 )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.studies.covariance import page, rules, speed, suite
-from benchmarks.studies.covariance.fills import (
+from gsym_bench.studies.covariance import page, rules, speed, suite
+from gsym_bench.studies.covariance.fills import (
     CHAINED,
     COVERAGE,
     HARD,
@@ -20,7 +20,7 @@ from benchmarks.studies.covariance.fills import (
     TWO_LEVEL,
     WAYS,
 )
-from benchmarks.studies.covariance.sources import (
+from gsym_bench.studies.covariance.sources import (
     CELLS,
     CONTIGUOUS,
     HELD,
@@ -30,8 +30,8 @@ from benchmarks.studies.covariance.sources import (
     Source,
     draw,
 )
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.results import read_rows
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.results import read_rows
 
 MADE_UP = Cell("made up", 20, 0.3)
 QUICK = (OURS, LEDOIT_WOLF, TWO_LEVEL, "mean of each node")

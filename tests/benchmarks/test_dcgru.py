@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import load_golden
 
-from benchmarks.models.dcgru import DiffusionForecaster, DiffusionGRUCell, diffusion_supports
 from gsym.groups import ClusterGroup, Partition
+from gsym_bench.models.dcgru import DiffusionForecaster, DiffusionGRUCell, diffusion_supports
 
 LABELS = [0, 1, 0, 1, 1, 0, 2]
 N = len(LABELS)

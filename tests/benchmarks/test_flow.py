@@ -7,12 +7,12 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks.simulators.plume import simulate_plumes, velocities
-from benchmarks.suite.task import with_images
-from benchmarks.tasks.flow import MIRROR, REFLECTION, SIZE, FlowInpainting
-from benchmarks.tasks.inpainting import harmonic_fill
 from gsym.check import equivariance_error
 from gsym.groups import PermutationGroup, Representation
+from gsym_bench.simulators.plume import simulate_plumes, velocities
+from gsym_bench.suite.task import with_images
+from gsym_bench.tasks.flow import MIRROR, REFLECTION, SIZE, FlowInpainting
+from gsym_bench.tasks.inpainting import harmonic_fill
 
 TASK = FlowInpainting()
 

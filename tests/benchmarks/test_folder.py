@@ -13,19 +13,19 @@ from collections import namedtuple
 import pytest
 from toy_task import ToyTask, make_row
 
-from benchmarks.studies import motion
-from benchmarks.suite import results
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.folder import HOLDER, check_writable, locked
-from benchmarks.suite.report.markdown import write_report as report
-from benchmarks.suite.results import RESULTS, append_row, read_rows, recover
-from benchmarks.suite.run import run
+from gsym_bench.studies import motion
+from gsym_bench.suite import results
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.folder import HOLDER, check_writable, locked
+from gsym_bench.suite.report.markdown import write_report as report
+from gsym_bench.suite.results import RESULTS, append_row, read_rows, recover
+from gsym_bench.suite.run import run
 
 OLDER = ["metric", "unit", "val", "test", "metric_2", "val_2", "test_2"]
 HOLD = """
 import sys
 from pathlib import Path
-from benchmarks.suite.folder import locked
+from gsym_bench.suite.folder import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.simulators.freeway import (
+from gsym.groups import ClusterGroup, Partition
+from gsym_bench.simulators.freeway import (
     INTERVALS_PER_DAY,
     Road,
     cell_densities,
     equilibrium_speed,
     simulate_freeway,
 )
-from gsym.groups import ClusterGroup, Partition
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from math import pi
 import pytest
 import torch
 
-from benchmarks.simulators.cameras import FOCAL, Cameras, project, random_cameras
-from benchmarks.simulators.gait import (
+from gsym_bench.simulators.cameras import FOCAL, Cameras, project, random_cameras
+from gsym_bench.simulators.gait import (
     JOINT_NAMES,
     MIRROR,
     PARENTS,

@@ -18,7 +18,7 @@ case "$*" in
   -c*) exit 0 ;;
   "- torch "*) exit 0 ;;
   "-m pytest"*gpu*) echo "12 passed"; exit {failed} ;;
-  "-m benchmarks"*)
+  "-m gsym_bench"*)
     file={out}/kernels.csv
     [[ -e $file ]] || echo device,bar,case,mode,setting,variant,ratio,least,met > $file
     [[ $7 == {missing} ]] || echo "cuda,$7,EGNNConv,forward,exact,PyG,6.1,5.0,yes" >> $file ;;
@@ -47,7 +47,7 @@ def go(tmp_path):
 def test_every_step_is_run_and_summed_up(go):
     done, told, out = go()
     assert done.returncode == 0, done.stderr
-    measured = [line.split()[6] for line in told if line.startswith("-m benchmarks kernels")]
+    measured = [line.split()[6] for line in told if line.startswith("-m gsym_bench kernels")]
     assert measured == BARS
     summary = (out / "summary.txt").read_text().splitlines()
     assert summary[0] == "tests: 12 passed"

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.tasks.inpainting import (
+from gsym.check import equivariance_error
+from gsym.groups import ClusterGroup, Partition
+from gsym_bench.tasks.inpainting import (
     Inpainting,
     InpaintingMNIST,
     PublishedLayer,
@@ -17,8 +19,6 @@ from benchmarks.tasks.inpainting import (
     harmonic_fill,
     patch_groups,
 )
-from gsym.check import equivariance_error
-from gsym.groups import ClusterGroup, Partition
 
 
 @pytest.fixture(scope="module")

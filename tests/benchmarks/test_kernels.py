@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.__main__ import main
-from benchmarks.kernels import measure, suite
-from benchmarks.kernels.bars import (
+from gsym_bench.__main__ import main
+from gsym_bench.kernels import measure, suite
+from gsym_bench.kernels.bars import (
     BARS,
     BEST_DENSE,
     BOTH,
@@ -29,9 +29,9 @@ from benchmarks.kernels.bars import (
     Goal,
     Size,
 )
-from benchmarks.kernels.cases import CASES
-from benchmarks.kernels.groups import GROUPS
-from benchmarks.kernels.measure import (
+from gsym_bench.kernels.cases import CASES
+from gsym_bench.kernels.groups import GROUPS
+from gsym_bench.kernels.measure import (
     COPY,
     GROWTH,
     PRODUCT,
@@ -43,11 +43,11 @@ from benchmarks.kernels.measure import (
     make_rows,
     prepare,
 )
-from benchmarks.kernels.page import MISSING, write_page
-from benchmarks.kernels.rows import merge, read_rows, write_rows
-from benchmarks.kernels.suite import plan, run
-from benchmarks.kernels.work import COMPILED, OURS, READING, Peer
-from benchmarks.suite.errors import BenchmarkError
+from gsym_bench.kernels.page import MISSING, write_page
+from gsym_bench.kernels.rows import merge, read_rows, write_rows
+from gsym_bench.kernels.suite import plan, run
+from gsym_bench.kernels.work import COMPILED, OURS, READING, Peer
+from gsym_bench.suite.errors import BenchmarkError
 
 CPU = torch.device("cpu")
 MILLION = Size(10**6, 62_500, 64)
@@ -384,7 +384,7 @@ def test_the_page_names_the_command_of_every_run(tmp_path):
     commands |= {"gpu": " --profile full --device cuda"}
     for commit, options in commands.items():
         found = re.search(rf"by `(?P<command>[^`]*)` on [^`]* at commit {commit}\b", page)
-        assert found["command"] == f"python -m benchmarks kernels{options} --out {tmp_path}"
+        assert found["command"] == f"gsym-bench kernels{options} --out {tmp_path}"
 
 
 def test_rows_survive_the_file_and_new_ones_replace_old(tmp_path):

@@ -39,7 +39,7 @@ def test_thirty_kills_during_training_change_no_bit(told):
 def test_an_interrupted_command_ends_its_workers_and_says_how_to_go_on(told, name):
     found = told[name]
     assert found["code"] == 130 and not found["alive"]
-    assert found["told"].startswith("interrupted; finished cells are kept: go on with python -m")
+    assert found["told"].startswith("interrupted; finished cells are kept: go on with gsym-bench")
     assert " run toy --seeds 2 " in found["told"] and found["told"].count("\n") == 1
     assert found["first"] == 1 and found["again"] == 0 and found["equal"]
 

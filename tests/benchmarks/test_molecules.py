@@ -17,19 +17,19 @@ from scipy import stats
 from torch_geometric.data import Batch
 from toy_task import make_row
 
-from benchmarks.__main__ import main
-from benchmarks.data import DataError
-from benchmarks.studies.molecules import graphs as loading
-from benchmarks.studies.molecules import page, suite, training
-from benchmarks.studies.molecules.graphs import FOLDS, KINDS, load
-from benchmarks.studies.molecules.models import count_parameters, matching_width, models
-from benchmarks.studies.molecules.pairs import families, pair_refinement, refinement
-from benchmarks.studies.molecules.separation import measure, names, theory
-from benchmarks.studies.molecules.training import GraphTraining, count_labels, last, majority
-from benchmarks.suite.engine import Engine
-from benchmarks.suite.results import Row, Value, read_rows
-from benchmarks.suite.task import Schedule
-from benchmarks.suite.train import Trainer
+from gsym_bench.__main__ import main
+from gsym_bench.data import DataError
+from gsym_bench.studies.molecules import graphs as loading
+from gsym_bench.studies.molecules import page, suite, training
+from gsym_bench.studies.molecules.graphs import FOLDS, KINDS, load
+from gsym_bench.studies.molecules.models import count_parameters, matching_width, models
+from gsym_bench.studies.molecules.pairs import families, pair_refinement, refinement
+from gsym_bench.studies.molecules.separation import measure, names, theory
+from gsym_bench.studies.molecules.training import GraphTraining, count_labels, last, majority
+from gsym_bench.suite.engine import Engine
+from gsym_bench.suite.results import Row, Value, read_rows
+from gsym_bench.suite.task import Schedule
+from gsym_bench.suite.train import Trainer
 
 EVERY = list(models(KINDS))
 

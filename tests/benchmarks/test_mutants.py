@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: make gate-extras")
 pytest.importorskip("coverage", reason="coverage is not installed: make gate-extras")
 
-from benchmarks.mutants import __main__ as suite
-from benchmarks.mutants.faults import describe, draw, places
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.study_tables import read_records, write_records
+from gsym_bench.mutants import __main__ as suite
+from gsym_bench.mutants.faults import describe, draw, places
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.study_tables import read_records, write_records
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''"""A file."""
@@ -102,8 +102,8 @@ def test_the_sample_does_not_move_with_the_lines(tmp_path):
 TRIAL = """
 import json, sys
 from pathlib import Path
-from benchmarks.mutants.faults import describe, places
-from benchmarks.mutants.trial import trace, try_out
+from gsym_bench.mutants.faults import describe, places
+from gsym_bench.mutants.trial import trace, try_out
 tree = Path(sys.argv[1])
 sys.path.insert(0, str(tree))
 source = (tree / "small.py").read_text()

@@ -14,14 +14,14 @@ from lightning.fabric import Fabric
 from scipy import stats
 from scipy.spatial.transform import Rotation
 
-from benchmarks.__main__ import main
-from benchmarks.simulators import nbody as simulator
-from benchmarks.simulators.nbody import TIME_STEP, advance, energy, simulate_motions
-from benchmarks.studies import motion, nbody
-from benchmarks.suite.engine import Engine
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.results import read_rows
-from benchmarks.suite.train import Trainer
+from gsym_bench.__main__ import main
+from gsym_bench.simulators import nbody as simulator
+from gsym_bench.simulators.nbody import TIME_STEP, advance, energy, simulate_motions
+from gsym_bench.studies import motion, nbody
+from gsym_bench.suite.engine import Engine
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.results import read_rows
+from gsym_bench.suite.train import Trainer
 
 LIKE = np.ones((1, 5))
 

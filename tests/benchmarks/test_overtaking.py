@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.studies import overtaking as study
-from benchmarks.suite.errors import BenchmarkError
 from gsym import Partition
+from gsym_bench.studies import overtaking as study
+from gsym_bench.suite.errors import BenchmarkError
 
 
 def points(curves):
@@ -83,5 +83,5 @@ def test_the_table_says_what_was_found():
 
 
 def test_without_results(tmp_path):
-    with pytest.raises(BenchmarkError, match="python -m benchmarks overtaking"):
+    with pytest.raises(BenchmarkError, match="gsym-bench overtaking"):
         study.report(tmp_path)

@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.__main__ import main
-from benchmarks.simulators.partial import (
+from gsym.nn import PenguinConv
+from gsym_bench.__main__ import main
+from gsym_bench.simulators.partial import (
     EDGE_INDEX,
     NUM_NODES,
     WALL,
@@ -21,11 +22,10 @@ from benchmarks.simulators.partial import (
     pull,
     slide,
 )
-from benchmarks.studies import penguin
-from benchmarks.studies.motion import Part
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.results import read_rows
-from gsym.nn import PenguinConv
+from gsym_bench.studies import penguin
+from gsym_bench.studies.motion import Part
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.results import read_rows
 
 WORLDS = {"pull": pull, "fall": fall, "slide": slide, "blow": partial(blow, wind=1.0)}
 

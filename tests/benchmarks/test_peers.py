@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.peers import (
+from gsym import ClusterGroup, Partition
+from gsym.nn import EGNNConv, EquivariantTensorLinear, OrbitLinear, PenguinConv, Subgraphs
+from gsym_bench.peers import (
     DenseClusterLinear,
     NaiveClusterLinear,
     PlainEGNN,
@@ -13,8 +15,6 @@ from benchmarks.peers import (
     PyGEGNN,
     StackedPairs,
 )
-from gsym import ClusterGroup, Partition
-from gsym.nn import EGNNConv, EquivariantTensorLinear, OrbitLinear, PenguinConv, Subgraphs
 
 
 @pytest.fixture

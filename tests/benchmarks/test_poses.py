@@ -6,9 +6,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.studies import poses as study
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.results import read_rows
+from gsym_bench.studies import poses as study
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.results import read_rows
 
 
 def test_each_seed_draws_its_own_poses_and_tests_on_all():
@@ -37,7 +37,7 @@ def test_page_of_a_small_run(tmp_path, monkeypatch):
     ridge = [row.test for row in rows if row.model == "quadratic ridge"]
     assert f"{sum(ridge) / 2:.2f}" in text
     assert "| 50 | 2 |" in text and (tmp_path / study.PICTURE).is_file()
-    assert "`python -m benchmarks poses 50 --seeds 2`" in text
+    assert "`gsym-bench poses 50 --seeds 2`" in text
     assert "2 steps for 50 poses, 10 looks" in text
     before = len(rows)
     study.main(tmp_path, None, [50], 2, Console(quiet=True))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.study_tables import append_record, read_records, write_records
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.study_tables import append_record, read_records, write_records
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from toy_task import ToyTask
 
-from benchmarks import suite, tasks
-from benchmarks.__main__ import main
-from benchmarks.suite.results import read_rows
-from benchmarks.suite.task import register
+from gsym_bench import suite, tasks
+from gsym_bench.__main__ import main
+from gsym_bench.suite.results import read_rows
+from gsym_bench.suite.task import register
 
 MODULE = """
 from toy_task import ToyTask
 
-from benchmarks.suite.task import register
+from gsym_bench.suite.task import register
 
 
 @register
@@ -37,7 +37,7 @@ def added(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     tasks.discover()
     yield
-    sys.modules.pop("benchmarks.tasks.small")
+    sys.modules.pop("gsym_bench.tasks.small")
     tasks.TASKS.clear()
     tasks.TASKS.update(before)
 
@@ -57,7 +57,7 @@ def test_a_module_in_the_folder_is_enough(added, tmp_path, capsys):
 def test_no_other_file_of_the_engine_names_a_task():
     root = Path(suite.__file__).parent
     named = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in tasks.TASKS))
-    assert named.search("from benchmarks.tasks.traffic import Traffic")
+    assert named.search("from gsym_bench.tasks.traffic import Traffic")
     for path in [*root.rglob("*.py"), root.parent / "tasks" / "__init__.py"]:
         code = [line for line in path.read_text().splitlines() if "import" in line or '"' in line]
         assert not [line for line in code if named.search(line)], path

@@ -7,13 +7,13 @@ import pytest
 from scipy import stats
 from toy_task import ToyTask, change, make_row, make_rows
 
-from benchmarks.data import DataError
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.report.markdown import BEGIN, END
-from benchmarks.suite.report.markdown import write_report as report
-from benchmarks.suite.report.tables import compare, rich_tables, select, tabulate
-from benchmarks.suite.results import append_row
-from benchmarks.suite.run import run
+from gsym_bench.data import DataError
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.report.markdown import BEGIN, END
+from gsym_bench.suite.report.markdown import write_report as report
+from gsym_bench.suite.report.tables import compare, rich_tables, select, tabulate
+from gsym_bench.suite.results import append_row
+from gsym_bench.suite.run import run
 
 FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2, 3.1], test=[4.0, 4.4, 4.1])
 MIDDLE = make_rows("(S_2)^2 x| S_2", 3, 2.079, val=[1.0, 1.1, 1.2], test=[2.0, 2.5, 2.3])
@@ -155,7 +155,7 @@ def test_page_says_what_the_numbers_say(tmp_path):
     assert "Validation selects **(S_2)^2 x| S_2**" in page
     assert "its test MSE is 2.267 ± 0.25" in page
     assert "The baseline copy beats every group: test MSE 1 ± 0" in page
-    assert "python -m benchmarks run toy --profile quick --seeds 3" in page
+    assert "gsym-bench run toy --profile quick --seeds 3" in page
     assert "0" * 40 in page
     assert "| S_4 | 2 | 20 | 3 | 3.1 | 4.167 ± 0.21 |" in page
     png = (tmp_path / "toy_noise_quick_error.png").read_bytes()
@@ -204,5 +204,5 @@ def test_embed_without_marks_changes_nothing(tmp_path):
 
 
 def test_no_results(tmp_path):
-    with pytest.raises(BenchmarkError, match="python -m benchmarks run"):
+    with pytest.raises(BenchmarkError, match="gsym-bench run"):
         report(tmp_path)

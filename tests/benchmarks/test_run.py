@@ -6,10 +6,10 @@ import pytest
 import torch
 from toy_task import ToyTask, make_row
 
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.provenance import provenance
-from benchmarks.suite.results import RESULTS, append_row, read_rows
-from benchmarks.suite.run import run
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.provenance import provenance
+from gsym_bench.suite.results import RESULTS, append_row, read_rows
+from gsym_bench.suite.run import run
 
 
 @pytest.fixture

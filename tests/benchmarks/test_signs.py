@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.studies import signs
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.results import Value, read_rows
+from gsym_bench.studies import signs
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.results import Value, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -54,5 +54,5 @@ def test_wrong_ones_are_counted(folder, tmp_path):
 
 
 def test_no_rows_are_refused(tmp_path):
-    with pytest.raises(BenchmarkError, match="run python -m benchmarks signs"):
+    with pytest.raises(BenchmarkError, match="run gsym-bench signs"):
         signs.write(tmp_path)

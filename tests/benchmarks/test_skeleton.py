@@ -7,11 +7,12 @@ import pytest
 import torch
 from helpers import load_golden
 
-from benchmarks.data import DataError
-from benchmarks.simulators.cameras import Cameras, project, random_cameras
-from benchmarks.simulators.gait import JOINT_NAMES, MIRROR, PARENTS
-from benchmarks.suite.task import Split
-from benchmarks.tasks.skeleton import (
+from gsym.check import equivariance_error
+from gsym_bench.data import DataError
+from gsym_bench.simulators.cameras import Cameras, project, random_cameras
+from gsym_bench.simulators.gait import JOINT_NAMES, MIRROR, PARENTS
+from gsym_bench.suite.task import Split
+from gsym_bench.tasks.skeleton import (
     REFLECTION,
     Skeleton,
     _gait_poses,
@@ -19,7 +20,6 @@ from benchmarks.tasks.skeleton import (
     mpjpe,
     skeleton_groups,
 )
-from gsym.check import equivariance_error
 
 CMU_JOINTS = (
     *("pelvis", "r_hip", "r_knee", "r_ankle", "l_hip", "l_knee", "l_ankle", "spine1", "chest"),

@@ -7,12 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.studies import softlayers
-from benchmarks.suite.errors import BenchmarkError
-from benchmarks.suite.results import read_rows
-from benchmarks.suite.task import Schedule
-from benchmarks.tasks.inpainting import patch_groups
 from gsym.nn.soft import ConstrainedRelaxation, ResidualPathway
+from gsym_bench.studies import softlayers
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.results import read_rows
+from gsym_bench.suite.task import Schedule
+from gsym_bench.tasks.inpainting import patch_groups
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_nets_have_the_maps_of_their_way():
 def test_refuses_what_is_not_there(tmp_path):
     with pytest.raises(BenchmarkError, match="tasks are"):
         softlayers.main(tmp_path, None, ["poses"], 1, Console(quiet=True))
-    with pytest.raises(BenchmarkError, match="run python -m benchmarks softlayers"):
+    with pytest.raises(BenchmarkError, match="run gsym-bench softlayers"):
         softlayers.report(tmp_path)
 
 

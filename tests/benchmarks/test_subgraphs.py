@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from benchmarks.studies import subgraphs
+from gsym_bench.studies import subgraphs
 
 
 def test_ego_networks_are_counted_and_judged(monkeypatch):

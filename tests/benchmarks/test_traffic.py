@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.data import DataError
-from benchmarks.suite.task import Problem, Split
-from benchmarks.tasks import traffic
-from benchmarks.tasks.traffic import Traffic
+from gsym_bench.data import DataError
+from gsym_bench.suite.task import Problem, Split
+from gsym_bench.tasks import traffic
+from gsym_bench.tasks.traffic import Traffic
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = Traffic()

@@ -12,9 +12,9 @@ import torch
 from stub_choice import candidate, chain, choice
 
 import gsym
-from benchmarks.studies.page import browser, emulate
-from benchmarks.suite.errors import BenchmarkError
 from gsym.choosing.page import write_page
+from gsym_bench.studies.page import browser, emulate
+from gsym_bench.suite.errors import BenchmarkError
 
 pytest.importorskip("selenium")
 

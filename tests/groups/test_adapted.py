@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.kernels.groups import GROUPS, cyclic
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.groups import Orbits, adapted
 from gsym.groups.adapted import AdaptedBasis, find_basis
+from gsym_bench.kernels.groups import GROUPS, cyclic
 
 # S4 wr S6 has 10^11 elements.
 SMALL = {name: GROUPS[name] for name in GROUPS if name != "S4 wr S6"}

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from benchmarks.kernels.groups import GROUPS, cyclic, mirror
 from gsym import kernels
 from gsym.kernels import adapted
 from gsym.kernels.adapted import AdaptedTables, adapted_linear
 from gsym.kernels.cpp import adapted as cpp_adapted
 from gsym.kernels.cpp import library
+from gsym_bench.kernels.groups import GROUPS, cyclic, mirror
 
 pytestmark = pytest.mark.skipif(not library.is_usable(), reason="no C++")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.groups import GROUPS, cyclic, mirror, square
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.check import equivariance_error
 from gsym.nn import GNet, GNetConv, OrbitLinear, _blocks, _mixing
 from gsym.nn._blocks import BlockTables
+from gsym_bench.kernels.groups import GROUPS, cyclic, mirror, square
 
 # The trivial group has a free matrix for every pair and nothing to tie.
 NONTRIVIAL = [name for name in GROUPS if name != "trivial"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.kernels import frames
 from gsym.kernels.cpp import library
+from gsym_bench.kernels import frames
 
 CALLS = frames.layers()
 # Loops in plain torch make other calls.

@@ -10,12 +10,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from benchmarks.simulators.partial import EDGE_INDEX as PAIRS
-from benchmarks.simulators.partial import WALL, blow, fall, heights, places, pull, slide
 from gsym import ClusterGroup, Partition, PermutationGroup
 from gsym.check import assert_equivariant, equivariance_error
 from gsym.errors import GraphError, GroupError, SignalError
 from gsym.nn import EGNN, EGNNConv, Penguin, PenguinConv
+from gsym_bench.simulators.partial import EDGE_INDEX as PAIRS
+from gsym_bench.simulators.partial import WALL, blow, fall, heights, places, pull, slide
 
 N, D, H = 7, 3, 5
 

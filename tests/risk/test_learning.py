@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.studies.overtaking import truth
 from gsym import Partition
 from gsym.risk.learning import LearningCurve, bias, law, learning_curves, look_ahead
 from gsym.risk.ridge import as_clusters, fit_group
 from gsym.risk.samples import Samples
+from gsym_bench.studies.overtaking import truth
 
 
 @pytest.mark.parametrize(("p", "n"), [(40, 20), (40, 60), (40, 400)])

@@ -6,13 +6,13 @@ from oracles.left_out import windows
 from risk.test_masked import GROUPS, SHAPES
 from scipy.optimize import minimize
 
-from benchmarks.studies.joint import JointRidge, projections
 from gsym import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.risk import orbit_ridge
 from gsym.risk import ridge as module
 from gsym.risk.mixture import RidgeMixture, simplex_weights
 from gsym.risk.ridge import check_reps, commutant_ridge, fit_group
 from gsym.risk.samples import Samples
+from gsym_bench.studies.joint import JointRidge, projections
 
 CHAIN = [Partition.singletons(12), Partition([i // 3 for i in range(12)]), Partition.single(12)]
 

@@ -1,0 +1,469 @@
+"""Command line of the benchmark suite; ``gsym-bench --help`` teaches it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from gsym_bench.data import DataError
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.interrupt import interruptible
+
+OUT = Path("results")
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def run(
+    tasks: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    profile: str = "quick",
+    data: Path | None = None,
+    groups: tuple[str, ...] = (),
+    seeds: int = 3,
+    device: str = "auto",
+    out: Path = OUT,
+) -> None:
+    """Train every group and baseline of the tasks, then write the report.
+
+    Finished cells are kept, and an interrupted run goes on where it stopped, so the same command
+    may be given again at any time. On a machine busy with other work, OMP_NUM_THREADS=1 before the
+    command makes small models much faster. Examples:
+
+      gsym-bench run
+
+      gsym-bench run inpainting --data DIR --profile standard
+
+      gsym-bench run skeleton --groups trivial --seeds 1 --device cpu
+
+    Args:
+        tasks: Names of tasks, see `list`; if none is given, all that have embedded data too.
+        profile: quick (minutes) or standard (the published settings where there are any).
+        data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
+        groups: Names of groups, see `list`; all if none is given.
+        seeds: Number of seeds.
+        device: auto, cpu or cuda.
+        out: Folder of results.
+    """
+    from gsym_bench.suite import run as running
+    from gsym_bench.suite.report.markdown import write_report
+    from gsym_bench.suite.report.tables import rich_tables
+    from gsym_bench.tasks import get_tasks
+
+    data = _folder(data)
+    console = Console()
+    rows = running.run(
+        get_tasks(tasks),
+        out=out,
+        profile=profile,
+        data=data,
+        groups=groups,
+        seeds=seeds,
+        device=device,
+        console=console,
+    )
+    page = write_report(out)
+    for table in rich_tables(rows):
+        console.print(table)
+    console.print(f"The whole report is in {page}", soft_wrap=True)
+
+
+@app.command
+def report(*, out: Path = OUT, embed: Path | None = None) -> None:
+    """Write the page and its pictures again from the results file.
+
+    For example:
+
+      gsym-bench report --out results --embed README.md
+
+    Args:
+        out: Folder of results.
+        embed: Markdown file whose table between the results marks is replaced.
+    """
+    from gsym_bench.suite.report.markdown import write_report
+
+    print(f"The report is in {write_report(out, embed)}")
+
+
+@app.command(name="list")
+def list_tasks(*, data: Path | None = None, profile: str = "quick") -> None:
+    """Show tasks, data sets, units, groups and baselines.
+
+    Args:
+        data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
+        profile: Profile whose groups to show.
+    """
+    from gsym_bench.suite.errors import check_names
+    from gsym_bench.suite.run import PROFILES
+    from gsym_bench.tasks import TASKS
+
+    check_names("profile", [profile], PROFILES)
+    data = _folder(data)
+    for task in TASKS.values():
+        print(f"{task.name}: {task.title}, {task.metric} ({task.unit}), model {task.model_name}")
+        if task.needs_data and data is None:
+            print("  needs files: --data DIR")
+            continue
+        problem = task.load(data, profile, 0)
+        print(f"  data set   {problem.dataset}")
+        print(f"  groups     {', '.join(map(repr, problem.groups))}")
+        print(f"  baselines  {', '.join(task.baselines())}")
+
+
+@app.command
+def kernels(
+    *, profile: str = "standard", only: str = "", device: str = "cpu", out: Path = OUT
+) -> None:
+    """Measure speed and memory of kernels and layers beside other code.
+
+    Rows go to kernels.csv, and kernels.md with its pictures is made of them. Let nothing else run
+    meanwhile. Examples:
+
+      gsym-bench kernels
+
+      gsym-bench kernels --only C4,C6
+
+      gsym-bench kernels --device cuda --profile full
+
+    Args:
+        profile: quick (seconds, judges nothing), standard (all bars, minutes) or full (hours).
+        only: Names of bars with commas between, and sweep for all else; everything if empty.
+        device: cpu or cuda.
+        out: Folder of results.
+    """
+    from gsym_bench.kernels.suite import main as measure
+
+    bars = [name.strip() for name in only.split(",") if name.strip()]
+    measure(out, profile=profile, device=device, only=bars)
+
+
+@app.command
+def coarsening(*, methods: bool = False, data: Path | None = None, out: Path = OUT) -> None:
+    """Measure the way from a graph of a million nodes to a tied layer, or compare methods.
+
+    Needs scikit-network, networkit and pymetis: pip install 'gsym[cluster]'.
+
+    Args:
+        methods: Compare the methods of `coarsen` on real graphs instead.
+        data: Folder of downloaded data, for more real graphs.
+        out: Folder of results.
+    """
+    from gsym_bench.studies.coarsening import main as measure
+    from gsym_bench.studies.coarsening_methods import main as compare
+    from gsym_bench.suite.folder import locked
+
+    with locked(out):
+        if methods:
+            compare(out, _folder(data))
+        else:
+            measure(out)
+
+
+@app.command
+def choosing(
+    *,
+    trials: int = 60,
+    data: Path | None = None,
+    out: Path = OUT,
+    only: Literal["levels", "partitions", "conditions", "real"] | None = None,
+) -> None:
+    """Measure how well the choice of a group finds the right one.
+
+    Args:
+        trials: Trials per cell of the table on made-up data.
+        data: Folder of downloaded data, to compare with what the suite trained on it.
+        out: Folder of results.
+        only: One section of the page; the rows of the others stay.
+    """
+    from gsym_bench.studies.choosing.suite import main as measure
+    from gsym_bench.suite.folder import locked
+
+    data = _folder(data)
+    with locked(out):
+        print(f"The page is {measure(out, trials, data, only=only)}")
+
+
+@app.command
+def page(*, out: Path = Path("docs/pages/images")) -> None:
+    """Take the pictures of the page that shows a choice of group; needs Chromium.
+
+    Args:
+        out: Folder of the pictures.
+    """
+    from gsym_bench.studies.page import main as take
+
+    take(out)
+    print(f"The pictures are in {out}")
+
+
+@app.command
+def nbody(
+    *, out: Path = OUT, profile: str = "quick", gravity: bool = False, seeds: int = 3
+) -> None:
+    """Train EGNN, PEnGUiN and baselines on charged particles; finished cells are kept.
+
+    For example:
+
+      OMP_NUM_THREADS=1 gsym-bench nbody --profile standard
+
+    Args:
+        out: Folder of results.
+        profile: quick (500 training systems) or standard (3,000).
+        gravity: Switch on gravity, and add the models that can tell where down is.
+        seeds: Number of seeds.
+    """
+    from gsym_bench.studies import nbody as bodies
+
+    page = bodies.main(out, profile, gravity, seeds, Console())
+    print(f"The page is in {page}")
+
+
+@app.command
+def penguin(*, out: Path = OUT, seeds: int = 5) -> None:
+    """Let PEnGUiN find the broken symmetry of four small worlds; finished cells are kept.
+
+    Args:
+        out: Folder of results.
+        seeds: Number of seeds.
+    """
+    from gsym_bench.studies import penguin as worlds
+
+    print(f"The page is in {worlds.main(out, seeds, Console())}")
+
+
+@app.command
+def subgraphs(*, out: Path = OUT, data: Path | None = None) -> None:
+    """Time the ego-networks of large graphs and, with data, an epoch of SPEN beside GIN.
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA.
+    """
+    from gsym_bench.studies import subgraphs as measuring
+
+    print(f"The page is in {measuring.main(out, _folder(data), Console())}")
+
+
+@app.command
+def molecules(
+    datasets: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    models: tuple[str, ...] = (),
+    out: Path = OUT,
+    profile: str = "quick",
+    data: Path | None = None,
+    seeds: int = 3,
+) -> None:
+    """Tell hard pairs of graphs apart and, with data, classify small graphs by SPEN and others.
+
+    Finished cells are kept. For example:
+
+      gsym-bench molecules
+
+      OMP_NUM_THREADS=1 gsym-bench molecules MUTAG PTC --data DIR --profile standard
+
+    Args:
+        datasets: Any of MUTAG, PTC, PROTEINS and IMDB-BINARY; all if none is given.
+        models: Names of models, as the page has them; all if none is given.
+        out: Folder of results.
+        profile: quick (two folds, few epochs) or standard.
+        data: Folder of downloaded data; by default $GSYM_DATA, and only hard pairs without it.
+        seeds: Number of seeds.
+    """
+    from gsym_bench.studies.molecules import suite
+
+    page = suite.main(
+        out,
+        profile=profile,
+        data=_folder(data),
+        datasets=datasets,
+        only=models,
+        seeds=seeds,
+        console=Console(),
+    )
+    print(f"The page is in {page}")
+
+
+@app.command
+def signs(*, out: Path = OUT, data: Path | None = None, draws: int = 40, truths: int = 200) -> None:
+    """Count how often the signs that belong to a permutation of nodes are found.
+
+    Finished cells are kept. For example:
+
+      OMP_NUM_THREADS=1 gsym-bench signs --data DIR
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
+        draws: Draws of poses at each number of poses.
+        truths: Made-up truths at each number of signals, with signs and without symmetry each.
+    """
+    from gsym_bench.studies import signs as study
+
+    page = study.main(out, _folder(data), draws, truths, Console())
+    print(f"The page is in {page}")
+
+
+@app.command
+def softlayers(
+    tasks: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    out: Path = OUT,
+    data: Path | None = None,
+    seeds: int = 5,
+) -> None:
+    """Train nets with levels beside one level and beside published ways to soften a symmetry.
+
+    Finished cells are kept. For example:
+
+      OMP_NUM_THREADS=1 gsym-bench softlayers --data DIR
+
+    Args:
+        tasks: inpainting, traffic; both if none is given.
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, embedded and simulated without it.
+        seeds: Number of seeds.
+    """
+    from gsym_bench.studies import softlayers as study
+
+    print(f"The page is in {study.main(out, _folder(data), tasks, seeds, Console())}")
+
+
+@app.command
+def poses(
+    counts: tyro.conf.Positional[tuple[int, ...]] = (),
+    /,
+    *,
+    out: Path = OUT,
+    data: Path | None = None,
+    seeds: int = 5,
+) -> None:
+    """Lift poses from few examples, with and without the mirror of the body.
+
+    Finished cells are kept. For example:
+
+      OMP_NUM_THREADS=1 gsym-bench poses 50 100 400 --data DIR
+
+    Args:
+        counts: Numbers of training poses; 50, 100, 200, 400, 1600 and 0, all of them, if none
+            is given.
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
+        seeds: Number of seeds.
+    """
+    from gsym_bench.studies import poses as study
+
+    page = study.main(out, _folder(data), counts or tuple(study.STEPS), seeds, Console())
+    print(f"The page is in {page}")
+
+
+@app.command
+def covariance(
+    only: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    out: Path = OUT,
+    data: Path | None = None,
+    seeds: int = 10,
+    minutes: float | None = None,
+    rules: bool = False,
+) -> None:
+    """Fill gaps of real signals by SymmetricCovariance and by others; finished fills are kept.
+
+    Cheap fills of every cell come first, slow ones last. For example:
+
+      OMP_NUM_THREADS=1 gsym-bench covariance METR-LA --data DIR --minutes 60
+
+    Args:
+        only: Names of data sets, as the page has them; all if none is given.
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA.
+        seeds: Number of draws.
+        minutes: After which no further fill is begun; no limit by default.
+        rules: Compare how its weights are chosen instead; needs no data.
+    """
+    from gsym_bench.studies.covariance import rules as choosing_weights
+    from gsym_bench.studies.covariance import suite as study
+
+    if rules:
+        print(f"The page is in {choosing_weights.main(out, Console())}")
+    else:
+        page = study.main(out, _folder(data), seeds, Console(), minutes, only)
+        print(f"The page is in {page}")
+
+
+@app.command
+def soft(*, out: Path = OUT, data: Path | None = None) -> None:
+    """Time fits of SymmetricCovariance beside estimators of scikit-learn, up to a million nodes.
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, and made-up signals without it.
+    """
+    from gsym_bench.studies.covariance import speed
+
+    print(f"The page is in {speed.main(out, _folder(data), Console())}")
+
+
+@app.command
+def overtaking(*, out: Path = OUT, data: Path | None = None, seeds: int = 4) -> None:
+    """Check when a finer group pays, and what a mixture gains; finished cells are kept.
+
+    For example:
+
+      OMP_NUM_THREADS=1 gsym-bench overtaking --data DIR
+
+    Args:
+        out: Folder of results.
+        data: Folder of downloaded data; by default $GSYM_DATA, and made-up maps without it.
+        seeds: Number of draws.
+    """
+    from gsym_bench.studies import overtaking as study
+
+    print(f"The page is in {study.main(out, _folder(data), seeds, Console())}")
+
+
+def _folder(data: Path | None) -> Path | None:
+    """The data folder that was named, on the command line or in the environment."""
+    if data is None and os.environ.get("GSYM_DATA"):
+        data = Path(os.environ["GSYM_DATA"])
+    if data is not None and not data.is_dir():
+        raise BenchmarkError(f"--data {data} is not a folder; name one that exists")
+    return data
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; wrong input and a full disk end with one line and exit code 2."""
+    words = shlex.join(["gsym-bench", *(sys.argv[1:] if args is None else args)])
+    try:
+        with interruptible():
+            app.cli(prog="gsym-bench", args=args, description=__doc__)
+    except (BenchmarkError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(
+            f"error: {error}; finished cells are kept: make room, then go on with {words}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"interrupted; finished cells are kept: go on with {words}", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Which symmetry of the body pays at how many poses: lifting 2D joints to 3D from few examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.report.draw import PALETTE, save
+from gsym_bench.suite.report.markdown import made_with, markdown_table, write_page
+from gsym_bench.suite.report.tables import Interval, Line, Table, compare, tabulate
+from gsym_bench.suite.results import RESULTS, read_rows
+from gsym_bench.suite.run import run
+from gsym_bench.suite.task import Predictor, Problem, Schedule
+from gsym_bench.tasks.skeleton import REFLECTION, Skeleton
+
+FOLDER, PAGE, PICTURE = "poses", "poses.md", "poses.png"
+# Steps of the optimiser by number of training poses; 0 stands for all of them.
+STEPS = {50: 600, 100: 600, 200: 700, 400: 800, 1600: 1200, 0: 2200}
+GROUPS = ("trivial", "mirror S_2", REFLECTION)
+RIDGES = ("quadratic ridge", "quadratic ridge, reflected")
+_CHECKS = 10
+
+
+class FewPoses(Skeleton):
+    """The skeleton task with a random part of its training poses, another for every seed.
+
+    Validation and test poses are those of the whole task.
+    """
+
+    name: ClassVar[str] = "poses"
+    title: ClassVar[str] = "2D to 3D human pose from few poses"
+
+    def __init__(self, poses: int) -> None:
+        self.poses, self.available = poses, 0
+
+    def load(self, data: Path | None, profile: str, seed: int) -> Problem:
+        whole = super().load(data, profile, seed)
+        self.available = len(whole.train)
+        count = self.poses or self.available
+        if count > self.available:
+            raise BenchmarkError(
+                f"{whole.dataset} has {self.available:,} training poses; asked for {count:,}"
+            )
+        random = torch.Generator().manual_seed(seed)
+        kept = torch.randperm(self.available, generator=random)[:count]
+        name = f"{whole.dataset}, {count:,} poses"
+        return replace(whole, dataset=name, train=whole.train.batch(kept.sort().values))
+
+    def schedule(self, profile: str, data: Path | None) -> Schedule:
+        """As many epochs as make the steps, and ten looks at validation."""
+        if not self.available:
+            self.load(data, profile, 0)
+        batches = math.ceil((self.poses or self.available) / 64)
+        epochs = math.ceil(STEPS[self.poses] / batches)
+        every = max(1, epochs // _CHECKS)
+        return Schedule(epochs, batch_size=64, lr=1e-3, cosine=True, eval_every=every)
+
+    def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
+        return {name: fit for name, fit in super().baselines().items() if name in RIDGES}
+
+
+def main(out: Path, data: Path | None, counts: Sequence[int], seeds: int, console: Console) -> Path:
+    """Train every net and ridge at every number of poses, then write the page.
+
+    Args:
+        out: Folder of the page; results go to ``out/poses``.
+        data: Folder of downloaded data, or ``None`` for simulated walks.
+        counts: Numbers of training poses, of :data:`STEPS`; 0 takes all.
+        seeds: Number of seeds, each with its own poses.
+        console: Where to tell the progress.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        BenchmarkError: A number of poses that is not in :data:`STEPS`.
+    """
+    unknown = [count for count in counts if count not in STEPS]
+    if unknown:
+        raise BenchmarkError(
+            f"expected numbers of poses among {', '.join(map(str, STEPS))}; got {unknown[0]}"
+        )
+    tasks = [FewPoses(count) for count in counts]
+    rows = out / FOLDER
+    run(tasks, out=rows, profile="standard", data=data, groups=GROUPS, seeds=seeds, console=console)
+    return report(out)
+
+
+def report(out: Path) -> Path:
+    """Write the page and the picture from the results file."""
+    tables = [t for t in tabulate(read_rows(out / FOLDER)) if t.task == FewPoses.name]
+    if not tables:
+        raise BenchmarkError(
+            f"no results in {out / FOLDER / RESULTS}; make some with gsym-bench poses"
+        )
+    tables.sort(key=lambda table: _count(table.dataset))
+    first = tables[0].first
+    parts = [
+        "# Few poses",
+        "2D joints of a person are lifted to 3D. Exchanging left and right joints also reflects "
+        "the body, so a mirror that moves joints alone is the wrong symmetry, and one that changes "
+        "the sign of the lateral coordinate too is the right one. Each seed draws its own training "
+        "poses; validation chooses the epoch and the strength of a ridge; test poses are those of "
+        "the whole skeleton task and are read once. MPJPE in mm, mean over seeds; differences are "
+        "paired by seed, with the 95 % interval of Student's t.",
+    ]
+    for title, names in (("Net", GROUPS), ("Quadratic ridge", RIDGES)):
+        head = ["poses", "seeds", *names, "reflected against none", "diverged"]
+        body = [cells for t in tables if (cells := _cells(t.lines, _count(t.dataset), names))]
+        parts += [f"## {title}", markdown_table(head, body)]
+    weights = {
+        line.name: line.rows[0].parameters for line in tables[-1].lines if not line.is_baseline
+    }
+    parts.append(
+        "Weights of the nets: "
+        + ", ".join(f"{name} {weights[name]:,}" for name in GROUPS if weights.get(name))
+        + ". All have width 64; that of the reflected mirror is 32 copies of two channels that "
+        "the mirror exchanges. The reflected ridge sees every pose and its mirror image, which "
+        "ties it exactly."
+    )
+    parts.append(f"![test error by number of poses]({_draw(out, tables)})")
+    rows = [row for table in tables for line in table.lines for row in line.rows]
+    counts = [_count(table.dataset) for table in tables]
+    asked = [count if count in STEPS else 0 for count in counts]
+    source = "" if first.source == "embedded" else " --data DIR"
+    seeds = 1 + max(row.seed for row in rows)
+    command = f"gsym-bench poses {' '.join(map(str, asked))}{source} --seeds {seeds}"
+    parts.append(
+        f"{made_with(command, rows)}; Adam at a rate of 0.001 along a cosine, batches of 64, as "
+        "many epochs as make "
+        + ", ".join(
+            f"{STEPS[key]:,} steps for {count:,} poses"
+            for key, count in zip(asked, counts, strict=True)
+        )
+        + f", {_CHECKS} looks at validation."
+    )
+    return write_page(out / PAGE, parts)
+
+
+def _count(dataset: str) -> int:
+    """How many poses the name of a data set says."""
+    return int(dataset.rsplit(", ", 1)[1].split()[0].replace(",", ""))
+
+
+def _cells(lines: Sequence[Line], count: int, names: Sequence[str]) -> list[str]:
+    found = {line.name: line for line in lines if line.name in names}
+    if len(found) < len(names):
+        return []
+    shown = [f"{mean(found[n].values('test')):.2f}" if found[n].finished else "-" for n in names]
+    difference = compare(found[names[-1]], found[names[0]])
+    diverged = sum(row.status == "diverged" for n in names for row in found[n].rows)
+    seeds = max(len(found[name].rows) for name in names)
+    plain = mean(found[names[0]].values("test"))
+    return [f"{count:,}", str(seeds), *shown, _said(difference, plain), str(diverged)]
+
+
+def _said(difference: Interval | None, plain: float) -> str:
+    if difference is None:
+        return "-"
+    share = 100 * difference.mean / plain
+    return f"{difference} ({share:+.1f} %)"
+
+
+def _draw(out: Path, tables: Sequence[Table]) -> str:
+    """Test error by number of poses, a dot per seed and a line through the means."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate((*GROUPS, *RIDGES)):
+        points = [
+            (_count(t.dataset), value)
+            for t in tables
+            for line in t.lines
+            if line.name == name
+            for value in line.values("test")
+        ]
+        if not points:
+            continue
+        counts = sorted({count for count, _ in points})
+        means = [mean(v for c, v in points if c == count) for count in counts]
+        style = "--" if name in RIDGES else "-"
+        axes.plot(counts, means, style, color=PALETTE[i], label=name)
+        axes.plot(*zip(*points, strict=True), ".", color=PALETTE[i], alpha=0.5, markersize=4)
+    axes.set(xscale="log", yscale="log", xlabel="training poses", ylabel="test MPJPE (mm)")
+    axes.legend()
+    save(figure, out / PICTURE)
+    return PICTURE

@@ -1,0 +1,190 @@
+"""What a benchmark task is: data, split, metric with unit, candidate groups, model, baselines."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gsym.groups import PermutationGroup, Representation
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set; the first axis counts samples.
+
+    Attributes:
+        inputs: What the model sees, ``[b, ...]``.
+        targets: What it should predict, ``[b, ...]``.
+        mask: Where the target counts, same shape as ``targets``; ``None`` counts everything.
+        aux: Named tensors ``[b, ...]`` that baselines or metrics need and the model does not see.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.inputs.size(0)
+
+    def batch(self, index: Tensor) -> Split:
+        """The samples at ``index``."""
+        mask = None if self.mask is None else self.mask[index]
+        aux = {name: value[index] for name, value in self.aux.items()}
+        return Split(self.inputs[index], self.targets[index], mask, aux)
+
+    def to(self, device: torch.device) -> Split:
+        """The same split on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        aux = {name: value.to(device) for name, value in self.aux.items()}
+        return Split(self.inputs.to(device), self.targets.to(device), mask, aux)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything one seed of a task needs.
+
+    Attributes:
+        dataset: Name of the data (``"digits"``, ``"metr-la"``), written to every row.
+        train: Seen by the optimiser.
+        val: Selects the epoch, the ridge strength and, in the report, the group.
+        test: Seen once per finished cell, after all choices are made.
+        edge_index: The fixed graph, ``[2, e]``; messages go from row 0 to row 1.
+        positions: Where to draw each node, ``[n, 2]``.
+        groups: Candidate groups by display name, from the full symmetric group to the trivial one.
+        representations: How a group moves the channels of inputs and of targets, by its name;
+            those of a group that is not listed stay.
+        truth: Name of the true group where the data are simulated.
+        extra: What the metrics need besides predictions (scales, weights).
+    """
+
+    dataset: str
+    train: Split
+    val: Split
+    test: Split
+    edge_index: Tensor
+    positions: Tensor
+    groups: Mapping[str, PermutationGroup]
+    edge_weight: Tensor | None = None
+    truth: str | None = None
+    representations: Mapping[str, tuple[Representation, Representation]] = field(
+        default_factory=dict
+    )
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a model is trained: Adam, the epoch of best validation metric is kept.
+
+    Attributes:
+        epochs: Passes over the training split.
+        batch_size: Samples per step; ``None`` takes the whole split at once.
+        lr: Adam's learning rate.
+        cosine: Whether the rate falls along half a cosine, epoch by epoch, or stays.
+        clip: Largest gradient norm, or ``None``.
+        eval_every: Epochs between validations.
+        eval_batch_size: Samples per forward pass in evaluation.
+    """
+
+    epochs: int
+    batch_size: int | None = None
+    lr: float = 1e-2
+    cosine: bool = False
+    clip: float | None = None
+    eval_every: int = 1
+    eval_batch_size: int = 1024
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        if not self.cosine:
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+
+
+Predictor = Callable[[Split], Tensor]
+
+
+def with_images(problem: Problem, group: str) -> Problem:
+    """The problem with its training samples and their images under the generators of a group.
+
+    For a group of order two a linear fit to these is tied as the group ties it.
+    """
+    train, perms = problem.train, problem.groups[group].generators
+    inputs, targets = (
+        torch.cat([x, *(rep.act(perm, x) for perm in perms)])
+        for x, rep in zip(
+            (train.inputs, train.targets), problem.representations[group], strict=True
+        )
+    )
+    return replace(problem, train=Split(inputs, targets))
+
+
+class Task(ABC):
+    """A benchmark task. Subclasses are small: they say what, ``run.py`` says how.
+
+    A new one is a module in ``gsym_bench/tasks`` whose class is decorated by `register`, and its
+    test. All lists of tasks are made from what is registered.
+
+    Attributes:
+        name: What the command line calls it.
+        title: What the report calls it.
+        metric: Name of the headline metric; lower is better.
+        unit: Its unit.
+        model_name: Written to every row.
+        needs_data: Whether it has no embedded data; such a task runs only when it is named.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    metric: ClassVar[str]
+    unit: ClassVar[str]
+    model_name: ClassVar[str]
+    needs_data: ClassVar[bool] = False
+
+    @abstractmethod
+    def load(self, data: Path | None, profile: str, seed: int) -> Problem:
+        """Build the problem of one seed, from ``data`` or, if ``None``, from embedded data."""
+
+    @abstractmethod
+    def schedule(self, profile: str, data: Path | None) -> Schedule:
+        """Epochs, batch size and learning rate of a profile."""
+
+    @abstractmethod
+    def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
+        """A fresh model tied along the group of this name; called as ``model(inputs)``."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, batch: Split) -> Tensor:
+        """The scalar that training minimises."""
+
+    @abstractmethod
+    def metrics(self, prediction: Tensor, split: Split, problem: Problem) -> dict[str, float]:
+        """Metrics over a whole split by name; the headline ``metric`` is the first."""
+
+    @abstractmethod
+    def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
+        """Fit functions by display name; each returns a predictor for any split."""
+
+
+TASKS: dict[str, Task] = {}
+"""The tasks that the command line knows, by name."""
+
+
+def register(kind: type[Task]) -> type[Task]:
+    """Make a task known to the command line, as a decorator of its class.
+
+    Raises:
+        ValueError: Another class has registered a task of this name.
+    """
+    other = TASKS.setdefault(kind.name, kind())
+    if type(other) is not kind:
+        raise ValueError(f"two tasks are called {kind.name!r}: {type(other)} and {kind}")
+    return kind

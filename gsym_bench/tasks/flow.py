@@ -1,0 +1,88 @@
+"""Fill a square hole in a flow: nodes are cells of a grid, channels are velocities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from gsym.groups import Representation
+from gsym.nn import GNet
+from gsym_bench.simulators.plume import simulate_plumes
+from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, register, with_images
+from gsym_bench.tasks.inpainting import (
+    Inpainting,
+    draw_holes,
+    fit_ridge,
+    grid_edges,
+    grid_positions,
+    patch_groups,
+)
+
+SIZE, HOLE, WIDTH = 8, 4, 16
+MIRROR = "S_2 (mirror)"
+REFLECTION = "S_2 (mirror), reflected"
+COUNTS = (100, 100, 1000)  # of training, validation and test
+
+
+@register
+class FlowInpainting(Inpainting):
+    """A twin of the inpainting of images whose true symmetry is known, and moves channels.
+
+    Data are simulated flows on an 8 x 8 grid, another hundred for every seed, with holes of side
+    4. The left-right mirror is a symmetry of them if it also reverses the horizontal velocity, and
+    of nothing that is measured if it does not. There are no files: with ``data`` and in both
+    profiles the task is the same.
+
+    The net is `gsym.nn.GNet`, with 16 channels between: 8 pairs that the reflecting mirror
+    exchanges.
+    """
+
+    name: ClassVar[str] = "inpainting-flow"
+    title: ClassVar[str] = "Inpainting of a flow"
+    unit: ClassVar[str] = "x 1e-2, squared velocity"
+    model_name: ClassVar[str] = "GNet 2-16-2"
+
+    def load(self, data: Path | None, profile: str, seed: int) -> Problem:
+        """Build one seed: which flows, which holes."""
+        generator = torch.Generator().manual_seed(seed)
+        groups = patch_groups(SIZE, (SIZE, 2, 1), (1,))
+        mirror = groups[MIRROR]
+        velocity = Representation.from_signs(mirror, [[-1, 1]])
+        train, val, test = (_split(count, generator) for count in COUNTS)
+        return Problem(
+            dataset="plumes (simulated)",
+            train=train,
+            val=val,
+            test=test,
+            edge_index=grid_edges(SIZE),
+            positions=grid_positions(SIZE),
+            groups=groups | {REFLECTION: mirror},
+            representations={REFLECTION: (velocity, velocity)},
+            truth=REFLECTION,
+        )
+
+    def schedule(self, profile: str, data: Path | None) -> Schedule:
+        return Schedule(epochs=100, lr=5e-3, cosine=True, eval_every=5)
+
+    def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
+        in_rep, out_rep = problem.representations.get(group, (None, None))
+        return GNet(
+            [2, WIDTH, 2], problem.groups[group], propagate="none", in_rep=in_rep, out_rep=out_rep
+        )
+
+    def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
+        return {
+            **super().baselines(),
+            "ridge, reflected": lambda problem: fit_ridge(with_images(problem, REFLECTION)),
+        }
+
+
+def _split(count: int, generator: torch.Generator) -> Split:
+    """Draw flows and cut the holes, where nothing moves."""
+    targets = simulate_plumes(count, SIZE, generator)
+    hole = draw_holes(count, SIZE, HOLE, generator)[..., None]
+    return Split(targets.masked_fill(hole, 0.0), targets, aux={"hole": hole})
