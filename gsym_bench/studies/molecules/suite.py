@@ -29,10 +29,10 @@ PAIRS, NOISE, LEAST = "pairs told apart", "difference of copies", "least distanc
 ACCURACY, LAST_ACCURACY = "accuracy", "accuracy of the last epochs"
 MEAN_ACCURACY = "mean accuracy of all epochs"  # its note holds the accuracy of each
 PARAMETERS = 60_000
-BATCH = {"MUTAG": 32, "PTC": 32, "PROTEINS": 64, "IMDB-BINARY": 64}
+BATCH = {"MUTAG": 32, "PTC": 32, "PROTEINS": 32, "IMDB-BINARY": 64}
 EPOCHS = {
     "quick": {"MUTAG": 10, "PTC": 10, "PROTEINS": 3, "IMDB-BINARY": 3},
-    "standard": {"MUTAG": 25, "PTC": 20, "PROTEINS": 15, "IMDB-BINARY": 15},
+    "standard": {"MUTAG": 25, "PTC": 20, "PROTEINS": 25, "IMDB-BINARY": 15},
 }
 PROFILE_FOLDS = {"quick": 2, "standard": FOLDS}
 
