@@ -85,7 +85,7 @@ class Schedule:
     """How a model is trained: Adam, the epoch of best validation metric is kept.
 
     Attributes:
-        epochs: Passes over the training split.
+        epochs: Passes over the training split; 0 where the model of a task comes fitted.
         batch_size: Samples per step; ``None`` takes the whole split at once.
         lr: Adam's learning rate.
         cosine: Whether the rate falls along half a cosine, epoch by epoch, or stays.

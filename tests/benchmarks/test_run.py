@@ -10,6 +10,7 @@ from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.provenance import provenance
 from gsym_bench.suite.results import RESULTS, append_row, read_rows
 from gsym_bench.suite.run import run
+from gsym_bench.suite.task import Schedule
 
 
 @pytest.fixture
@@ -127,6 +128,16 @@ def test_out_of_memory_ends_the_cell_not_the_run(go, error):
 def test_other_errors_are_not_swallowed(go):
     with pytest.raises(RuntimeError, match="shapes"):
         go(ToyTask(fail_at=1, error=RuntimeError("shapes")))
+
+
+def test_a_model_that_comes_fitted_is_not_trained(go, monkeypatch):
+    monkeypatch.setattr(ToyTask, "schedule", lambda self, profile, data: Schedule(epochs=0))
+    monkeypatch.setattr(ToyTask, "model", lambda self, problem, group, profile: torch.nn.Tanh())
+    task = ToyTask()
+    row = go(task)[-1]
+    assert row.status == "ok" and row.epochs == row.parameters == 0 and task.steps == 0
+    test = task.load(None, "quick", 0).test
+    assert row.test == pytest.approx((test.inputs.tanh() - test.targets).square().mean().item())
 
 
 def test_key_depends_on_schedule_and_source(go, tmp_path, monkeypatch):
