@@ -26,6 +26,7 @@ def run(
     tasks: tyro.conf.Positional[tuple[str, ...]] = (),
     /,
     *,
+    task: Path | None = None,
     profile: str = "quick",
     data: Path | None = None,
     groups: tuple[str, ...] = (),
@@ -45,8 +46,11 @@ def run(
 
       gsym-bench run skeleton --groups trivial --seeds 1 --device cpu
 
+      gsym-bench run --task my_task.py
+
     Args:
         tasks: Names of tasks, see `list`; if none is given, all that have embedded data too.
+        task: Python file that registers a task of yours; it alone runs if no task is named.
         profile: quick (minutes) or standard (the published settings where there are any).
         data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
         groups: Names of groups, see `list`; all if none is given.
@@ -57,12 +61,13 @@ def run(
     from gsym_bench.suite import run as running
     from gsym_bench.suite.report.markdown import write_report
     from gsym_bench.suite.report.tables import rich_tables
-    from gsym_bench.tasks import get_tasks
+    from gsym_bench.tasks import get_tasks, load_task_file
 
     data = _folder(data)
     console = Console()
+    own = [] if task is None else load_task_file(task)
     rows = running.run(
-        get_tasks(tasks),
+        own if own and not tasks else get_tasks(tasks),
         out=out,
         profile=profile,
         data=data,
@@ -95,28 +100,31 @@ def report(*, out: Path = OUT, embed: Path | None = None) -> None:
 
 
 @app.command(name="list")
-def list_tasks(*, data: Path | None = None, profile: str = "quick") -> None:
+def list_tasks(
+    *, task: Path | None = None, data: Path | None = None, profile: str = "quick"
+) -> None:
     """Show tasks, data sets, units, groups and baselines.
 
     Args:
+        task: Python file that registers a task of yours, to be shown alone.
         data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
         profile: Profile whose groups to show.
     """
     from gsym_bench.suite.errors import check_names
     from gsym_bench.suite.run import PROFILES
-    from gsym_bench.tasks import TASKS
+    from gsym_bench.tasks import TASKS, load_task_file
 
     check_names("profile", [profile], PROFILES)
     data = _folder(data)
-    for task in TASKS.values():
-        print(f"{task.name}: {task.title}, {task.metric} ({task.unit}), model {task.model_name}")
-        if task.needs_data and data is None:
+    for one in TASKS.values() if task is None else load_task_file(task):
+        print(f"{one.name}: {one.title}, {one.metric} ({one.unit}), model {one.model_name}")
+        if one.needs_data and data is None:
             print("  needs files: --data DIR")
             continue
-        problem = task.load(data, profile, 0)
+        problem = one.load(data, profile, 0)
         print(f"  data set   {problem.dataset}")
         print(f"  groups     {', '.join(map(repr, problem.groups))}")
-        print(f"  baselines  {', '.join(task.baselines())}")
+        print(f"  baselines  {', '.join(one.baselines())}")
 
 
 @app.command
