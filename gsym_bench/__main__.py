@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -17,6 +17,18 @@ from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.interrupt import interruptible
 
 OUT = Path("results")
+
+Numbers = Annotated[
+    tuple[int, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N,N,...",
+        instance_from_str=lambda words: tuple(int(word) for word in words[0].split(",") if word),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    ),
+]
+"""Whole numbers with commas between."""
 
 app = tyro.extras.SubcommandApp()
 
@@ -31,6 +43,8 @@ def run(
     data: Path | None = None,
     groups: tuple[str, ...] = (),
     seeds: int = 3,
+    signals: Numbers = (),
+    as_published: bool = False,
     device: str = "auto",
     out: Path = OUT,
 ) -> None:
@@ -46,15 +60,20 @@ def run(
 
       gsym-bench run skeleton --groups trivial --seeds 1 --device cpu
 
+      gsym-bench run skeleton --signals 25,100,400
+
       gsym-bench run --task my_task.py
 
     Args:
         tasks: Names of tasks, see `list`; if none is given, all that have embedded data too.
         task: Python file that registers a task of yours; it alone runs if no task is named.
-        profile: quick (minutes) or standard (the published settings where there are any).
+        profile: quick (minutes), standard, or paper (the published protocol, where a task has it).
         data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
         groups: Names of groups, see `list`; all if none is given.
         seeds: Number of seeds.
+        signals: Numbers of training signals, with commas between: every cell is run with each, and
+            the report draws error against the number of signals.
+        as_published: Add faulty models and data as they were published, beside the correct ones.
         device: auto, cpu or cuda.
         out: Folder of results.
     """
@@ -73,6 +92,8 @@ def run(
         data=data,
         groups=groups,
         seeds=seeds,
+        signals=signals,
+        as_published=as_published,
         device=device,
         console=console,
     )
@@ -120,6 +141,9 @@ def list_tasks(
         print(f"{one.name}: {one.title}, {one.metric} ({one.unit}), model {one.model_name}")
         if one.needs_data and data is None:
             print("  needs files: --data DIR")
+            continue
+        if profile not in one.profiles:
+            print(f"  profiles   {', '.join(one.profiles)}")
             continue
         problem = one.load(data, profile, 0)
         print(f"  data set   {problem.dataset}")

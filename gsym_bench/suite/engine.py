@@ -38,6 +38,7 @@ class Job:
         measure: The values of what was fitted. This is the only look at the test split: every
             choice within the cell has been made.
         trained: Whether it runs on the device; closed forms run on the CPU.
+        facts: Values known beforehand; they stand in the row however it goes.
     """
 
     label: str
@@ -47,6 +48,7 @@ class Job:
     fit: Callable[[Trainer], Fit]
     measure: Callable[[Fit], Sequence[Value]]
     trained: bool = True
+    facts: Sequence[Value] = ()
 
     @property
     def key(self) -> str:
@@ -140,7 +142,7 @@ class Engine:
             parameters=fit.parameters,
             epochs=fit.epochs,
             best_epoch=fit.best_epoch,
-            values=tuple(values),
+            values=(*values, *job.facts),
         )
 
     def _clear(self, console: Console) -> None:

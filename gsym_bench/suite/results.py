@@ -21,6 +21,9 @@ from gsym_bench.suite.study_tables import check_columns, csv_line, parse
 
 RESULTS = "results.csv"
 STATUSES = ("ok", "diverged", "oom")
+SIGNALS = "training signals"
+# Between the name of a model, or of a group, and that of a variant.
+VARIANT = " + "
 CUT_OFF = "its last line is cut off: `run` moves that aside and goes on"
 
 
@@ -29,7 +32,7 @@ class Value:
     """One measured value.
 
     Attributes:
-        split: What it was measured on: ``"val"`` or ``"test"``.
+        split: What it was measured on: ``"val"`` or ``"test"``; ``"train"`` for facts of training.
         metric: Name of the metric.
         unit: Its unit.
         value: ``None`` where a cell failed before it could be measured.
@@ -121,7 +124,13 @@ class Row(Cell):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics; the first is the headline."""
-        return tuple(dict.fromkeys(value.metric for value in self.values))
+        return tuple(dict.fromkeys(v.metric for v in self.values if v.split != "train"))
+
+    @property
+    def signals(self) -> int | None:
+        """Number of training signals, where the run set it."""
+        found = self.value("train", SIGNALS)
+        return None if found is None else int(found)
 
     @property
     def metric(self) -> str:
@@ -155,8 +164,13 @@ class Row(Cell):
 
     @property
     def name(self) -> str:
-        """What tables call the row: the group, or the baseline."""
-        return self.group or self.model
+        """What tables call the row: the group, with the variant of the model, or the baseline."""
+        variant = self.model.partition(VARIANT)[2]
+        return (
+            f"{self.group}{VARIANT}{variant}"
+            if self.group and variant
+            else self.group or self.model
+        )
 
 
 _CELL = [field.name for field in fields(Cell)]

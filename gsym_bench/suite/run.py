@@ -17,11 +17,19 @@ from gsym.groups import ClusterGroup, PermutationGroup, Representation
 from gsym_bench.data import write_npz
 from gsym_bench.suite.engine import Engine, Job, check_request, digest
 from gsym_bench.suite.errors import BenchmarkError, check_names
-from gsym_bench.suite.results import RESULTS, Row, Value, file_stem, graph_path
+from gsym_bench.suite.results import (
+    RESULTS,
+    SIGNALS,
+    VARIANT,
+    Row,
+    Value,
+    file_stem,
+    graph_path,
+)
 from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, Task
 from gsym_bench.suite.train import CHECKPOINT_SECONDS, Fit, Measured, Trainer, Training, closed_form
 
-PROFILES = ("quick", "standard")
+PROFILES = ("quick", "standard", "paper")
 
 
 def run(
@@ -32,6 +40,8 @@ def run(
     data: Path | None = None,
     groups: Sequence[str] = (),
     seeds: int = 3,
+    signals: Sequence[int] = (),
+    as_published: bool = False,
     device: str = "auto",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
@@ -43,10 +53,13 @@ def run(
     Args:
         tasks: What to run.
         out: Folder of results, created if absent.
-        profile: ``"quick"`` or ``"standard"``.
+        profile: One of `PROFILES`.
         data: Folder of downloaded data, or ``None`` for embedded data.
         groups: Names of groups to run; all if empty. A task runs those that it has.
         seeds: Number of seeds of every cell: 0, 1, ...
+        signals: Numbers of training signals, for each of which every cell is run; the number that
+            belongs to the profile if empty.
+        as_published: Whether to add faulty models and data as they were published.
         device: ``"auto"`` takes CUDA where there is a device.
         checkpoint_seconds: Shortest time between two checkpoints.
         console: Where to say what is going on; standard output by default.
@@ -61,13 +74,26 @@ def run(
     """
     check_request(profile, PROFILES, seeds)
     for task in tasks:
+        if profile not in task.profiles:
+            raise BenchmarkError(
+                f"task {task.name!r} has no profile {profile!r}; it has {', '.join(task.profiles)}"
+            )
         if task.needs_data and data is None:
             raise BenchmarkError(
                 f"task {task.name!r} needs files; name their folder with --data DIR"
             )
 
+    def cells(task: Task, seed: int) -> Iterator[Cells]:
+        for count in signals or (None,):
+            problem = (
+                task.load(data, profile, seed)
+                if count is None
+                else task.load_few(data, profile, seed, count)
+            )
+            yield Cells(task, problem, profile, data, seed, count, as_published)
+
     def plan() -> tuple[int, Iterator[Job]]:
-        firsts = [Cells(task, task.load(data, profile, 0), profile, data, 0) for task in tasks]
+        firsts = [own for task in tasks for own in cells(task, 0)]
         known = dict.fromkeys(name for first in firsts for name in first.problem.groups)
         check_names("group", groups, known)
         for first in firsts:
@@ -75,12 +101,11 @@ def run(
         return seeds * sum(len(list(first.jobs(groups))) for first in firsts), jobs(firsts)
 
     def jobs(firsts: Sequence[Cells]) -> Iterator[Job]:
-        for cells in firsts:
+        for task in tasks:
             for seed in range(seeds):
-                if seed:
-                    problem = cells.task.load(data, profile, seed)
-                    cells = replace(cells, problem=problem, seed=seed)
-                yield from cells.jobs(groups)
+                own = cells(task, seed) if seed else [f for f in firsts if f.task is task]
+                for each in own:
+                    yield from each.jobs(groups)
 
     engine = Engine(out, RESULTS, device, checkpoint_seconds, console)
     return engine.run(plan)
@@ -88,20 +113,47 @@ def run(
 
 @dataclass(frozen=True)
 class Cells:
-    """The jobs of one task and seed."""
+    """The jobs of one task and seed.
+
+    Attributes:
+        task: The task.
+        problem: Its problem of this seed.
+        profile: Name of the profile.
+        data: Folder of downloaded data.
+        seed: The seed.
+        signals: Number of training signals, if it was asked for.
+        as_published: Whether faulty models and data as they were published are among them.
+    """
 
     task: Task
     problem: Problem
     profile: str
     data: Path | None
     seed: int
+    signals: int | None = None
+    as_published: bool = False
 
     def jobs(self, groups: Sequence[str]) -> Iterator[Job]:
         """All baselines, then the groups of these names; all groups if there are none."""
         yield from map(self.baseline, self.task.baselines())
-        for name in self.problem.groups:
-            if not groups or name in groups:
-                yield self.group(name)
+        variants = self.task.variants(self.problem, self.profile, self.as_published)
+        for variant, names in {"": list(self.problem.groups), **variants}.items():
+            for name in names:
+                if not groups or name in groups:
+                    yield self.group(name, variant)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How models are trained: that of the profile, in as many steps with fewer signals."""
+        schedule = self.task.schedule(self.profile, self.data)
+        if self.signals is None or schedule.batch_size is None or not schedule.epochs:
+            return schedule
+        usual = len(self.task.load(self.data, self.profile, self.seed).train)
+        steps, now = (math.ceil(count / schedule.batch_size) for count in (usual, self.signals))
+        epochs, every = (
+            max(round(count * steps / now), 1) for count in (schedule.epochs, schedule.eval_every)
+        )
+        return replace(schedule, epochs=epochs, eval_every=every)
 
     def baseline(self, name: str) -> Job:
         """The job of a baseline."""
@@ -109,25 +161,30 @@ class Cells:
             name,
             "",
             lambda trainer: closed_form(lambda: self.task.baselines()[name](self.problem)),
-            lambda fit: self._values(fit.model),
+            lambda fit: self._values(fit.model, self.problem),
         )
 
-    def group(self, name: str) -> Job:
-        """The job of the task's model, tied along a group."""
-        schedule = self.task.schedule(self.profile, self.data)
+    def group(self, name: str, variant: str = "") -> Job:
+        """The job of the task's model, or of a variant of it, tied along a group."""
+        task = self.task
 
         def fit(trainer: Trainer) -> Fit:
+            schedule, seen = self.schedule, task.view(variant, self.problem, self.profile)
+            training = TaskTraining(
+                task, seen, name, self.profile, schedule, trainer.fabric.device, variant
+            )
             if not schedule.epochs:
-                make = self.task.model
-                return closed_form(lambda: make(self.problem, name, self.profile), epochs=0)
-            device = trainer.fabric.device
-            training = TaskTraining(self.task, self.problem, name, self.profile, schedule, device)
+                return closed_form(training.model, epochs=0)
             return trainer.fit(training, schedule, self.seed)
 
         def measure(fit: Fit) -> list[Value]:
-            return self._values(predictor(fit.model, schedule))
+            problem = task.view(variant, self.problem, self.profile)
+            return self._values(
+                predictor(fit.model, task.schedule(self.profile, self.data)), problem
+            )
 
-        return self._job(self.task.model_name, name, fit, measure)
+        model = f"{task.model_name}{VARIANT}{variant}" if variant else task.model_name
+        return self._job(model, name, fit, measure)
 
     def _job(self, model: str, group: str, fit: Any, measure: Any) -> Job:
         task, problem = self.task, self.problem
@@ -145,17 +202,28 @@ class Cells:
         reps = problem.representations.get(group, ())
         fingerprint = symmetry.fingerprint().hex() if symmetry else ""
         fingerprint += "".join(rep.fingerprint().hex() for rep in reps)
+        identity = {**config, "fingerprint": fingerprint}
+        facts: list[Value] = []
+        label = f"{task.name}, {problem.dataset}, {group or model}"
+        if VARIANT in model and group:
+            label += f"{VARIANT}{model.partition(VARIANT)[2]}"
+        if self.signals is not None:
+            identity["signals"] = self.signals
+            facts = [Value("train", SIGNALS, "1", self.signals)]
+            label += f", {self.signals} signals"
         columns = config | {
-            "key": digest({**config, "fingerprint": fingerprint}),
+            "key": digest(identity),
             "fold": None,
             "group_order_log": symmetry.log_order() if symmetry else None,
             "commutant_dim": _free_weights(symmetry, *reps) if symmetry else None,
         }
-        label = f"{task.name}, {problem.dataset}, {group or model}, seed {self.seed}"
-        return Job(label, columns, task.metric, task.unit, fit, measure, trained=bool(group))
+        label += f", seed {self.seed}"
+        return Job(
+            label, columns, task.metric, task.unit, fit, measure, trained=bool(group), facts=facts
+        )
 
-    def _values(self, predict: Predictor) -> list[Value]:
-        task, problem = self.task, self.problem
+    def _values(self, predict: Predictor, problem: Problem) -> list[Value]:
+        task = self.task
         val, test = (
             task.metrics(predict(split), split, problem) for split in (problem.val, problem.test)
         )
@@ -177,22 +245,27 @@ class TaskTraining(Training):
         profile: str,
         schedule: Schedule,
         device: torch.device,
+        variant: str = "",
     ) -> None:
+        self.variant = variant
         self.task, self.problem, self.group, self.profile = task, problem, group, profile
         self.schedule, self.device = schedule, device
 
     def model(self) -> nn.Module:
         self._train = self.problem.train.to(self.device)
+        if self.variant:
+            return self.task.variant(self.variant, self.problem, self.group, self.profile)
         return self.task.model(self.problem, self.group, self.profile)
 
     def batches(self) -> Iterator[Split]:
         """The whole split, or its samples in random order."""
+        train = self.task.epoch(self._train, self.profile)
         if self.schedule.batch_size is None:
-            yield self._train
+            yield train
         else:
-            order = torch.randperm(len(self._train)).to(self._train.inputs.device)
+            order = torch.randperm(len(train)).to(train.inputs.device)
             for index in order.split(self.schedule.batch_size):
-                yield self._train.batch(index)
+                yield train.batch(index)
 
     def loss(self, model: nn.Module, batch: Split) -> Tensor:
         return self.task.loss(model(batch.inputs), batch)

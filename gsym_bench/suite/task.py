@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gsym.groups import PermutationGroup, Representation
+from gsym_bench.suite.errors import BenchmarkError
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Task(ABC):
         unit: Its unit.
         model_name: Written to every row.
         needs_data: Whether it has no embedded data; such a task runs only when it is named.
+        profiles: The profiles it has.
     """
 
     name: ClassVar[str]
@@ -148,10 +150,29 @@ class Task(ABC):
     unit: ClassVar[str]
     model_name: ClassVar[str]
     needs_data: ClassVar[bool] = False
+    profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
 
     @abstractmethod
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
         """Build the problem of one seed, from ``data`` or, if ``None``, from embedded data."""
+
+    def load_few(self, data: Path | None, profile: str, seed: int, signals: int) -> Problem:
+        """The problem of one seed with this many training signals.
+
+        By default they are drawn from those of `load`: fewer of one seed are among the more.
+
+        Raises:
+            BenchmarkError: There are not so many.
+        """
+        problem = self.load(data, profile, seed)
+        total = len(problem.train)
+        if not 0 < signals <= total:
+            raise BenchmarkError(
+                f"task {self.name!r} has {total} training signals; got --signals {signals}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(total, generator=generator)[:signals]
+        return replace(problem, train=problem.train.batch(drawn))
 
     @abstractmethod
     def schedule(self, profile: str, data: Path | None) -> Schedule:
@@ -160,6 +181,38 @@ class Task(ABC):
     @abstractmethod
     def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
         """A fresh model tied along the group of this name; called as ``model(inputs)``."""
+
+    def variants(
+        self, problem: Problem, profile: str, as_published: bool = False
+    ) -> Mapping[str, Sequence[str]]:
+        """Further models by name, with the groups that each is trained with; none by default.
+
+        Args:
+            problem: The problem.
+            profile: Name of the profile.
+            as_published: Whether to add faulty models and data as they were published.
+        """
+        return {}
+
+    def variant(self, name: str, problem: Problem, group: str, profile: str) -> nn.Module:
+        """As `model`, for one of `variants`."""
+        raise NotImplementedError(f"{type(self).__name__} has no variant {name!r}")
+
+    def view(self, variant: str, problem: Problem, profile: str) -> Problem:
+        """The problem as a model sees it: the main one, ``""``, or one of `variants`.
+
+        Here is the place of what takes long and what only some models need.
+        """
+        return problem
+
+    def epoch(self, train: Split, profile: str) -> Split:
+        """The training split of the next epoch; may draw from torch's global generator.
+
+        Args:
+            train: The training split of `view`, on the device.
+            profile: Name of the profile.
+        """
+        return train
 
     @abstractmethod
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:
