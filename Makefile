@@ -41,8 +41,8 @@ lint: $(VENV)/.ok  ## check style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-docs: $(VENV)/.ok  ## build the site into site/
-	$(RUN) -m mkdocs build --strict -f docs/mkdocs.yml -d ../site
+docs: $(VENV)/.ok  ## run the tutorials and build the site into site/
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx -q -W --keep-going -c docs docs/pages site
 
 # Builds of PyTorch for one machine, as for its CPU, have one version and other hashes, so the tests
 # are set up from constraints.txt, which has none; this file is for users of the public index.
@@ -52,7 +52,7 @@ lock: $(VENV)/.ok  ## write requirements.txt: the versions of constraints.txt wi
 		--custom-compile-command 'make lock' -o requirements.txt
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) site build dist
+	rm -rf $(VENV) site build dist docs/pages/tutorials
 
 $(VENV)/.ok: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with the tested versions of constraints.txt ..."

@@ -1,24 +1,32 @@
-"""Formulas of the site as MathML, which browsers show without a script: an MkDocs hook."""
+"""Formulas of the site as MathML, which browsers show without a script: a Sphinx extension."""
 
 from __future__ import annotations
 
-import html
-import re
 from typing import Any
 
+from docutils import nodes
 from latex2mathml.converter import convert
 
-_ELEMENT = re.compile(r'(<(span|div) class="arithmatex">)(.*?)(</\2>)', re.DOTALL)
 
-
-def on_page_content(content: str, **_: Any) -> str:
-    """Rewrite what pymdownx.arithmatex took for a formula."""
-    return _ELEMENT.sub(lambda found: found[1] + _mathml(found[3], found[2]) + found[4], content)
-
-
-def _mathml(escaped: str, tag: str) -> str:
-    tex = html.unescape(escaped).strip()[2:-2]  # without \( \) or \[ \]
-    found = convert(tex, display="block" if tag == "div" else "inline")
+def mathml(tex: str, display: str) -> str:
+    """The formula in MathML, or an error that names what MathML lacks."""
+    found = convert(tex.strip(), display=display)
     if "\\" in found:
         raise ValueError(f"a formula has a command that MathML lacks: {tex.strip()}")
     return found
+
+
+def _inline(translator: Any, node: nodes.math) -> None:
+    translator.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def _block(translator: Any, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="formula">{mathml(node.astext(), "block")}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Give Sphinx this way to write formulas."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,81 @@
+"""The site: Sphinx with the theme and the gallery that the field's libraries use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+project = "gsym"
+author = "The gsym authors"
+copyright = author
+release = metadata.version("gsym")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "formulas",
+    "tables",
+]
+
+# A link to the repository, where this checkout was cloned from one that a browser can open.
+_remote = subprocess.run(
+    ["git", "-C", str(HERE), "remote", "get-url", "origin"], capture_output=True, text=True
+).stdout.strip()
+repository = _remote.removesuffix(".git") if _remote.startswith("https://") else None
+
+html_theme = "pydata_sphinx_theme"
+html_title = "gsym"
+html_static_path = ["pages/_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "navbar_align": "left",
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "show_prev_next": False,
+    "footer_start": [],
+    "footer_end": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    **(
+        {"icon_links": [{"name": "Repository", "url": repository, "icon": "fa-brands fa-git-alt"}]}
+        if repository
+        else {}
+    ),
+}
+html_sidebars = {"index": []}
+
+exclude_patterns = ["results/poses"]
+# Links into pages are to headings, as GitHub names them.
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence", "attrs_inline", "dollarmath", "substitution"]
+# What the front page says of versions stands where they are set.
+_tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+_project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_torch = next(name for name in _project["dependencies"] if name.startswith("torch>="))
+myst_substitutions = {"torch_tested": _tested["torch"], "torch_floor": _torch.split(">=")[1]}
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_preprocess_types = False
+napoleon_custom_sections = ["Shapes", "Symmetry", "Cost", "Reference"]
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
