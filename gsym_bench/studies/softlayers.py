@@ -95,8 +95,7 @@ def inpainting(data: Path | None, seed: int) -> Data:
     problem = Inpainting().load(data, PROFILE, seed)
 
     def part(split: Split) -> Split:
-        hole = split.aux["hole"].to(split.inputs.dtype)
-        return Split(torch.cat([split.inputs, hole], dim=-1), split.targets)
+        return Split(split.inputs, split.targets)
 
     def finish(y: Tensor, x: Tensor) -> Tensor:
         return torch.where(x[..., 1:] > 0, y, x[..., :1])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,11 +12,13 @@ from torch import nn
 from gsym.groups import Representation
 from gsym.nn import GNet
 from gsym_bench.simulators.plume import simulate_plumes
+from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, register, with_images
+from gsym_bench.tasks.filling import cut, draw_holes, fit_ridge, many_holes
 from gsym_bench.tasks.inpainting import (
+    FILL,
+    Filler,
     Inpainting,
-    draw_holes,
-    fit_ridge,
     grid_edges,
     grid_positions,
     patch_groups,
@@ -44,15 +46,23 @@ class FlowInpainting(Inpainting):
     name: ClassVar[str] = "inpainting-flow"
     title: ClassVar[str] = "Inpainting of a flow"
     unit: ClassVar[str] = "x 1e-2, squared velocity"
-    model_name: ClassVar[str] = "GNet 2-16-2"
+    model_name: ClassVar[str] = "GNet"
+    profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
 
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
         """Build one seed: which flows, which holes."""
+        return self.load_few(data, profile, seed, COUNTS[0])
+
+    def load_few(self, data: Path | None, profile: str, seed: int, signals: int) -> Problem:
+        """As many flows for training as are asked for."""
+        if signals < 1:
+            raise BenchmarkError(f"expected a positive number of signals; got --signals {signals}")
         generator = torch.Generator().manual_seed(seed)
         groups = patch_groups(SIZE, (SIZE, 2, 1), (1,))
         mirror = groups[MIRROR]
         velocity = Representation.from_signs(mirror, [[-1, 1]])
-        train, val, test = (_split(count, generator) for count in COUNTS)
+        told = Representation.from_signs(mirror, [[-1, 1, 1]])
+        train, val, test = (_split(count, generator) for count in (signals, *COUNTS[1:]))
         return Problem(
             dataset="plumes (simulated)",
             train=train,
@@ -61,23 +71,42 @@ class FlowInpainting(Inpainting):
             edge_index=grid_edges(SIZE),
             positions=grid_positions(SIZE),
             groups=groups | {REFLECTION: mirror},
-            representations={REFLECTION: (velocity, velocity)},
+            representations={REFLECTION: (told, velocity)},
             truth=REFLECTION,
         )
 
     def schedule(self, profile: str, data: Path | None) -> Schedule:
         return Schedule(epochs=100, lr=5e-3, cosine=True, eval_every=5)
 
-    def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
+    def variants(
+        self, problem: Problem, profile: str, as_published: bool = False
+    ) -> Mapping[str, Sequence[str]]:
+        return {FILL: [REFLECTION, "trivial"]}
+
+    def variant(self, name: str, problem: Problem, group: str, profile: str) -> nn.Module:
         in_rep, out_rep = problem.representations.get(group, (None, None))
-        return GNet(
-            [2, WIDTH, 2], problem.groups[group], propagate="none", in_rep=in_rep, out_rep=out_rep
+        if name == FILL and in_rep is not None:
+            in_rep = Representation.from_signs(problem.groups[group], [[-1, 1, 1, -1, 1]])
+        net = GNet(
+            [problem.train.inputs.size(-1), WIDTH, 2],
+            problem.groups[group],
+            propagate="none",
+            in_rep=in_rep,
+            out_rep=out_rep,
         )
+        return Filler(net, 2)
+
+    def levels(self, problem: Problem) -> list[Any]:
+        """The chain of patches, and the mirror that reverses the horizontal velocity."""
+        chain = super().levels(problem)
+        return [*chain, (problem.groups[REFLECTION], problem.representations[REFLECTION][1])]
 
     def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
         return {
             **super().baselines(),
-            "ridge, reflected": lambda problem: fit_ridge(with_images(problem, REFLECTION)),
+            "ridge, reflected": lambda problem: fit_ridge(
+                with_images(many_holes(problem), REFLECTION)
+            ),
         }
 
 
@@ -85,4 +114,4 @@ def _split(count: int, generator: torch.Generator) -> Split:
     """Draw flows and cut the holes, where nothing moves."""
     targets = simulate_plumes(count, SIZE, generator)
     hole = draw_holes(count, SIZE, HOLE, generator)[..., None]
-    return Split(targets.masked_fill(hole, 0.0), targets, aux={"hole": hole})
+    return Split(cut(targets, hole), targets, aux={"hole": hole})

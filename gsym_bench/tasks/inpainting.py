@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array, diags_array
-from scipy.sparse.linalg import splu
 from sklearn.datasets import load_digits
-from sklearn.linear_model import Ridge
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gsym import SymmetricCovariance
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.nn import OrbitLinear
 from gsym_bench.data import load_images
+from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, Task, register
+from gsym_bench.tasks.filling import (
+    cut,
+    draw_holes,
+    every_hole,
+    fill_every_hole,
+    fit_copy,
+    fit_covariance,
+    fit_harmonic,
+    fit_ledoit_wolf,
+    fit_mean,
+    fit_ridge,
+    impute,
+    many_holes,
+    sides,
+)
 
-_TRAIN, _VAL_SHARE, _TEST = 100, 0.2, 1000
-_RIDGE_STRENGTHS = tuple(10.0**k for k in range(-2, 5))
+_TRAIN, _VAL, _TEST = 80, 20, 1000
+HIDDEN = 28
+# Variants: what the net sees, how it is tied, how large it is.
+FILL, LEVELS, MATCHED = "fill", "sum of levels", "matched size"
+LINEAR, PUBLISHED = "linear", "as published"
+LINEAR_PUBLISHED = f"{LINEAR}, {PUBLISHED}"
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class ImageSet:
         hole: Side of the square hole in pixels.
         patches: Sides of the square patches whose pixels a group may exchange, in pixels.
         mirrored: Which of them also come with the left-right mirror on patches.
+        flipped: Whether every image is mirrored with probability one half.
     """
 
     name: str
@@ -47,83 +66,191 @@ class ImageSet:
     hole: int
     patches: tuple[int, ...]
     mirrored: tuple[int, ...]
+    flipped: bool = False
 
 
 _DIGITS = ImageSet("digits", 0.5, 0.5, 4, (8, 4, 2, 1), (4, 2, 1))
 _FASHION = ImageSet("fashion-mnist", 0.5, 0.5, 20, (28, 14, 7, 4, 2, 1), (14, 2))
 _MNIST = ImageSet("mnist", 0.1307, 0.3081, 14, (28, 14, 7, 4, 2, 1), (14, 2))
+_FLIPPED = replace(_FASHION, flipped=True)
 
 
 @register
 class Inpainting(Task):
-    """Image inpainting from one hundred images.
+    """Fill a square hole in an image, learnt from eighty images.
 
-    Embedded data are scikit-learn's 8 x 8 digits. With ``data``, the setting is the published one
-    on 28 x 28 images: the same 100 training and 1,000 test images for every seed, stratified by
-    class, and holes of side 20 (Fashion-MNIST) or 14 (MNIST), set to 0 after normalisation. Three
-    things differ: each seed draws its holes from a generator of its own, a hole may also touch the
-    right and lower border, and the 80/20 split for validation is stratified too.
+    Every method is told where the hole is, and what is known outside of it stays: the error counts
+    the hole alone. Nets see the hole as a channel of their input, and other holes in every epoch;
+    the holes of validation and test are fixed. The other methods learn from the images without
+    holes, or (ridge) from many holes for each image.
+
+    The variant "fill" sees the image with its hole filled by `SymmetricCovariance`, and learns
+    what to add. The covariance that fills an image in training has not seen it.
+
+    Embedded data are scikit-learn's 8 x 8 digits, other ones for every seed. Files hold 28 x 28
+    images: the same 100 for training and validation and 1,000 for the test for every seed,
+    stratified by class, with holes of side 20 (Fashion-MNIST) or 14 (MNIST), set to 0 after
+    normalisation.
+
+    The profile "paper" is the published protocol: one fixed hole for each image, which the net is
+    not told and which counts like the rest of the image. Three things differ: each seed draws
+    its holes from a generator of its own, a hole may also touch the right and lower border, and
+    the 80/20 split for validation is stratified too. Linear maps are a variant. Variants
+    "as published" have neither the last two nor the initial weights that fit their size (linear
+    maps start uniform in [0, 1]).
 
     Reference:
-        Huang, Levie, Villar, arXiv 2308.10436, section on image inpainting.
+        Huang, Levie, Villar, arXiv 2308.10436, section on image inpainting. The covariance fill as
+        an input is ours.
     """
 
     name: ClassVar[str] = "inpainting"
     title: ClassVar[str] = "Image inpainting"
     metric: ClassVar[str] = "MSE"
     unit: ClassVar[str] = "x 1e-2, normalised grey"
-    model_name: ClassVar[str] = "G-Net 1-28-1"
+    model_name: ClassVar[str] = "G-Net"
+    profiles: ClassVar[tuple[str, ...]] = ("quick", "standard", "paper")
     files: ClassVar[ImageSet] = _FASHION
+
+    def __init__(self) -> None:
+        # The last problem whose fills were computed, with what came out.
+        self._seen: tuple[Problem, Problem] | None = None
+        self._fitted: tuple[Problem, SymmetricCovariance] | None = None
 
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
         """Build one seed: which images, which holes.
 
         Args:
             data: Folder with the 28 x 28 images, or ``None`` for the embedded digits.
-            profile: Not used; both profiles see the same data.
+            profile: In ``"paper"`` inputs do not say where the hole is.
             seed: Seeds the 80/20 split and the holes, and for the digits the choice of images.
         """
+        return self.load_few(data, profile, seed, _TRAIN)
+
+    def load_few(self, data: Path | None, profile: str, seed: int, signals: int) -> Problem:
+        """The problem with this many training images; validation and test keep their numbers."""
         images = _DIGITS if data is None else self.files
+        count = signals + _VAL
         if data is None:
             digits = load_digits()
-            grey = digits.images / 16.0
+            grey, classes = digits.images / 16.0, digits.target
+            most = len(grey) - _TEST
+        else:
+            loaded = load_images(data, images.name)
+            most = len(loaded.x_train)
+        # A split stratified by class takes an image of each of the ten.
+        if not 10 <= signals <= most - _VAL:
+            raise BenchmarkError(
+                f"task {self.name!r} takes 10 to {most - _VAL} training signals on {images.name}; "
+                f"got --signals {signals}"
+            )
+        if data is None:
             train, test, label, _ = train_test_split(
                 grey,
-                digits.target,
-                train_size=_TRAIN,
+                classes,
+                train_size=count,
                 test_size=_TEST,
-                stratify=digits.target,
+                stratify=classes,
                 random_state=seed,
             )
         else:
-            loaded = load_images(data, images.name)
-            train, label = _choose(loaded.x_train, loaded.y_train, _TRAIN)
+            train, label = _choose(loaded.x_train, loaded.y_train, count)
             test, _ = _choose(loaded.x_test, loaded.y_test, _TEST)
             train, test = train / 255.0, test / 255.0
-        train, val = train_test_split(
-            train, test_size=_VAL_SHARE, stratify=label, random_state=seed
-        )
+        train, val = train_test_split(train, test_size=_VAL, stratify=label, random_state=seed)
         generator = torch.Generator().manual_seed(seed)
         size = train.shape[-1]
+        parts = [_split(part, images, generator, profile) for part in (train, val, test)]
         return Problem(
-            dataset=images.name,
-            train=_split(train, images, generator),
-            val=_split(val, images, generator),
-            test=_split(test, images, generator),
+            dataset=f"{images.name}, flipped" if images.flipped else images.name,
+            train=parts[0],
+            val=parts[1],
+            test=parts[2],
             edge_index=grid_edges(size),
             positions=grid_positions(size),
             groups=patch_groups(size, images.patches, images.mirrored),
+            extra={"seed": torch.tensor(seed)},
         )
 
     def schedule(self, profile: str, data: Path | None) -> Schedule:
-        """Full batch, Adam at 0.01; 500 epochs, or 50 of the large images in ``quick``."""
-        return Schedule(epochs=50 if profile == "quick" and data is not None else 500, lr=1e-2)
+        """Full batch, Adam at 0.01; as published 500 epochs at a constant rate."""
+        if profile == "paper":
+            return Schedule(epochs=500, lr=1e-2)
+        if profile == "quick":
+            return Schedule(epochs=100 if data is None else 50, lr=1e-2, cosine=True, eval_every=2)
+        return Schedule(epochs=250, lr=1e-2, cosine=True, eval_every=2)
 
     def model(self, problem: Problem, group: str, profile: str) -> nn.Module:
-        """The published 2-layer net: 1 to 28 to 1 channels, ReLU between, no messages."""
+        """The published net, two layers with ReLU between and no messages."""
+        return self.variant("", problem, group, profile)
+
+    def variants(
+        self, problem: Problem, profile: str, as_published: bool = False
+    ) -> Mapping[str, Sequence[str]]:
+        """Nets that correct a fill, a sum of levels, the trivial group at the size of another."""
+        plain = [name for name in problem.groups if "x|" not in name and "mirror" not in name]
+        if profile == "paper":
+            faulty = {PUBLISHED: plain, LINEAR_PUBLISHED: plain} if as_published else {}
+            return {LINEAR: plain, **faulty}
+        return {FILL: plain, LEVELS: [plain[-2]], MATCHED: ["trivial"]}
+
+    def variant(self, name: str, problem: Problem, group: str, profile: str) -> nn.Module:
         tied = problem.groups[group]
         assert isinstance(tied, ClusterGroup)
-        return nn.Sequential(PublishedLayer(1, 28, tied), nn.ReLU(), PublishedLayer(28, 1, tied))
+        channels, outputs = problem.train.inputs.size(-1), problem.train.targets.size(-1)
+        if name in (LINEAR, LINEAR_PUBLISHED):
+            linear = PublishedLayer(channels, outputs, tied)
+            if name == LINEAR_PUBLISHED:
+                for parameter in linear.parameters():
+                    nn.init.uniform_(parameter)
+            return linear
+        hidden = HIDDEN
+        if name == MATCHED:
+            finest = _plain(problem)[1]
+            hidden = max(round(HIDDEN * finest.commutant_dim() / tied.commutant_dim()), 1)
+        layers: list[nn.Module] = [
+            PublishedLayer(channels, hidden, tied),
+            PublishedLayer(hidden, outputs, tied),
+        ]
+        if name == LEVELS:
+            levels = _chain(_plain(problem)[1:])
+            layers = [
+                OrbitLinear(channels, hidden, levels=levels),
+                OrbitLinear(hidden, outputs, levels=levels),
+            ]
+        net = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+        if name == FILL:
+            # Training begins at the fill itself.
+            for parameter in layers[1].parameters():
+                nn.init.zeros_(parameter)
+        return net if profile == "paper" else Filler(net, outputs)
+
+    def levels(self, problem: Problem) -> list[Any]:
+        """What `SymmetricCovariance` mixes: a chain of patches."""
+        return list(_chain(_plain(problem)))
+
+    def view(self, variant: str, problem: Problem, profile: str) -> Problem:
+        """Fills as further channels, or the published holes and split."""
+        if variant in (PUBLISHED, LINEAR_PUBLISHED):
+            return _as_published(problem)
+        if variant != FILL:
+            return problem
+        if self._seen is None or self._seen[0] is not problem:
+            self._seen = problem, self._filled(problem)
+        return self._seen[1]
+
+    def epoch(self, train: Split, profile: str) -> Split:
+        """New holes, but in the published protocol."""
+        if profile == "paper":
+            return train
+        size, side = sides(train.aux["hole"])
+        place = torch.randint((size - side + 1) ** 2, (len(train),))
+        hole = every_hole(size, side)[place][..., None].to(train.targets.device)
+        inputs = cut(train.targets, hole)
+        if "fills" in train.aux:
+            row = torch.arange(len(train))
+            inputs = torch.cat([inputs, train.aux["fills"][row, place]], dim=-1)
+        return Split(inputs, train.targets, aux={"hole": hole})
 
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:
         return F.mse_loss(prediction, batch.targets)
@@ -139,11 +266,53 @@ class Inpainting(Task):
     def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
         """What is outside the hole is known, so every baseline keeps it."""
         return {
-            "copy": _fit_copy,
-            "mean": _fit_mean,
-            "harmonic": _fit_harmonic,
-            "ridge": fit_ridge,
+            "copy": fit_copy,
+            "training mean": fit_mean,
+            "harmonic": fit_harmonic,
+            "ridge": lambda problem: fit_ridge(many_holes(problem)),
+            "Ledoit-Wolf": fit_ledoit_wolf,
+            "trivial covariance": lambda problem: self._fit_levels(problem, 1),
+            "two-level covariance": lambda problem: self._fit_levels(problem, 2),
+            "SymmetricCovariance": self._fit_symmetric,
         }
+
+    def _fit_levels(self, problem: Problem, count: int) -> Predictor:
+        """Weights of the trivial group, and of the full one if ``count`` is 2, by likelihood."""
+        chain = _chain(_plain(problem))
+        ends = [chain[0], chain[-1]][:count]
+        model = fit_covariance(problem.train.targets, ends, None)
+        return lambda split: impute(model, split)
+
+    def _fit_symmetric(self, problem: Problem) -> Predictor:
+        model = self._covariance(problem)
+        return lambda split: impute(model, split)
+
+    def _covariance(self, problem: Problem) -> SymmetricCovariance:
+        """The mixture of all levels with the weights that are best for such holes."""
+        if self._fitted is None or self._fitted[0] is not problem:
+            _, side = sides(problem.train.aux["hole"])
+            model = fit_covariance(problem.train.targets, self.levels(problem), side)
+            self._fitted = problem, model
+        return self._fitted[1]
+
+    def _filled(self, problem: Problem) -> Problem:
+        """The problem whose inputs also hold fills."""
+        train, levels = problem.train, self.levels(problem)
+        _, side = sides(train.aux["hole"])
+        fills = fill_every_hole(
+            train.targets, side, lambda signals: fit_covariance(signals, levels, side)
+        )
+        model = self._covariance(problem)
+
+        def with_fill(split: Split) -> Split:
+            return replace(split, inputs=torch.cat([split.inputs, impute(model, split)], dim=-1))
+
+        return replace(
+            problem,
+            train=replace(with_fill(train), aux={**train.aux, "fills": fills}),
+            val=with_fill(problem.val),
+            test=with_fill(problem.test),
+        )
 
 
 @register
@@ -154,6 +323,46 @@ class InpaintingMNIST(Inpainting):
     title: ClassVar[str] = "Image inpainting, MNIST"
     needs_data: ClassVar[bool] = True
     files: ClassVar[ImageSet] = _MNIST
+
+
+@register
+class InpaintingFlipped(Inpainting):
+    """The published ablation of the mirror: Fashion-MNIST, every image mirrored or not."""
+
+    name: ClassVar[str] = "inpainting-flipped"
+    title: ClassVar[str] = "Image inpainting, mirrored at random"
+    needs_data: ClassVar[bool] = True
+    files: ClassVar[ImageSet] = _FLIPPED
+
+
+class Filler(nn.Module):
+    """A net that fills holes, and leaves what is known.
+
+    Inputs are the signal with 0 in the hole, the hole, and, if there are more channels, a fill, to
+    which the net adds.
+
+    Args:
+        net: From all channels of the input to those of the signal.
+        channels: Number of the signal's channels.
+
+    Shapes:
+        - input: ``[b, n, channels + 1]`` or ``[b, n, 2 channels + 1]``
+        - output: ``[b, n, channels]``
+
+    Symmetry:
+        Nodes: that of ``net``.
+    """
+
+    def __init__(self, net: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.net, self.channels = net, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = self.channels
+        y = self.net(x)
+        if x.size(-1) > c + 1:
+            y = y + x[..., c + 1 :]
+        return torch.where(x[..., c : c + 1] > 0, y, x[..., :c])
 
 
 class PublishedLayer(nn.Module):
@@ -253,43 +462,20 @@ def grid_positions(size: int) -> Tensor:
     return torch.stack([column, -row], dim=1).float()
 
 
-def draw_holes(count: int, size: int, side: int, generator: torch.Generator) -> Tensor:
-    """Square holes at uniform places wholly inside the image, bool ``[count, size * size]``."""
-    top, left = torch.randint(0, size - side + 1, (2, count, 1), generator=generator)
-    line = torch.arange(size)
-    rows = (line >= top) & (line < top + side)
-    columns = (line >= left) & (line < left + side)
-    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+def _plain(problem: Problem) -> list[ClusterGroup]:
+    """The groups that exchange nodes within clusters alone, the trivial one first."""
+    groups = dict.fromkeys(problem.groups.values())
+    plain = [g for g in groups if isinstance(g, ClusterGroup) and g.swaps is None]
+    return sorted(plain, key=lambda g: -g.partition.num_clusters)
 
 
-def harmonic_fill(values: Tensor, hole: Tensor, edge_index: Tensor) -> Tensor:
-    """Replace each hole by the solution of Laplace's equation with its surroundings given.
-
-    Every node of the hole becomes the mean of its neighbours.
-
-    Args:
-        values: Signals ``[b, n, c]``, filled channel by channel; what stands in the hole is
-            ignored.
-        hole: Where to fill, bool ``[b, n, 1]``; never a whole connected component.
-        edge_index: Symmetric graph ``[2, e]``.
-
-    Returns:
-        Signals ``[b, n, c]`` equal to ``values`` outside the hole.
-    """
-    _, n, c = values.shape
-    source, target = edge_index.numpy()
-    adjacency = csr_array(coo_array((np.ones(source.size), (target, source)), shape=(n, n)))
-    laplacian = csr_array(diags_array(adjacency.sum(axis=1)) - adjacency)
-    filled = values.double().numpy().copy()
-    patterns, which = torch.unique(hole[..., 0], dim=0, return_inverse=True)
-    # Few patterns serve many images, so each is factorised once.
-    for number, pattern in enumerate(patterns.numpy()):
-        rows = (which == number).numpy()
-        known = filled[np.ix_(rows, ~pattern)].swapaxes(0, 1)
-        boundary = laplacian[pattern][:, ~pattern] @ known.reshape(len(known), -1)
-        solved = -splu(laplacian[pattern][:, pattern].tocsc()).solve(boundary)
-        filled[np.ix_(rows, pattern)] = solved.reshape(pattern.sum(), -1, c).swapaxes(0, 1)
-    return torch.from_numpy(filled).to(values.dtype)
+def _chain(groups: Sequence[ClusterGroup]) -> list[ClusterGroup]:
+    """From the finest on, every group whose clusters hold those of the one before."""
+    chain = list(groups[:1])
+    for group in groups[1:]:
+        if chain[-1].partition.refines(group.partition):
+            chain.append(group)
+    return chain
 
 
 def _choose(x: NDArray, y: NDArray, count: int) -> tuple[NDArray, NDArray]:
@@ -298,43 +484,35 @@ def _choose(x: NDArray, y: NDArray, count: int) -> tuple[NDArray, NDArray]:
     return np.asarray(x)[chosen], np.asarray(y)[chosen]
 
 
-def _split(grey: NDArray, images: ImageSet, generator: torch.Generator) -> Split:
+def _split(grey: NDArray, images: ImageSet, generator: torch.Generator, profile: str) -> Split:
     """Normalise ``[b, h, w]`` and cut the holes."""
-    targets = torch.from_numpy((grey - images.mean) / images.std).float().flatten(1)[..., None]
+    pixels = torch.from_numpy((grey - images.mean) / images.std).float()
+    if images.flipped:
+        seen = torch.rand(len(pixels), 1, 1, generator=generator) < 0.5
+        pixels = torch.where(seen, pixels.flip(2), pixels)
+    targets = pixels.flatten(1)[..., None]
     hole = draw_holes(len(grey), grey.shape[-1], images.hole, generator)[..., None]
-    return Split(targets.masked_fill(hole, 0.0), targets, aux={"hole": hole})
+    return _holed(targets, hole, profile)
 
 
-def _fit_copy(problem: Problem) -> Predictor:
-    return lambda split: split.inputs
+def _holed(targets: Tensor, hole: Tensor, profile: str) -> Split:
+    inputs = cut(targets, hole)
+    if profile == "paper":
+        inputs = inputs[..., : targets.size(-1)]
+    return Split(inputs, targets, aux={"hole": hole})
 
 
-def _fit_mean(problem: Problem) -> Predictor:
-    mean = problem.train.targets.mean(dim=0)
-    return lambda split: torch.where(split.aux["hole"], mean, split.inputs)
-
-
-def _fit_harmonic(problem: Problem) -> Predictor:
-    return lambda split: harmonic_fill(split.inputs, split.aux["hole"], problem.edge_index)
-
-
-def fit_ridge(problem: Problem) -> Predictor:
-    """Ridge from all inputs to all targets, of one strength chosen on validation."""
-    train = problem.train
-
-    def predictor(strength: float) -> Predictor:
-        ridge = Ridge(strength).fit(
-            train.inputs.flatten(1).numpy(), train.targets.flatten(1).numpy()
+def _as_published(problem: Problem) -> Problem:
+    """Validation images of any class, and holes that never touch the right and lower border."""
+    generator = torch.Generator().manual_seed(int(problem.extra["seed"]))
+    images = torch.cat([problem.train.targets, problem.val.targets])
+    images = images[torch.randperm(len(images), generator=generator)]
+    size, side = sides(problem.train.aux["hole"])
+    count = len(problem.train)
+    train, val, test = (
+        _holed(
+            targets, draw_holes(len(targets), size, side, generator, last=False)[..., None], "paper"
         )
-
-        def predict(split: Split) -> Tensor:
-            flat = torch.from_numpy(ridge.predict(split.inputs.flatten(1).numpy()))
-            filled = flat.to(split.inputs).view_as(split.inputs)
-            return torch.where(split.aux["hole"], filled, split.inputs)
-
-        return predict
-
-    def error(predict: Predictor) -> float:
-        return F.mse_loss(predict(problem.val), problem.val.targets).item()
-
-    return min(map(predictor, _RIDGE_STRENGTHS), key=error)
+        for targets in (images[:count], images[count:], problem.test.targets)
+    )
+    return replace(problem, train=train, val=val, test=test)

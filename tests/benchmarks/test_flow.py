@@ -11,8 +11,9 @@ from gsym.check import equivariance_error
 from gsym.groups import PermutationGroup, Representation
 from gsym_bench.simulators.plume import simulate_plumes, velocities
 from gsym_bench.suite.task import with_images
+from gsym_bench.tasks.filling import harmonic_fill, many_holes
 from gsym_bench.tasks.flow import MIRROR, REFLECTION, SIZE, FlowInpainting
-from gsym_bench.tasks.inpainting import harmonic_fill
+from gsym_bench.tasks.inpainting import FILL
 
 TASK = FlowInpainting()
 
@@ -75,10 +76,9 @@ def test_the_law_has_one_symmetry_and_no_other():
 def test_holes_hide_both_velocities(problem):
     assert [len(part) for part in (problem.train, problem.val, problem.test)] == [100, 100, 1000]
     split = problem.train
-    hole = split.aux["hole"].expand_as(split.inputs)
-    assert (split.inputs[hole] == 0).all() and torch.equal(
-        split.inputs[~hole], split.targets[~hole]
-    )
+    hole, velocity = split.aux["hole"].expand_as(split.targets), split.inputs[..., :2]
+    assert (velocity[hole] == 0).all() and torch.equal(velocity[~hole], split.targets[~hole])
+    assert torch.equal(split.inputs[..., 2:] > 0, split.aux["hole"])
     assert (split.aux["hole"].sum((1, 2)) == 16).all()
 
 
@@ -95,17 +95,17 @@ def test_candidates(problem):
 
 def test_each_net_has_the_symmetry_of_its_group_and_no_more(problem):
     torch.manual_seed(0)
-    mirror, (velocity, _) = problem.groups[REFLECTION], problem.representations[REFLECTION]
-    still = Representation.trivial(mirror, 2)
+    mirror, moving = problem.groups[REFLECTION], problem.representations[REFLECTION]
+    still = Representation.trivial(mirror, 3), Representation.trivial(mirror, 2)
     cyclic = PermutationGroup.from_cycles(64, [(0, 9, 2)])
     x = problem.val.inputs[:20]
     for name in problem.groups:
         model = TASK.model(problem, name, "quick")
-        assert model(x).shape == x.shape
-        for rep in (still, velocity):
-            error = equivariance_error(model, mirror, x, in_rep=rep, out_rep=rep)
+        assert model(x).shape == (20, 64, 2)
+        for reps in (still, moving):
+            error = equivariance_error(model, mirror, x, in_rep=reps[0], out_rep=reps[1])
             # Nets that mix all nodes alike keep the mirror of nodes; a sign is kept by one net.
-            has = name == REFLECTION if rep is velocity else name in ("S_64", MIRROR)
+            has = name == REFLECTION if reps is moving else name in ("S_64", MIRROR)
             assert (error < 1e-5) == has, (name, error)
         assert (equivariance_error(model, cyclic, x) < 1e-5) == (name == "S_64")
     count = {
@@ -113,13 +113,21 @@ def test_each_net_has_the_symmetry_of_its_group_and_no_more(problem):
         for name in (REFLECTION, MIRROR, "trivial")
     }
     assert count[REFLECTION] == count[MIRROR] == count["trivial"] / 2
+    seen = TASK.view(FILL, problem, "quick")
+    net = TASK.variant(FILL, seen, REFLECTION, "quick")
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    told = Representation.from_signs(mirror, [[-1, 1, 1, -1, 1]])
+    x = seen.val.inputs[:20]
+    assert equivariance_error(net, mirror, x, in_rep=told, out_rep=moving[1]) < 1e-5
+    assert equivariance_error(net, mirror, x, in_rep=told, out_rep=still[1]) > 1e-2
 
 
 def test_ridge_on_images_commutes_with_the_reflection(problem):
-    mirror, (velocity, _) = problem.groups[REFLECTION], problem.representations[REFLECTION]
+    mirror, (told, velocity) = problem.groups[REFLECTION], problem.representations[REFLECTION]
     swap, split = mirror.generators[0], problem.val
     seen = type(split)(
-        velocity.act(swap, split.inputs),
+        told.act(swap, split.inputs),
         velocity.act(swap, split.targets),
         aux={"hole": split.aux["hole"][:, swap]},
     )
@@ -128,8 +136,8 @@ def test_ridge_on_images_commutes_with_the_reflection(problem):
         predict = TASK.baselines()[name](problem)
         off[name] = (predict(seen) - velocity.act(swap, predict(split))).abs().max().item()
     assert off["ridge, reflected"] < 1e-4 and off["ridge"] > 1e-2
-    images = with_images(problem, REFLECTION)
-    assert len(images.train) == 200 and images.val is problem.val
+    images = with_images(many_holes(problem), REFLECTION)
+    assert len(images.train) == 3200 and images.val is problem.val
 
 
 def test_harmonic_fill_takes_each_channel_by_itself(problem):

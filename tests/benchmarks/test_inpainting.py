@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -9,21 +10,40 @@ import pytest
 import torch
 
 from gsym.check import equivariance_error
-from gsym.groups import ClusterGroup, Partition
+from gsym.groups import ClusterGroup, Partition, PermutationGroup
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.task import Split
+from gsym_bench.tasks.filling import (
+    conditional_fill,
+    cut,
+    draw_holes,
+    every_hole,
+    fill_every_hole,
+    harmonic_fill,
+)
 from gsym_bench.tasks.inpainting import (
+    FILL,
+    LEVELS,
+    LINEAR,
+    LINEAR_PUBLISHED,
+    MATCHED,
+    PUBLISHED,
     Inpainting,
+    InpaintingFlipped,
     InpaintingMNIST,
     PublishedLayer,
-    draw_holes,
     grid_edges,
-    harmonic_fill,
     patch_groups,
 )
 
 
+# Keeps the fills of the last problem.
+TASK = Inpainting()
+
+
 @pytest.fixture(scope="module")
 def digits():
-    return Inpainting().load(None, "quick", 0)
+    return TASK.load(None, "quick", 0)
 
 
 def write_idx(path, array):
@@ -49,10 +69,11 @@ def test_holes_follow_the_generator():
 
 def test_digits(digits):
     assert [len(part) for part in (digits.train, digits.val, digits.test)] == [80, 20, 1000]
-    assert digits.train.inputs.shape == (80, 64, 1)
-    hole = digits.train.aux["hole"]
-    assert (digits.train.inputs[hole] == 0).all()
-    assert torch.equal(digits.train.inputs[~hole], digits.train.targets[~hole])
+    assert digits.train.inputs.shape == (80, 64, 2)
+    (grey, told), hole = digits.train.inputs.unbind(-1), digits.train.aux["hole"][..., 0]
+    assert (grey[hole] == 0).all()
+    assert torch.equal(grey[~hole], digits.train.targets[..., 0][~hole])
+    assert torch.equal(told, hole.float())
     everything = torch.cat([p.targets for p in (digits.train, digits.val, digits.test)])
     assert everything.min() == -1 and everything.max() == 1
 
@@ -128,7 +149,7 @@ def test_harmonic_fill_at_a_corner_averages_neighbours():
 
 
 def test_baselines_keep_what_is_known_and_rank_as_expected(digits):
-    task = Inpainting()
+    task = TASK
     errors = {}
     for name, fit in task.baselines().items():
         prediction = fit(digits)(digits.test)
@@ -138,7 +159,135 @@ def test_baselines_keep_what_is_known_and_rank_as_expected(digits):
     # A hole of 16 of 64 pixels holds all the error of a baseline.
     for found in errors.values():
         assert found["MSE"] == pytest.approx(found["MSE in the hole"] / 4, rel=1e-4)
-    assert errors["ridge"]["MSE"] < errors["mean"]["MSE"] < errors["copy"]["MSE"]
+    assert errors["ridge"]["MSE"] < errors["training mean"]["MSE"] < errors["copy"]["MSE"]
+    assert errors["SymmetricCovariance"]["MSE"] < errors["two-level covariance"]["MSE"]
+
+
+def test_what_is_known_stays_for_every_net(digits):
+    task = TASK
+    cells = [("", name) for name in digits.groups]
+    cells += [(v, name) for v, names in task.variants(digits, "quick").items() for name in names]
+    for variant, group in cells:
+        seen = task.view(variant, digits, "quick")
+        prediction = task.variant(variant, seen, group, "quick")(seen.val.inputs)
+        assert prediction.shape == seen.val.targets.shape
+        hole = seen.val.aux["hole"]
+        assert torch.equal(prediction[~hole], seen.val.targets[~hole])
+        assert (prediction[hole] != seen.val.inputs[..., :1][hole]).float().mean() > 0.9
+    sizes = {
+        name: sum(p.numel() for p in task.variant(v, digits, name, "quick").parameters())
+        for v, name in (("", "(S_4)^16"), (MATCHED, "trivial"))
+    }
+    assert 0.8 < sizes["trivial"] / sizes["(S_4)^16"] < 1.25
+
+
+def test_every_epoch_has_holes_of_its_own(digits):
+    task = Inpainting()
+    torch.manual_seed(0)
+    first, second = (task.epoch(digits.train, "quick") for _ in range(2))
+    assert not torch.equal(first.inputs, second.inputs)
+    for part in (first, second):
+        assert torch.equal(part.inputs, cut(digits.train.targets, part.aux["hole"]))
+        assert (part.aux["hole"].sum((1, 2)) == 16).all()
+    assert task.epoch(digits.train, "paper") is digits.train
+
+
+def test_a_fill_in_training_has_not_seen_the_image(digits):
+    class Mean:
+        """Fills with the mean of what it was fitted to."""
+
+        def __init__(self, signals):
+            self.mean = signals.double().mean(0).numpy()
+
+        def impute(self, signals, observed):
+            return np.where(observed, signals, self.mean)
+
+    signals = digits.train.targets[:12]
+    filled = fill_every_hole(signals, 4, Mean)
+    assert filled.shape == (12, 25, 64, 1)
+    hole = every_hole(8, 4)[7]
+    assert torch.equal(filled[:, 7, ~hole], signals[:, ~hole])
+    # A third of the others at most is missing from the mean, the image itself always.
+    moved = signals.clone()
+    moved[3] += 100
+    again = fill_every_hole(moved, 4, Mean)
+    assert torch.equal(again[3][:, 0], filled[3][:, 0] + 100 * (~every_hole(8, 4))[:, :1])
+    assert (again[3, 7, hole] - filled[3, 7, hole]).abs().max() == 0
+    assert (
+        sum(((again[k, 7, hole] - filled[k, 7, hole]).abs() > 1).all().item() for k in range(12))
+        > 7
+    )
+
+
+def test_a_net_that_corrects_fills_begins_at_the_fill(digits):
+    task = TASK
+    seen = task.view(FILL, digits, "quick")
+    assert task.view(FILL, digits, "quick") is seen
+    assert seen.train.inputs.shape == (80, 64, 3)
+    net = task.variant(FILL, seen, "(S_16)^4", "quick")
+    predict = task.baselines()["SymmetricCovariance"](digits)
+    for split in (seen.val, seen.test):
+        torch.testing.assert_close(net(split.inputs), predict(split))
+    torch.manual_seed(0)
+    part = task.epoch(seen.train, "quick")
+    place = part.inputs[..., 1] > 0
+    assert torch.equal(part.inputs[..., 2][~place], part.targets[..., 0][~place])
+    assert (part.inputs[..., 2][place] != 0).all()
+
+
+def test_conditional_mean_of_a_gaussian():
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((64, 64))
+    covariance, mean = root @ root.T, rng.standard_normal(64)
+    values = torch.from_numpy(rng.standard_normal((3, 64, 1)))
+    hole = every_hole(8, 4)[[0, 7, 0]][..., None]
+    found = conditional_fill(values, hole, mean, covariance)
+    for x, h, y in zip(values[..., 0].numpy(), hole[..., 0].numpy(), found[..., 0], strict=True):
+        # By the precision, the other way round.
+        precision = np.linalg.inv(covariance)
+        step = np.linalg.solve(precision[h][:, h], precision[h][:, ~h] @ (x - mean)[~h])
+        np.testing.assert_allclose(y[torch.from_numpy(h)], mean[h] - step, rtol=1e-6)
+        assert (y[torch.from_numpy(~h)].numpy() == x[~h]).all()
+
+
+def test_numbers_of_signals():
+    task = Inpainting()
+    few = task.load_few(None, "quick", 0, 25)
+    assert [len(part) for part in (few.train, few.val, few.test)] == [25, 20, 1000]
+    with pytest.raises(BenchmarkError, match="takes 10 to 777 training signals on digits"):
+        task.load_few(None, "quick", 0, 5)
+
+
+def test_the_published_protocol(digits):
+    task = Inpainting()
+    paper = task.load(None, "paper", 0)
+    assert paper.train.inputs.shape == (80, 64, 1)
+    assert torch.equal(paper.test.targets, digits.test.targets)
+    assert torch.equal(paper.test.inputs[..., 0], digits.test.inputs[..., 0])
+    assert list(task.variants(paper, "paper")) == [LINEAR]
+    assert list(task.variants(paper, "paper", True)) == [LINEAR, PUBLISHED, LINEAR_PUBLISHED]
+    assert task.schedule("paper", None) == type(task.schedule("paper", None))(500, lr=1e-2)
+    net = task.model(paper, "(S_4)^16", "paper")
+    # Nothing is pasted, and 2 * 28 * (k + k^2) weights with a bias per cluster.
+    assert (net(paper.val.inputs) != paper.val.inputs).all()
+    assert sum(p.numel() for p in net.parameters()) == 56 * (16 + 256) + 29 * 16
+    right, wrong = (task.variant(v, paper, "S_64", "paper") for v in (LINEAR, LINEAR_PUBLISHED))
+    assert min(p.min() for p in wrong.parameters()) >= 0
+    assert min(p.min() for p in right.parameters()) < 0
+    faulty = task.view(PUBLISHED, paper, "paper")
+    holes = torch.cat([s.aux["hole"] for s in (faulty.train, faulty.val, faulty.test)])
+    assert not holes.view(-1, 8, 8)[:, -1].any() and not holes.view(-1, 8, 8)[:, :, -1].any()
+    images = [torch.cat([p.train.targets, p.val.targets]).flatten(1) for p in (faulty, paper)]
+    first, second = (torch.unique(part, dim=0) for part in images)
+    assert torch.equal(first, second)
+    assert not torch.equal(faulty.val.targets, paper.val.targets)
+
+
+def test_levels_are_a_chain(digits):
+    levels = Inpainting().levels(digits)
+    assert [g.partition.num_clusters for g in levels] == [64, 16, 4, 1]
+    net = Inpainting().variant(LEVELS, digits, "(S_4)^16", "quick")
+    assert equivariance_error(net.net, digits.groups["(S_4)^16"], digits.val.inputs) < 1e-5
 
 
 def test_ridge_strength_is_chosen_on_validation(digits):
@@ -157,12 +306,20 @@ def test_published_setting_on_files(tmp_path):
     for part, count in (("train", 400), ("t10k", 1200)):
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", rng.integers(0, 256, (count, 28, 28)))
         write_idx(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(count) % 10)
-    first, second = (InpaintingMNIST().load(tmp_path, "standard", seed) for seed in (0, 1))
+    first, second = (InpaintingMNIST().load(tmp_path, "paper", seed) for seed in (0, 1))
     assert first.dataset == "mnist"
     assert [len(part) for part in (first.train, first.val, first.test)] == [80, 20, 1000]
     assert (first.test.aux["hole"].sum((1, 2)) == 14**2).all()
     # Seeds share the images and differ in the holes.
     assert torch.equal(first.test.targets, second.test.targets)
+    # Without the ablation of the mirror no image is flipped.
+    flipped = InpaintingFlipped()
+    flipped.files = dataclasses.replace(flipped.files, name="mnist", mean=0.1307, std=0.3081)
+    twin = flipped.load(tmp_path, "paper", 0)
+    assert twin.dataset == "mnist, flipped"
+    seen = (twin.test.targets.view(-1, 28, 28).flip(2).flatten(1)[..., None], twin.test.targets)
+    turned, same = ((x == first.test.targets).all(1)[:, 0] for x in seen)
+    assert (turned ^ same).all() and 400 < turned.sum() < 600
     assert not torch.equal(first.test.inputs, second.test.inputs)
 
 
@@ -185,14 +342,22 @@ def test_published_layer_is_the_published_formula(patch):
 
 def test_model_has_the_symmetry_of_its_group_and_no_more(digits):
     group = digits.groups["(S_4)^16 x| S_2"]
-    model = Inpainting().model(digits, "(S_4)^16 x| S_2", "quick")
     x = digits.val.inputs
-    assert equivariance_error(model, group, x) < 1e-5
-    assert equivariance_error(model, digits.groups["(S_16)^4"], x) > 1e-2
+    for name in ("", FILL):
+        seen = TASK.view(name, digits, "quick")
+        model = Inpainting().variant(name, seen, "(S_4)^16 x| S_2", "quick")
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        # The net adds to a fill, which moves along.
+        x = seen.val.inputs
+        assert equivariance_error(model, group, x) < 1e-5
+        assert equivariance_error(model, digits.groups["(S_16)^4"], x) > 1e-2
+        assert equivariance_error(model, PermutationGroup.from_cycles(64, [(0, 9, 2)]), x) > 1e-3
 
 
-def test_model_fits_the_task(digits):
+def test_nothing_but_the_hole_is_learnt(digits):
     task = Inpainting()
-    for group in digits.groups:
-        model = task.model(digits, group, "quick")
-        assert model(digits.val.inputs).shape == digits.val.targets.shape
+    split = Split(digits.val.inputs, digits.val.targets, aux=digits.val.aux)
+    wrong = torch.where(split.aux["hole"], split.targets + 1, split.targets)
+    assert task.loss(wrong, split) == pytest.approx(16 / 64)
+    assert task.metrics(wrong, split, digits)["MSE in the hole"] == pytest.approx(100)
