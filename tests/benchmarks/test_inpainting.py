@@ -36,7 +36,6 @@ from gsym_bench.tasks.inpainting import (
     patch_groups,
 )
 
-
 # Keeps the fills of the last problem.
 TASK = Inpainting()
 
