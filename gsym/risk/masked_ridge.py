@@ -28,7 +28,13 @@ from numpy.typing import NDArray
 
 from gsym.groups import ClusterGroup
 from gsym.risk.orbit_ridge import MEAN_PENALTIES
-from gsym.risk.regressions import OWN_PENALTIES, left_out_residuals, spectrum
+from gsym.risk.regressions import (
+    OWN_PENALTIES,
+    left_out_residuals,
+    shares_of_trace,
+    spectrum,
+    sum_rows,
+)
 from gsym.risk.samples import Samples, select
 
 # Numbers that are worked on at once.
@@ -119,8 +125,9 @@ class MaskedRidge:
         # Changes of the targets with the shared map of each block: the target less drift times x.
         blocks = len(data.left_out)
         self._mix = np.concatenate([np.ones((blocks, 1, c_out)), -data.drift], axis=1)
-        orbit = clusters.cluster_orbits().index.numpy()
-        own_by, own = self._own_penalties(orbit, penalties[1])
+        self._orbit = clusters.cluster_orbits().index.numpy()
+        self._weights_per_output = clusters.commutant_dim() * c_in / clusters.num_nodes
+        own_by, own = self._own_penalties(self._orbit, penalties[1])
         scale = squares.sum() / len(squares) if len(squares) else 1.0
         grid = scale * MEAN_PENALTIES
         if penalties[0] is not None:
@@ -173,14 +180,13 @@ class MaskedRidge:
             return np.ones(blocks), 1.0
         if penalty is not None:
             return np.full(blocks, penalty), penalty
-        tied = np.eye(int(orbit.max()) + 1)[orbit[large]]
-        freedom = (self._sizes - 1)[large] @ tied
-        rows = freedom > 0
-        freedom, tied = freedom[rows], tied[:, rows]
+        # Clusters of one orbit are alike in size, so these are all clusters of the orbits.
+        used, inverse = np.unique(orbit[large], return_inverse=True)
+        freedom = np.bincount(inverse, (self._sizes - 1)[large])
         grams, scale = [], 0.0
         for o, sums in enumerate(self._sums):
             gram, cross, square = (
-                np.einsum("sk...,kr->sr...", v[:, large], tied)
+                sum_rows(v[:, large], inverse, len(used))
                 for v in (sums.scatter, sums.cross[..., 0], sums.square[..., 0, 0])
             )
             grams.append((gram, cross, square, self._data.drift[..., o]))
@@ -239,14 +245,15 @@ class MaskedRidge:
             return _Column(empty, np.zeros(0), none, empty, targets, rest, roots, lone)
         free = np.linalg.solve(np.linalg.cholesky(gram), free.T).T
         F = np.zeros((len(self._features), P, self._features.shape[1]))
-        F[:, 0] = self._features * (root.reshape(-1, 1) / np.sqrt(size))
+        given = self._features * (root.reshape(-1, 1) / np.sqrt(size))
+        F[:, 0] = given
         F = F.reshape(len(targets), -1)
         F -= free @ (free.T @ F)
         # In this order products are those with the rest of the targets, too: I - free free^T
         # is no projection where own values are penalised.
-        given = self._features * (root.reshape(-1, 1) / np.sqrt(size))
         squares, turn = np.linalg.eigh(given.T @ F[::P])
-        keep = squares > max(squares[-1] if len(squares) else 0.0, 0.0) * len(F) * 2.3e-16
+        largest = max(squares[-1], 0.0) if len(squares) else 0.0
+        keep = squares > largest * len(F) * np.finfo(float).eps
         squares, turn = squares[keep], turn[:, keep]
         left = F @ turn / np.sqrt(squares)
         return _Column(left, squares, turn, free, targets, rest, roots, lone)
@@ -316,6 +323,21 @@ class MaskedRidge:
                     table[:, blocks] += (mixed**2).sum((2, 3, 4)) / self._m
         return table
 
+    def squares(self) -> NDArray:
+        """Squared targets that count, less the mean of their orbit of clusters, per block."""
+        data, seen = self._data, self._data.observed[1]
+        y, counts = data.y, np.ones(data.y.shape) if seen is None else seen.astype(float)
+        tied = np.eye(int(self._orbit.max()) + 1)[self._orbit[self._labels]]
+        totals, numbers = (np.einsum("sno,nr->ro", v, tied) for v in (y * counts, counts))
+        mean = (totals / np.maximum(numbers, 1.0))[self._orbit[self._labels]]
+        return data.left_out.judged((counts * (y - mean) ** 2).sum((1, 2)))
+
+    @property
+    def features(self) -> tuple[float, float]:
+        """Weights of each output, and what the fit uses up of them."""
+        outputs = self._data.y.shape[1] * self._data.y.shape[2]
+        return self._weights_per_output, self.degrees_of_freedom / outputs
+
     def left_out(self) -> NDArray:
         """Residual of every target under the fit that judges its block, 0 where it does not count.
 
@@ -325,12 +347,14 @@ class MaskedRidge:
         data, seen = self._data, self._data.observed[1]
         out = np.zeros(data.y.shape)
         deviation = data.x - self._means[:, self._labels]
+        pairs = set(self._judged_under)
         for o in range(len(self._sums)):
             z = np.concatenate([data.y[..., o, None], data.x], axis=2)
             for c in range(self._k):
                 nodes = self._order[self._starts[c] : self._starts[c] + self._sizes[c]]
-                for pair in set(self._judged_under):
-                    column = self._column(c, o, pair[1])
+                columns = {own: self._column(c, o, own) for own in {p[1] for p in pairs}}
+                for pair in pairs:
+                    column = columns[pair[1]]
                     for blocks, error in self._residuals(column, np.array(pair[:1])):
                         ours = [self._judged_under[b] == pair for b in blocks]
                         # Of the images of a signal the first is itself.
@@ -379,6 +403,12 @@ class MaskedRidge:
             found -= ((deviation - sums.mean[rows, c][:, :, None]) @ D)[..., 0]
         return found
 
+    def _shares(self, left: NDArray, alike: NDArray) -> NDArray:
+        """:func:`shares_of_trace` of columns that have several rows for each image."""
+        s, m, r = self._data.num_signals, self._m, left.shape[1]
+        rows = left.reshape(s, m, len(left) // (s * m), r).swapaxes(1, 2).reshape(len(left), r)
+        return shares_of_trace(rows, alike)
+
     def _fit(self, value: float, own: float, shape: tuple[int, int, int, int]) -> None:
         """The weights of all signals, degrees of freedom and the residual variance."""
         features, k, c_in, c_out = shape
@@ -390,8 +420,11 @@ class MaskedRidge:
                 column = self._column(c, o, own)
                 shrink = column.squares / (column.squares + value)
                 # Singular vectors are not of length 1 where own values are penalised.
-                shares = shrink * (column.left**2).sum(0)
-                used += float((column.free**2).sum() + shares.sum()) / self._m
+                images = self._elements[:, c]
+                # Images of a signal under which the cluster comes from the same place are one.
+                alike = (images[:, None] == images).astype(float)
+                shares = shrink @ self._shares(column.left, alike)
+                used += float(self._shares(column.free, alike).sum() + shares)
                 z = column.targets[:, 0]
                 scores = column.left.T @ z
                 rest = z - column.free @ (column.free.T @ z) - column.left @ (shrink * scores)
@@ -402,7 +435,6 @@ class MaskedRidge:
                 tau = self._back @ beta
                 weight[:, c, o] = tau
                 # Constant and own values from what the features leave.
-                images = self._elements[:, c]
                 left = sums.target[:, images, 0].reshape(-1) - self._features @ beta / np.sqrt(
                     self._sizes[c]
                 )

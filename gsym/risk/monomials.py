@@ -40,7 +40,7 @@ from gsym.errors import GroupError, SignalError
 from gsym.groups import Representation
 from gsym.groups.elements import list_elements, signed_points
 from gsym.risk.left_out import LeftOut
-from gsym.risk.regressions import left_out_residuals, spectrum
+from gsym.risk.regressions import images_alike, left_out_residuals, spectrum
 from gsym.risk.samples import select
 
 # Groups of up to this many elements are applied to the data.
@@ -68,6 +68,10 @@ class Moves:
         """All images of signals ``[s, n c]``: ``[s, m, n c]``."""
         out: NDArray = x[:, self.source] * self.sign
         return out
+
+    def alike(self) -> NDArray:
+        """Share of the coordinates that two images have in the same place, ``[m, m]``."""
+        return images_alike(self.source, self.sign)
 
 
 def moves_of(in_rep: Representation, out_rep: Representation | None) -> tuple[Moves, Moves]:

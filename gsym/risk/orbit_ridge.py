@@ -84,6 +84,8 @@ class TiedRidge:
         judged_by, chosen = select(found)
         self.errors = found[judged_by, np.arange(len(left_out))]
         self._judged_under = grid[judged_by]
+        self._targets, self._orbit = v, orbits.index.numpy()
+        self._weights_per_output = pairs.num_orbits * channels / len(index)
         self._without = features, v, left_out, kept, kept_cross, towards, sizes
         self.penalty = float(grid[chosen])
         system = total + np.diag(np.append(self.penalty * sizes, np.zeros(orbits.num_orbits)))
@@ -97,6 +99,19 @@ class TiedRidge:
         # Sources first, as the other paths store it.
         self.weight = table_of_pairs.transpose(1, 2, 0, 3).reshape(u.shape[1] * channels, -1)
         self.bias = tied[len(sizes) :][orbits.index.numpy()].reshape(-1)
+
+    def squares(self) -> NDArray:
+        """Squared targets less their mean, summed over each block."""
+        v, orbit = self._targets, self._orbit
+        member = np.eye(int(orbit.max()) + 1)[orbit]
+        mean = member.T @ v.mean(0) / member.sum(0)[:, None]
+        return self._without[2].judged(((v - mean[orbit]) ** 2).sum((1, 2)))
+
+    @property
+    def features(self) -> tuple[float, float]:
+        """Weights of each output, and what the fit uses up of them."""
+        outputs = self._targets.shape[1] * self._targets.shape[2]
+        return self._weights_per_output, self.degrees_of_freedom / outputs
 
     def left_out(self) -> NDArray:
         """Residual of every signal under the fit that judges its block, ``[s, k, c_out]``."""

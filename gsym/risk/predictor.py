@@ -141,19 +141,12 @@ class CommutantRidge:
 
         Returns:
             Targets of the cluster means less their mean, their left-out errors, those of the own
-            values, and the weights of each output with what the fit uses up of them.
+            values, and the weights of each output with what the fit uses up of them. Where some
+            targets are missing, means and own values are one regression, and the former both.
         """
+        means = self._means
         own = np.zeros(len(data.left_out)) if self._own is None else self._own.errors
-        means, entries = self._means, data.num_entries
-        if isinstance(means, MeansRidge):
-            return means.squares(), means.errors, own, means.features
-        seen = data.observed[1]
-        y = data.y if seen is None else np.where(seen, data.y, 0.0)
-        count = data.num_signals if seen is None else np.maximum(seen.sum(0), 1)
-        y = y - y.sum(0) / count if seen is None else np.where(seen, y - y.sum(0) / count, 0.0)
-        zero = data.left_out.judged((y * y).sum((1, 2)))
-        weights = self.group.commutant_dim() * self._channels[0] / self.group.num_nodes
-        return zero, means.errors, own, (weights, self.degrees_of_freedom / entries)
+        return means.squares(), means.errors, own, means.features
 
     @property
     def risk(self) -> float:

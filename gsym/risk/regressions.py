@@ -24,7 +24,9 @@ class MeansRidge:
         targets: ``[s * copies, m', c_out]``.
         left_out: What is left out together.
         penalty: Ridge penalty, or ``None``.
-        copies: Images of each signal under the swaps.
+        alike: For images of each signal: the share of the inputs, and of the targets, that any two
+            of them have in the same place, signs counted, ``[copies, copies]`` each; ``None``
+            where signals stand for themselves.
         drift: Change of the map ``[blocks, c_in, c_out]`` that is taken off the targets of block
             b, the same for each of m features; ``None`` for none.
     """
@@ -35,10 +37,11 @@ class MeansRidge:
         targets: NDArray,
         left_out: LeftOut,
         penalty: float | None,
-        copies: int = 1,
+        alike: tuple[NDArray, NDArray] | None = None,
         drift: NDArray | None = None,
     ) -> None:
-        rows = len(features)
+        alike = (np.ones((1, 1)),) * 2 if alike is None else alike
+        rows, copies = len(features), len(alike[1])
         flat, wanted = features.reshape(rows, -1), targets.reshape(rows, -1)
         self._means = flat.mean(0), wanted.mean(0)
         self._x, self._y = flat - self._means[0], wanted - self._means[1]
@@ -67,10 +70,13 @@ class MeansRidge:
         self._weight_of_penalty = grid[chosen]
         self.penalty = float(grid[chosen] / copies)
         shrink = self._squares / (self._squares + grid[chosen])
-        # Tied rows repeat each other: per output, 1 / copies of the trace is fitted.
-        self.degrees_of_freedom = (1.0 + shrink.sum()) / copies * wanted.shape[1]
+        # The map from targets to their fit, on the signals themselves: a target stands in several
+        # images, in the same place of those under which its node stays. Shares of its trace.
+        constant, shares = alike[1].mean(), shares_of_trace(self._left, alike[1])
+        self.degrees_of_freedom = (constant + shrink @ shares) * wanted.shape[1]
+        self._weights_per_output = flat.shape[1] * float((alike[0] * alike[1]).mean())
         # The trace of (I - H)^2, by which pure noise is reduced in the training error.
-        free = (rows - 1.0 - rank + ((1 - shrink) ** 2).sum()) / copies
+        free = rows / copies - constant - (1 - (1 - shrink) ** 2) @ shares
         self.residual_variance = training[chosen] / max(free, 1e-9)
 
     def left_out(self) -> NDArray:
@@ -103,9 +109,8 @@ class MeansRidge:
 
     @property
     def features(self) -> tuple[float, float]:
-        """Weights of each output, and what the fit uses up of them; images of signals count."""
-        used = self.degrees_of_freedom / self._y.shape[1]
-        return self._x.shape[1] / self._copies, float(used)
+        """Weights of each output, and what the fit uses up of them."""
+        return self._weights_per_output, float(self.degrees_of_freedom / self._y.shape[1])
 
     def _both(self) -> NDArray:
         """Targets, and behind them the features if a change of D_0 is to be taken off."""
@@ -134,6 +139,44 @@ def spectrum(x: NDArray) -> tuple[NDArray, NDArray]:
     keep = squares > max(squares[-1], 0.0) * max(x.shape) * np.finfo(float).eps
     squares, vectors = squares[keep], vectors[:, keep]
     return (vectors if wide else x @ vectors / np.sqrt(squares)), squares
+
+
+def images_alike(source: NDArray, sign: NDArray | None = None) -> NDArray:
+    """Share of the numbers of a signal that two of its images have in the same place.
+
+    Args:
+        source: Where each image takes its numbers from, ``[copies, p]``.
+        sign: The sign it takes them with; one kept and one turned cancel.
+
+    Returns:
+        ``[copies, copies]``; 1 where there are no numbers, which then stay.
+
+    Example:
+        >>> images_alike(np.array([[0, 1, 2], [1, 0, 2]])).round(2).tolist()
+        [[1.0, 0.33], [0.33, 1.0]]
+    """
+    copies, p = source.shape
+    if p == 0:
+        return np.ones((copies, copies))
+    sign = np.ones(source.shape) if sign is None else sign
+    # One image after the other: a table of pairs would be copies times as large as the signals.
+    return np.stack(
+        [((source == row) * sign) @ turned / p for row, turned in zip(source, sign, strict=True)]
+    )
+
+
+def shares_of_trace(left: NDArray, alike: NDArray) -> NDArray:
+    """What each column of a hat matrix on images adds to the trace of that on signals.
+
+    Args:
+        left: Columns ``[s * copies, r]`` whose products are the hat matrix.
+        alike: Share of the targets that two images have in the same place ``[copies, copies]``.
+
+    Returns:
+        Per target, ``[r]``: the squared norm of the column if there is one image.
+    """
+    images = left.reshape(len(left) // len(alike), len(alike), left.shape[1])
+    return np.asarray((images * (alike @ images)).sum((0, 1)) / len(alike))
 
 
 def _shorten(values: NDArray) -> NDArray:

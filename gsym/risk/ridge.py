@@ -50,7 +50,7 @@ from gsym.risk.masked_ridge import MaskedRidge
 from gsym.risk.monomials import moves_of
 from gsym.risk.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
 from gsym.risk.predictor import CommutantRidge, Part
-from gsym.risk.regressions import MeansRidge, OwnRidge, SpreadRidge, sum_rows
+from gsym.risk.regressions import MeansRidge, OwnRidge, SpreadRidge, images_alike, sum_rows
 from gsym.risk.samples import Samples
 
 # So few blocks are judged by refits, penalties included: there their choice shows in the error.
@@ -310,7 +310,7 @@ def _solve_represented(
         targets.reshape(rows * m, *data.y.shape[1:]),
         data.left_out,
         penalty,
-        copies=m,
+        alike=(moves_in.alike(), moves_out.alike()),
         drift=None if data.invariant else data.drift,
     )
     # All elements were applied to nodes, those within clusters too.
@@ -363,7 +363,8 @@ def _augmented_ridge(
     m = len(elements)
     features = u[:, elements].reshape(len(u) * m, *u.shape[1:])
     targets = v[:, elements].reshape(len(v) * m, *v.shape[1:])
-    return MeansRidge(features, targets, data.left_out, penalty, copies=m, drift=data.drift)
+    alike = images_alike(elements)
+    return MeansRidge(features, targets, data.left_out, penalty, (alike, alike), data.drift)
 
 
 def _invariant_ridge(

@@ -8,13 +8,13 @@ import torch
 from helpers import oracle
 from oracles.left_out import left_out_errors, windows
 
-from gsym import ClusterGroup, Partition, PermutationGroup
+from gsym import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.coarsening import Hierarchy
 from gsym.coarsening.methods.risk import merge_by_risk
 from gsym.errors import GroupError
 from gsym.nn import OrbitLinear
 from gsym.risk import ridge as module
-from gsym.risk.ridge import commutant_ridge
+from gsym.risk.ridge import commutant_ridge, fit_group
 from gsym.risk.samples import Samples, select
 
 GROUPS = [
@@ -157,6 +157,83 @@ def test_orbits_and_images_give_the_same_fit(group, monkeypatch):
     assert np.allclose(images.weight_means, orbits.weight_means, atol=1e-10)
     assert torch.allclose(images.predict(x), orbits.predict(x))
     assert images.residual_variance == pytest.approx(orbits.residual_variance, rel=0.2)
+
+
+# Swaps that fix some clusters and move others, a 3-cycle, one without fixed points, and none.
+SWAPPED = [
+    PermutationGroup.from_cycles(6, [(0, 1)]),
+    PermutationGroup.from_cycles(6, [(0, 1, 2)]),
+    PermutationGroup.from_cycles(6, [(0, 1, 2), (3, 4, 5)]),
+    PermutationGroup.from_cycles(6, [(0, 1, 2)], [(3, 4)]),
+    ClusterGroup(Partition([0, 0, 1, 1, 2, 2]), swaps=PermutationGroup.from_cycles(3, [(0, 1)])),
+    ClusterGroup(Partition([0, 0, 1, 1, 2, 2]), swaps=PermutationGroup.symmetric(3)),
+    GROUPS[0],
+]
+
+
+def hat_matrix(fit_to, y):
+    """The map from targets to their fit, number by number."""
+    units = np.eye(y.size).reshape(-1, *y.shape)
+    return np.stack([fit_to(unit).reshape(-1) for unit in units], axis=1)
+
+
+@pytest.mark.parametrize("many_swaps", [False, True])
+@pytest.mark.parametrize("group", SWAPPED, ids=str)
+def test_degrees_of_freedom_are_the_trace_of_the_hat_matrix(group, many_swaps, monkeypatch):
+    if many_swaps:
+        monkeypatch.setattr(module, "MAX_ELEMENTS", 1)
+    x, y = draw(8, 2, 1)
+    keep = {"penalty": 0.6, "shared": False}
+    fit = commutant_ridge(x, y, group, **keep)
+    hat = hat_matrix(lambda unit: commutant_ridge(x, unit, group, **keep).predict(x).numpy(), y)
+    assert fit.degrees_of_freedom == pytest.approx(np.trace(hat), rel=1e-8)
+    if not many_swaps and max(group.as_clusters().partition.sizes) == 1:
+        rest = np.eye(len(hat)) - hat
+        noise = ((rest @ y.reshape(-1)) ** 2).sum() / (rest**2).sum()
+        assert fit.residual_variance == pytest.approx(noise, rel=1e-8)
+
+
+MOVING = [
+    Representation.regular(PermutationGroup.from_cycles(6, [(0, 1, 2)])),
+    Representation.from_signs(PermutationGroup.from_cycles(6, [(0, 1)]), [[1, -1, -1]]),
+]
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("rep", MOVING, ids=str)
+def test_degrees_of_freedom_where_channels_move(rep, invariant):
+    x, y = draw(4, 3, 3)
+    y = y[:, 0, 0] if invariant else y
+    keep = {"in_rep": rep, "penalty": 0.6, "shared": False}
+    keep["out_rep"] = None if invariant else rep
+
+    def fit_to(targets):
+        return commutant_ridge(x, targets, rep.group, **keep)
+
+    trace = np.trace(hat_matrix(lambda unit: fit_to(unit).predict(x).numpy(), y))
+    assert fit_to(y).degrees_of_freedom == pytest.approx(trace, rel=1e-8)
+
+
+def test_weights_of_each_output_are_counted():
+    x, y = draw(9, 2, 3)
+    data = Samples(x, y)
+    for group in SWAPPED[:4]:
+        fit = fit_group(data, group)
+        weights, _ = fit.split(data)[3]
+        assert weights == pytest.approx(group.pair_orbits().num_orbits * 2 / 6)
+
+
+@pytest.mark.parametrize("group", SWAPPED, ids=str)
+def test_a_learning_curve_starts_at_the_same_error_either_way(group, monkeypatch):
+    # The cluster means alone, about one mean for each orbit of clusters.
+    x, y = draw(12, 2, 2)
+    y = y + np.arange(6)[:, None]
+    data = Samples(x, y, block=2)
+    images = fit_group(data, group, penalty=0.5)
+    monkeypatch.setattr(module, "MAX_ELEMENTS", 1)
+    orbits = fit_group(data, group, penalty=0.5)
+    for one, other in zip(images.split(data), orbits.split(data), strict=True):
+        assert np.allclose(one, other, atol=1e-9)
 
 
 def test_swaps_beyond_both_limits_are_refused():
