@@ -23,7 +23,7 @@ from gsym.choosing.choice import Candidate, GroupChoice, signs_text
 from gsym.choosing.criteria import ChoiceData, Entry, group_of
 from gsym.errors import GroupError, SignalError
 from gsym.groups import ClusterGroup, PermutationGroup, Representation, automorphisms
-from gsym.groups.elements import list_elements
+from gsym.groups.elements import has_at_most, list_elements
 from gsym.risk.left_out import LeftOut
 from gsym.risk.monomials import MAX_IMAGES, MonomialRidge, Monomials, moves_of, root_errors
 
@@ -229,7 +229,7 @@ def _warn_offsets(values: NDArray, what: str) -> None:
 
 def is_small(entry: Entry) -> bool:
     """Whether a candidate has few enough elements to be judged with signs."""
-    return group_of(entry).log_order() < math.log(MAX_IMAGES) + 0.5
+    return has_at_most(group_of(entry), MAX_IMAGES)
 
 
 def small_groups(

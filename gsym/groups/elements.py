@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from gsym.groups.permutation import PermutationGroup
 
 # Products of generators that are looked at to name a relation that fails.
 MAX_NAMED = 4096
@@ -24,6 +28,12 @@ class Algebra(Generic[V]):
     multiply: Callable[[V, V], V]
     invert: Callable[[V], V]
     are_equal: Callable[[V, V], bool]
+
+
+def has_at_most(group: PermutationGroup, count: int) -> bool:
+    """Whether a group has at most so many elements, however large it is."""
+    # The order of S_n for large n takes longer to write than its logarithm.
+    return group.log_order() < math.log(count + 0.5)
 
 
 def list_elements(

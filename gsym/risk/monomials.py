@@ -29,7 +29,6 @@ Reference:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +37,7 @@ from numpy.typing import NDArray
 
 from gsym.errors import GroupError, SignalError
 from gsym.groups import Representation
-from gsym.groups.elements import list_elements, signed_points
+from gsym.groups.elements import has_at_most, list_elements, signed_points
 from gsym.risk.left_out import LeftOut
 from gsym.risk.regressions import images_alike, left_out_residuals, spectrum
 from gsym.risk.samples import select
@@ -85,7 +84,7 @@ def moves_of(in_rep: Representation, out_rep: Representation | None) -> tuple[Mo
         GroupError: More than :data:`MAX_IMAGES` elements.
     """
     group = in_rep.group
-    if group.log_order() > math.log(MAX_IMAGES) + 0.5:
+    if not has_at_most(group, MAX_IMAGES):
         raise GroupError(
             f"the regression on monomials takes groups of up to {MAX_IMAGES} elements; {group} has "
             "more: leave it out, or use the linear one"

@@ -38,14 +38,12 @@ Reference:
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from gsym.errors import GroupError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
-from gsym.groups.elements import list_elements
+from gsym.groups.elements import has_at_most, list_elements
 from gsym.risk.masked_ridge import MaskedRidge
 from gsym.risk.monomials import moves_of
 from gsym.risk.orbit_ridge import MAX_ELEMENTS, MAX_ORBIT_UNKNOWNS, TiedRidge
@@ -283,7 +281,7 @@ def check_reps(
             )
     if _are_trivial(in_rep, out_rep):
         return None
-    if clusters.log_order() > math.log(MAX_ELEMENTS) + 0.5:
+    if not has_at_most(clusters, MAX_ELEMENTS):
         raise GroupError(
             f"ridge with representations takes groups of up to {MAX_ELEMENTS} elements; {group} "
             "has more"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from oracles.left_out import shared_map, shared_penalties, windows
 
+from gsym.choosing.signs import is_small
 from gsym.errors import GroupError, SignalError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.risk import ridge as module
@@ -157,3 +158,18 @@ def test_what_is_refused(monkeypatch):
     monkeypatch.setattr(module, "MAX_ELEMENTS", 1)
     with pytest.raises(GroupError, match=r"groups of up to 1 elements; .* has more"):
         fit()
+
+
+def test_the_first_order_above_the_limit_is_refused():
+    # S_3 wr S_2 has 72 elements, (S_2)^6 has 64.
+    group = PermutationGroup.from_cycles(6, [(0, 1)], [(0, 1, 2)], [(0, 3), (1, 4), (2, 5)])
+    rep = Representation.from_signs(group, [[1, -1], [1, 1], [1, 1]])
+    x = np.random.default_rng(0).standard_normal((5, 6, 2))
+    assert not is_small(group)
+    with pytest.raises(GroupError, match="groups of up to 64 elements"):
+        commutant_ridge(x, x, group, in_rep=rep, out_rep=rep)
+    with pytest.raises(GroupError, match="groups of up to 64 elements"):
+        moves_of(rep, rep)
+    pairs = PermutationGroup.from_cycles(12, *([(2 * i, 2 * i + 1)] for i in range(6)))
+    assert is_small(pairs)
+    assert len(moves_of(*[Representation.from_signs(pairs, [[1, -1]] * 6)] * 2)[0].source) == 64
