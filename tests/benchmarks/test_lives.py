@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "lives.py"
-KILLS = 30
+# Each ends in another place; the script by itself takes any number of them.
+KILLS = 12
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def told(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_thirty_kills_during_training_change_no_bit(told):
+def test_kills_during_training_change_no_bit(told):
     killed = told["killed"]
     assert killed["died"] >= KILLS and killed["rows"] == 8
     # Some died while they wrote a checkpoint, and none of that stays behind.

@@ -37,8 +37,7 @@ def test_rows(tmp_path):
     cases = [
         f"{op} {dtype} {width}"
         for op in ("segment_sum", "segment_max", "gather_segment_sum", "indexed_linear")
-        for dtype in ("float32", "bfloat16")
-        for width in (3, 64)
+        for dtype, width in (("float32", 3), ("float32", 64), ("bfloat16", 64))
     ]
     rows = compiled(tmp_path, "rows", *cases)
     assert {row["case"] for row in rows} == set(cases)
@@ -69,14 +68,9 @@ REGISTERS = {
     "float16 64 highest": (108, 205),
 }
 SLACK = 8
-# Those that come nearest to the limit, of either precision, narrow and wide. Each takes seconds to
-# compile; `make registers` compiles all.
-NEAREST = (
-    "float32 64 highest",
-    "float32 32 high",
-    "float32 128 high",
-    "bfloat16 128 highest",
-)
+# Those that come nearest to the limit, one of either precision, narrow and wide. Each takes ten
+# seconds to compile; `make registers` compiles all.
+NEAREST = ("float32 32 high", "bfloat16 128 highest")
 
 
 @pytest.mark.slow
