@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gsym import kernels
 from gsym.kernels import Segments
 from gsym.kernels.cpp import edges as cpp_edges
 from gsym.kernels.cpp import library as cpp_library
@@ -24,6 +25,17 @@ def test_a_tensor_without_memory_is_refused():
 def test_a_tensor_of_other_strides_is_refused():
     with pytest.raises(TypeError, match="contiguous"):
         cpp_library.addresses([torch.empty(3, 2).t()])
+
+
+def test_a_sign_that_lies_in_a_bit_of_the_view_is_refused():
+    x = torch._neg_view(torch.ones(3, 1))
+    with pytest.raises(TypeError, match=r"resolve_neg\(\)"):
+        cpp_library.addresses([x])
+    segments = Segments.from_index(torch.tensor([0, 1, 1]), 2)
+    with pytest.raises(TypeError, match=r"resolve_neg\(\)"):
+        kernels.segment_sum(x, segments, backend="cpp")
+    total = kernels.segment_sum(x.resolve_neg(), segments, backend="cpp")
+    assert total.tolist() == [[-1.0], [-2.0]]
 
 
 def tables(**changed):

@@ -339,5 +339,8 @@ def addresses(tensors: Iterable[Tensor | None]) -> list[int | None]:
             )
         if not x.is_contiguous():
             raise TypeError(f"compiled code takes contiguous tensors; got strides {x.stride()}")
+        if x.is_neg():
+            # Its sign lies in a bit of the view, not in memory.
+            raise TypeError("compiled code reads numbers as they lie; call resolve_neg() first")
         found.append(address)
     return found
