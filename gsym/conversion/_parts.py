@@ -28,6 +28,16 @@ def children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield child, part
 
 
+def parametrizations(module: Any) -> dict[str, Any]:
+    """What computes tensors of a module, by their names."""
+    return dict(module.parametrizations.items())
+
+
+def _weight(module: Any) -> Tensor:
+    weight: Tensor = module.weight
+    return weight
+
+
 def count(module: nn.Module) -> int:
     """The numbers that it learns from."""
     return sum(p.numel() for p in module.parameters())
@@ -63,7 +73,18 @@ def is_library(module: nn.Module) -> bool:
 def is_closed(module: nn.Module) -> bool:
     """Whether this is taken as a whole, with what is in it."""
     own = class_of(module).__module__.startswith("gsym.nn")
-    return own or isinstance(module, MessagePassing | DenseGCNConv)
+    return own or is_convolution(module)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether it works on a graph."""
+    return isinstance(module, MessagePassing | DenseGCNConv)
+
+
+def share(rest: Tensor | float, whole: Tensor | float) -> float:
+    """How large what is lost is beside the whole, by norms."""
+    lost, size = (float(v.double().norm()) if isinstance(v, Tensor) else v for v in (rest, whole))
+    return lost / max(size, 1e-300) if lost else 0.0
 
 
 def doubt(shapes: Iterable[Sequence[int]], n: int) -> str:
@@ -114,7 +135,7 @@ def refuse_unclear(model: nn.Module, n: int) -> None:
         if is_closed(module):
             channels += [name] if has_axis(module, n) else []
         elif kind in LINEAR:
-            shape = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type]
+            shape = tuple(_weight(module).shape)
             if shape == (n, n):
                 maybe.append(name)
             elif n in shape:
@@ -155,7 +176,7 @@ def find(model: nn.Module, n: int, nodes: Iterable[str]) -> dict[str, nn.Module 
         elif not is_library(module) and not is_closed(module):
             known |= _own_tensors(name, module)
     shapes: dict[str, list[int]] = {
-        name: list(part.shape if isinstance(part, Tensor) else part.weight.shape)  # type: ignore[arg-type,union-attr]
+        name: list((part if isinstance(part, Tensor) else _weight(part)).shape)
         for name, part in known.items()
     }
     for name in nodes:
@@ -164,6 +185,32 @@ def find(model: nn.Module, n: int, nodes: Iterable[str]) -> dict[str, nn.Module 
             fits = listed([known for known, shape in shapes.items() if n in shape]) or "nothing"
             raise ValueError(f"nodes names {name!r}, which {came}; an axis of {n} has {fits}")
     return {name: known[name] for name in nodes}
+
+
+def hidden(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules in lists, tuples and dictionaries of modules of the user that are in no other place.
+
+    A walk over submodules misses them, and so does what PyTorch trains, moves and saves.
+    """
+    known, found = set(model.modules()), dict[nn.Module, str]()
+    for name, module in _parts(model):
+        if not is_library(module) and not is_closed(module):
+            for own, value in vars(module).items():
+                for key, part in _held(value, set()):
+                    if part not in known:
+                        found.setdefault(part, join(name, own + key))
+    return [(name, part) for part, name in found.items()]
+
+
+def _held(value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        yield "", value
+    if type(value) not in (list, tuple, dict) or id(value) in seen:
+        return
+    seen.add(id(value))  # a list may hold itself
+    for key, part in value.items() if type(value) is dict else enumerate(value):
+        for deeper, module in _held(part, seen):
+            yield f"[{key!r}]{deeper}", module
 
 
 def swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:

@@ -141,9 +141,10 @@ def project(groups: Sequence[PermutationGroup], entries: Entries) -> tuple[list[
 
 def _lost(levels: Sequence[_Level], entries: Entries) -> float:
     """Norm of the difference between entries and the sum of maps, without cancelling squares."""
-    keys = levels[0].labels
+    fine = levels[0].clusters.partition
     for level in levels[1:]:
-        keys = torch.unique(keys * level.k + level.labels, return_inverse=True)[1]
+        fine = fine.meet(level.clusters.partition)
+    keys = fine.labels
     sizes = torch.bincount(keys)
     k = sizes.numel()
     first = torch.empty(k, dtype=torch.int64, device="cpu")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.random import fork_rng
-from torch_geometric.nn import DenseGCNConv, GCNConv, GINConv, MessagePassing, SAGEConv
+from torch_geometric.nn import DenseGCNConv, GCNConv, GINConv, SAGEConv
 
 from gsym._graphs import Graph, as_graph
 from gsym._validate import warn
@@ -24,13 +24,17 @@ from gsym.conversion._parts import (
     doubt,
     find,
     has_axis,
+    hidden,
     is_closed,
+    is_convolution,
     is_library,
     join,
     kind_of,
     listed,
     names,
+    parametrizations,
     refuse_unclear,
+    share,
     swap,
     watched,
 )
@@ -164,6 +168,7 @@ def convert(
     with fork_rng(devices=[]), torch.no_grad():
         twin = work.visit("", twin)
     swap(twin, work.known)
+    work.leave_hidden(twin)
     work.check_names()
     report = Conversion(levels, tuple(work.replaced), tuple(work.left), before, count(twin))
     if strict and report.may_break:
@@ -220,6 +225,13 @@ class _Work:
                 f"safe names {name!r}, which is not left alone; {listed(left) or 'nothing'} is"
             )
 
+    def leave_hidden(self, model: nn.Module) -> None:
+        """Report modules with weights that are no submodules of any other."""
+        reason = "is no submodule, as in a plain list; hold it in a ModuleList"
+        for name, part in hidden(model):
+            if any(True for _ in (*part.parameters(), *part.buffers())):
+                self._leave(name, part, reason, True)
+
     def visit(self, name: str, module: nn.Module) -> nn.Module:
         """The module, or what takes its place."""
         if module not in self.known:
@@ -259,7 +271,7 @@ class _Work:
         """Tensors of a module that something else computes."""
         if not parametrize.is_parametrized(module):
             return
-        for own, how in module.parametrizations.items():  # type: ignore[union-attr,operator]
+        for own, how in parametrizations(module).items():
             if isinstance(how[0], TiedTensor):
                 if how[0] not in self.made:
                     self._leave_tied(join(name, own), how, set(how[0].levels))
@@ -278,8 +290,7 @@ class _Work:
         return "shares weights with another part" if shared else ""
 
     def _may_break(self, module: nn.Module) -> bool:
-        graph = isinstance(module, MessagePassing | DenseGCNConv)
-        return graph or bool(doubt((p.shape for p in module.parameters()), self.n))
+        return is_convolution(module) or bool(doubt((p.shape for p in module.parameters()), self.n))
 
     def _leave(self, name: str, part: Any, reason: str, may_break: bool) -> Any:
         kind = kind_of(part) if isinstance(part, nn.Module) else str(list(part.shape))
@@ -304,7 +315,7 @@ class _Work:
         flags = [p.requires_grad for p in conv.parameters()]
         mix.requires_grad_(any(flags) or not flags)
         new = found.make(mix)
-        loss = lost * found.gain / max(found.norm, 1e-300) if lost else 0.0
+        loss = share(lost * found.gain, found.norm)
         return self._replace(name, conv, new, f"{type(conv).__name__}, propagation tied", loss)
 
     def _linear(self, name: str, linear: Any) -> nn.Module:
@@ -312,16 +323,16 @@ class _Work:
         ends = (out == self.n) + (into == self.n)
         if not ends or not self._is_chosen(linear):
             # A name in nodes= could say that n is of nodes; none could for signals laid flat.
-            flat = "" if ends else doubt([linear.weight.shape], self.n)
+            flat = self._flat(linear)
             return self._leave(name, linear, flat or _CHANNELS, bool(flat))
         if ends == 1 and self.nodes is None:
             reason = f"if its {self.n} numbers are nodes, name it in nodes="
-            return self._leave(name, linear, reason, True)
+            return self._leave(name, linear, self._flat(linear) or reason, True)
         if ends == 1:
             axis = 0 if out == self.n else 1
             return self._ends(name, linear, axis)
         maps, lost = project(self.levels, Entries.of_matrix(linear.weight))
-        loss = lost / max(float(linear.weight.double().norm()), 1e-300) if lost else 0.0
+        loss = share(lost, linear.weight)
         bias = None
         if linear.bias is not None:
             bias = self._embed(linear.bias[:, None])
@@ -342,7 +353,12 @@ class _Work:
         became = f"Linear {'to' if axis == 0 else 'from'} nodes, tied"
         self.replaced.append(Replaced(name, was, became, before, count(linear), loss))
         self.tied.add(linear)
-        return linear
+        flat = self._flat(linear)
+        return self._leave(name, linear, flat, True) if flat else linear
+
+    def _flat(self, linear: Any) -> str:
+        """Why an axis of other numbers than n may be signals laid flat, if it may."""
+        return doubt([[size for size in linear.weight.shape if size != self.n]], self.n)
 
     def _embedding(self, name: str, emb: nn.Embedding) -> nn.Module:
         if emb.num_embeddings != self.n or not self._is_chosen(emb):
@@ -374,7 +390,7 @@ class _Work:
 
     def _closed(self, name: str, module: nn.Module) -> None:
         """A part that is taken as a whole."""
-        if not isinstance(module, MessagePassing | DenseGCNConv):
+        if not is_convolution(module):
             tied = [part for part in module.modules() if isinstance(part, TiedLayer)]
             groups = {g for part in tied for g in getattr(part, "levels", ()) or [part.group]}
             self._leave_tied(name, module, groups - {None})
@@ -426,7 +442,7 @@ class _Work:
         shape, before = str(list(value.shape)), value.numel()
         self.tied.add(value)
         loss = self._tie(module, own, axes)
-        after = sum(p.numel() for p in module.parametrizations[own].parameters())  # type: ignore[index,union-attr]
+        after = count(parametrizations(module)[own])
         what = "parameter, tied"
         self.replaced.append(Replaced(name, f"parameter {shape}", what, before, after, loss))
 
@@ -444,7 +460,7 @@ class _Work:
         real = torch.view_as_real(value) if value.is_complex() else value
         tie = TiedTensor(self.levels, real.shape, axes)
         rows, rest = tie.nearest(real.double())
-        loss = float(rest.norm()) / max(float(real.double().norm()), 1e-300)
+        loss = share(rest, real)
         self.tied.add(value)
         differs = loss > torch.finfo(value.dtype if free else torch.float64).eps
         if not free:
@@ -466,7 +482,7 @@ class _Work:
         """Learn a parameter as rows; the share of it that is lost."""
         value: Tensor = getattr(module, own)
         tie = TiedTensor(self.levels, value.shape, tuple(axes))
-        rest, size = tie.nearest(value)[1], float(value.double().norm())
+        loss = share(tie.nearest(value)[1], value)
         parametrize.register_parametrization(module, own, tie)
         self.made.add(tie)
-        return float(rest.norm()) / max(size, 1e-300)
+        return loss

@@ -141,6 +141,12 @@ class _Found:
     order: Tensor  # the edges that were given, sorted as those of the layer
 
 
+def _sorted(edge_index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Edges as numbers, by target and then source, and the order that sorts them."""
+    keys, order = torch.sort(edge_index[1] * n + edge_index[0], stable=True)
+    return keys, order
+
+
 class OnGraph(TabledModule[_Edges]):
     """A graph convolution on one graph, whose propagation is a tied map across nodes.
 
@@ -164,7 +170,7 @@ class OnGraph(TabledModule[_Edges]):
         self._tables(torch.device("cpu"))
 
     def _build_tables(self) -> _Edges:
-        keys, order = torch.sort(self._edges[1] * self.num_nodes + self._edges[0], stable=True)
+        keys, order = _sorted(self._edges, self.num_nodes)
         weight = torch.ones(keys.shape) if self._weight is None else self._weight[order]
         place = torch.unique_consecutive(keys, return_inverse=True)[1]
         return _Edges(keys, weight.double(), place)
@@ -193,7 +199,7 @@ class OnGraph(TabledModule[_Edges]):
 
     def _same(self, edge_index: Tensor, n: int) -> _Found:
         tables = self._tables(edge_index.device)
-        keys, order = torch.sort(edge_index[1] * n + edge_index[0], stable=True)
+        keys, order = _sorted(edge_index, n)
         if not torch.equal(keys, tables.keys):
             raise GraphError(
                 f"the model was converted for a graph of {tables.keys.numel()} edges on {n} nodes; "
@@ -203,7 +209,7 @@ class OnGraph(TabledModule[_Edges]):
 
     def _trace(self, edge_index: Tensor, n: int) -> _Found:
         tables = self._tables(edge_index.device)
-        keys, order = torch.sort(edge_index[1] * n + edge_index[0], stable=True)
+        keys, order = _sorted(edge_index, n)
         torch._assert_async((keys == tables.keys).all(), "not the graph of the conversion")
         return _Found(order)
 

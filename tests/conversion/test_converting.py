@@ -522,6 +522,32 @@ class TestLeftAlone:
         reason, may_break = self.reasons(nn.Sequential(make()), safe=["0"], strict=True)["0"]
         assert reason.endswith("; said to be safe") and not may_break
 
+    @pytest.mark.parametrize("shape", [(3 * N, N), (N, 3 * N)])
+    def test_signals_laid_flat_on_one_side(self, shape):
+        flat = "21 = 7 x 3 could be signals laid flat"
+        for options in ({}, {"nodes": []}, {"nodes": ["0"]}):
+            model = nn.Sequential(nn.Linear(*shape))
+            assert self.reasons(model, **options)["0"] == (flat, True)
+            with pytest.raises(ValueError, match=flat):
+                gsym.convert(model, CLUSTERS, strict=True, **options)
+        # Named, its axis of nodes is tied all the same.
+        new = gsym.convert(model, CLUSTERS, nodes=["0"], safe=["0"], strict=True)
+        assert [p.name for p in new.conversion.replaced] == ["0"]
+
+    def test_modules_that_are_no_submodules(self):
+        class Plain(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.seen = nn.Linear(3, 2)
+                self.steps = [nn.ReLU(), self.seen, {"deep": (nn.Linear(N, N),)}]
+                self.steps.append(self.steps)
+
+        left = self.reasons(Plain())
+        assert set(left) == {"seen", "steps[2]['deep'][0]"}
+        assert "ModuleList" in left["steps[2]['deep'][0]"][0] and left["steps[2]['deep'][0]"][1]
+        with pytest.raises(ValueError, match="ModuleList"):
+            gsym.convert(Plain(), CLUSTERS, strict=True)
+
     def test_own_parameters_laid_flat(self):
         class Flat(nn.Module):
             def __init__(self):
