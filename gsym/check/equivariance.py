@@ -113,12 +113,12 @@ def assert_equivariant(
     Raises:
         AssertionError: Names the permutation that fails worst, and by how much; or says why the
             check is vacuous.
+        TypeError: As in :func:`equivariance_error`; a type of ``x`` without a default tolerance.
+        ValueError: As in :func:`equivariance_error`, but for an empty signal.
     """
     __tracebackhide__ = True
     check_inputs(layer, group, x, in_rep, out_rep)
-    allowed = TOLERANCE[x.dtype] if tolerance is None and x.dtype in TOLERANCE else tolerance
-    if allowed is None:
-        raise TypeError(f"there is no default tolerance for {x.dtype}; pass tolerance=")
+    allowed = allowed_error(x, tolerance)
     if not x.numel():
         raise AssertionError(f"vacuous: x is empty, {list(x.shape)}; pass samples and channels")
     still = evaluate(layer, x, *args)
@@ -133,6 +133,18 @@ def assert_equivariant(
             f"under the permutation {_cycles(worst[1])} of {group!r}"
         )
     _check_alive(still, layer, x, *args)
+
+
+def allowed_error(x: Tensor, tolerance: float | None) -> float:
+    """The largest relative error that counts as rounding.
+
+    Raises:
+        TypeError: None is given, and there is no default for the type of ``x``.
+    """
+    allowed = TOLERANCE.get(x.dtype) if tolerance is None else tolerance
+    if allowed is None:
+        raise TypeError(f"there is no default tolerance for {x.dtype}; pass tolerance=")
+    return allowed
 
 
 def permutations(group: PermutationGroup) -> Iterator[Tensor]:
@@ -334,18 +346,24 @@ def _distance(moved: Outputs, still: Outputs, move: Callable[[Tensor], Tensor]) 
         )
     worst = 0.0
     for where, before in still.items():
-        after, expected = moved[where].double(), move(before.double())
+        after, expected = moved[where], move(before.double())
         if after.shape != expected.shape:
             raise ValueError(
                 f"{where} of the layer has shape {list(after.shape)} for one signal and "
                 f"{list(expected.shape)} for another"
             )
-        difference = float((after - expected).norm())
-        size = float(after.norm() + expected.norm())
-        if not math.isfinite(difference) or not math.isfinite(size):
-            return math.inf
-        worst = max(worst, difference / size if size else 0.0)
+        worst = max(worst, distance(after, expected))
     return worst
+
+
+def distance(after: Tensor, expected: Tensor) -> float:
+    """``|a - e| / (|a| + |e|)`` in float64; 0 of two zeros, infinite if one is not finite."""
+    after, expected = after.double(), expected.double()
+    difference = float((after - expected).norm())
+    size = float(after.norm() + expected.norm())
+    if not math.isfinite(difference) or not math.isfinite(size):
+        return math.inf
+    return difference / size if size else 0.0
 
 
 def act(perm: Tensor, x: Tensor, rep: Representation | None = None) -> Tensor:

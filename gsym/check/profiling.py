@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsym._validate import optional_module
-from gsym.check.equivariance import TOLERANCE, act, check_inputs, permutations, run
+from gsym._validate import optional_module, warn
+from gsym.check.equivariance import (
+    act,
+    allowed_error,
+    check_inputs,
+    distance,
+    permutations,
+    run,
+)
 from gsym.groups import ClusterGroup, PermutationGroup
 from gsym.groups.levels import level_name, read_levels
 
@@ -175,9 +181,14 @@ def profile(
         The errors, which print as a table and plot as a heat map.
 
     Raises:
-        TypeError: No module, or a signal that is not floating point.
-        ValueError: A signal that does not lie on the nodes of the groups, or has as many samples
-            as nodes, so that axes cannot be told apart.
+        TypeError: No module; no groups or partitions as levels; a signal that is not floating
+            point, or of a type without a default tolerance.
+        GroupError: No level, a level twice, or levels on different numbers of nodes.
+        ValueError: A signal that is empty, does not lie on the nodes of the groups, or has as many
+            samples as nodes, so that axes cannot be told apart.
+
+    Warns:
+        UserWarning: As many channels as nodes.
 
     Cost:
         Up to ten evaluations per level, or one per generator (64 at most) and one more of a
@@ -203,9 +214,7 @@ def profile(
     groups = read_levels(levels)
     for group in groups:
         check_inputs(model, group, x, None, None)
-    allowed = TOLERANCE.get(x.dtype) if tolerance is None else tolerance
-    if allowed is None:
-        raise TypeError(f"there is no default tolerance for {x.dtype}; pass tolerance=")
+    allowed = allowed_error(x, tolerance)
     n = x.size(-2)
     if not x.numel():
         raise ValueError(f"there is nothing to measure on an empty x; got shape {list(x.shape)}")
@@ -215,11 +224,9 @@ def profile(
             "number of signals, so that nodes can be told from them"
         )
     if n > 1 and x.size(-1) == n:
-        warnings.warn(
+        warn(
             f"x {list(x.shape)} has as many channels as nodes, {n}, so that a module which "
-            "exchanges the two axes passes; take another number of channels to tell them apart",
-            UserWarning,
-            stacklevel=2,
+            "exchanges the two axes passes; take another number of channels to tell them apart"
         )
     watch = _Watch(model, n, len(groups))
     with watch.hooks():
@@ -338,7 +345,7 @@ class _Watch:
             return
         ways = _candidates(before.shape, self.num_nodes)
         inverse = self.inverse.to(before.device)
-        self._note(port, {a: _distance(after, move(inverse, before)) for a, move in ways.items()})
+        self._note(port, {a: distance(after, move(inverse, before)) for a, move in ways.items()})
 
     def _note(self, port: Port, errors: dict[str, float]) -> None:
         for axis, error in errors.items():
@@ -425,15 +432,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for part in value:
             yield from _tensors(part)
-
-
-def _distance(after: Tensor, expected: Tensor) -> float:
-    after, expected = after.double(), expected.double()
-    difference = float((after - expected).norm())
-    size = float(after.norm() + expected.norm())
-    if not math.isfinite(difference) or not math.isfinite(size):
-        return math.inf
-    return difference / size if size else 0.0
 
 
 def _number(error: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gsym import kernels
+from gsym._validate import warn
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.groups.levels import read_levels
 from gsym.nn._mixing import check_mixing_memory
@@ -71,11 +71,9 @@ class Chain:
         nested = all(is_subgroup(fine, coarse) for fine, coarse in pairwise(groups))
         common: PermutationGroup = groups[0] if nested else ClusterGroup(partition)
         if not nested:
-            warnings.warn(
+            warn(
                 f"levels are not nested; the sum of their maps commutes with {common}, and the "
-                "share of a level in it depends on the order of the levels",
-                UserWarning,
-                stacklevel=3,
+                "share of a level in it depends on the order of the levels"
             )
         return cls(tuple(groups), common, partition, nested)
 
