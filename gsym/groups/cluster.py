@@ -357,7 +357,9 @@ class ClusterGroup(PermutationGroup):
     ) -> Tensor:
         """The intertwiner projection of ``[..., n, n]``: block means, with the diagonal apart."""
         if mixes_channels(in_rep, out_rep):
-            maps = self.cluster_pair_maps(in_rep, out_rep), self.cluster_maps(in_rep, out_rep)
+            elements = self._swap_elements(in_rep, out_rep)
+            every = np.ones(self.partition.num_clusters, dtype=bool)
+            maps = elements.maps_of_pairs(), elements.maps_at_points(every)
             return project(weight, self.partition.labels, self._sizes, *maps)
         if in_rep is not None or out_rep is not None:
             return super().project(weight, in_rep, out_rep)

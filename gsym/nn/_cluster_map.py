@@ -46,7 +46,17 @@ class ClusterMap:
         if not fine.refines(other.partition):
             fine = fine.meet(other.partition)
         one, other = self.on(fine), other.on(fine)
-        return ClusterMap(fine, one.own - other.own, one.mixed - other.mixed, one.bias - other.bias)
+        return one + other.scaled(-1.0)
+
+    def __add__(self, other: ClusterMap) -> ClusterMap:
+        """The sum with a map on the same clusters."""
+        return ClusterMap(
+            self.partition, self.own + other.own, self.mixed + other.mixed, self.bias + other.bias
+        )
+
+    def scaled(self, scale: Tensor | float) -> ClusterMap:
+        """A multiple of the map."""
+        return ClusterMap(self.partition, scale * self.own, scale * self.mixed, scale * self.bias)
 
     def average(self, group: PermutationGroup) -> ClusterMap:
         """The mean of ``g A g^-1`` over a group: orbit means of the entries of the matrix A.
@@ -139,11 +149,8 @@ def read(layer: Any, num_nodes: int, take: Callable[[Tensor], Tensor] | None = N
         chain = layer.soft.chain
         total: ClusterMap | None = None
         for scale, part in zip(take(layer.soft.scale).unbind(), layer.soft.parts, strict=True):
-            form = read(part, num_nodes, take).on(chain.partition)
-            form = ClusterMap(
-                form.partition, scale * form.own, scale * form.mixed, scale * form.bias
-            )
-            total = form if total is None else plus(total, form)
+            form = read(part, num_nodes, take).on(chain.partition).scaled(scale)
+            total = form if total is None else total + form
         assert total is not None
         return total
     clusters = on_nodes(layer.group, num_nodes)
@@ -165,16 +172,6 @@ def read(layer: Any, num_nodes: int, take: Callable[[Tensor], Tensor] | None = N
     if layer.bias is not None:
         bias = take(layer._bias_of(layer.bias, tables)).expand(k, -1)
     return ClusterMap(clusters.partition, own, mixed, bias)
-
-
-def plus(first: ClusterMap, second: ClusterMap) -> ClusterMap:
-    """The sum of two maps on the same clusters."""
-    return ClusterMap(
-        first.partition,
-        first.own + second.own,
-        first.mixed + second.mixed,
-        first.bias + second.bias,
-    )
 
 
 @torch.no_grad()

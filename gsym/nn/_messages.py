@@ -102,7 +102,7 @@ class EdgeMLP(nn.Module):
         self.source = maps.linear(into, hidden, bias=False, fan_in=fan_in)
         # Exchanges of hidden channels tie what all edges share.
         self.widen = Invariant(hidden) if hidden.moves else None
-        free = hidden.channels if self.widen is None else self.widen.num_free
+        free = self.num_free = hidden.channels if self.widen is None else self.widen.num_free
         self.register_parameter("distance", None)
         self.register_parameter("attr", None)
         if invariant:
@@ -160,7 +160,7 @@ class EdgeMLP(nn.Module):
             return self._fused(target, source, graph, edge_attr, pos)
         return self._by_modules(target, source, graph, edge_attr, pos)
 
-    def wide(self, weight: nn.Parameter) -> Tensor:
+    def wide(self, weight: Tensor) -> Tensor:
         """Weights ``[h, ...]`` of the hidden channels, which exchanges of these may tie."""
         return weight if self.widen is None else self.widen(weight)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gsym.errors import GroupError
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
-from gsym.nn._cluster_map import ClusterMap, on_host, on_nodes, plus, read, sizes_of, summed, write
+from gsym.nn._cluster_map import ClusterMap, on_host, on_nodes, read, sizes_of, summed, write
 from gsym.nn._levels import Chain, is_subgroup
 from gsym.nn._neighbours import PairTable
 from gsym.nn._tied import as_clusters, check_group
@@ -99,7 +99,13 @@ class Movable(Generic[M]):
             levels: As for the layer: a :class:`gsym.Hierarchy`, or partitions and groups.
 
         Raises:
-            GroupError: Levels on another number of nodes.
+            TypeError: No levels, or something else among them.
+            GroupError: Levels on another number of nodes, no level or one twice, or levels that
+                exchange clusters, if the layer has representations, which would have to be given
+                for them too.
+
+        Warns:
+            UserWarning: Levels that are not nested.
         """
         chain = Chain.of(levels)
         if chain is None:
@@ -167,7 +173,7 @@ def _fill(soft: Any, chain: Chain, given: ClusterMap, whole: list[int]) -> Clust
         for i in order:
             part = rest.average(chain.groups[i])
             old = found[i]
-            found[i] = part if old is None else plus(old, part)
+            found[i] = part if old is None else old + part
             rest = rest.minus(part)
         if before.minus(rest).square() <= 1e-28 * given.square():
             break

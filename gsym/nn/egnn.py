@@ -191,8 +191,7 @@ class EGNNConv(GeometricLayer):
         self.register_parameter("axis_weight", None)
         self.axis_mlp = None
         if count:
-            free = hidden_channels if self.edges.widen is None else self.edges.widen.num_free
-            self.axis_weight = nn.Parameter(torch.empty(count, free))
+            self.axis_weight = nn.Parameter(torch.empty(count, self.edges.num_free))
             self.axis_mlp = maps.mlp([into], maps.still(count))
         self.reset_parameters()
 
@@ -248,10 +247,7 @@ class EGNNConv(GeometricLayer):
             # Centring keeps the difference and avoids cancellation far from the origin.
             wide = torch.promote_types(pos.dtype, torch.float32)
             centre = pos.mean(-2, keepdim=True, dtype=wide).to(pos.dtype)
-            weight = self.axis_weight
-            if self.edges.widen is not None:
-                weight = self.edges.widen(weight.t()).t()
-            axis_part = (pos - centre) @ vectors.t() @ weight
+            axis_part = (pos - centre) @ vectors.t() @ self.edges.wide(self.axis_weight.t()).t()
         messages, moves = self.edges(x, given.graph, given.edge_attr, pos, axis_part)
         new_pos = pos + moves
         if given.velocity is not None and self.velocity_mlp is not None:
