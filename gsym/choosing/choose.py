@@ -140,13 +140,15 @@ def choose_group(
 
     Raises:
         SignalError: Different numbers of samples or nodes, NaN (the nodes are named), one signal
-            only, constant signals.
-        GroupError: A candidate of another number of nodes.
+            only, constant signals; with ``signs``, signals that are missing or standardised.
+        TypeError: A candidate that is no group, partition or pair of representations.
+        GroupError: A candidate of another number of nodes or of representations that do not fit
+            the signals; more swaps than can be regressed with; with ``signs``, no small group.
         GraphError: A graph that does not fit, weights without a graph, or a graph in which more
             than a third of the nodes have no edge.
         ClusteringError: Levels that the hierarchy does not have.
-        ValueError: No candidates, a scoring function of neither form, or numbers that are not
-            whole or out of range.
+        ValueError: No candidates, a scoring function of neither form, options that exclude each
+            other, or numbers that are not whole or out of range.
 
     Warns:
         UserWarning: Errors of consecutive signals that depend on each other beyond the block;

@@ -101,9 +101,12 @@ def commutant_ridge(
         The fit: ``errors``, ``risk``, ``residual_variance``, and ``predict``.
 
     Raises:
+        TypeError: No group or partition, or representations that are none.
         GroupError: A group of another number of nodes, or one whose swaps are too many to apply
-            and have too many pair orbits to regress on.
-        SignalError: See :class:`gsym.risk.samples.Samples`.
+            and have too many pair orbits to regress on; representations of another group, of
+            other numbers of channels or of more than 64 elements, or one of the two alone.
+        SignalError: See :class:`gsym.risk.samples.Samples`; signals with missing entries or
+            standardised, where there are representations.
 
     Cost:
         ``O(r^2 max(s, k c_in) + s r k (c_in + c_out) + s n c_in (c_in + c_out))`` with
