@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -188,7 +189,7 @@ class Subgraphs:
         if torch.device(device) == self.device:
             return self
 
-        def moved(value):  # type: ignore[no-untyped-def]
+        def moved(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(moved(part) for part in value)
             return value.to(device) if hasattr(value, "to") else value

@@ -22,7 +22,7 @@ from gsym.groups import PermutationGroup, Representation
 from gsym.nn._batch import check_batch, count_graphs, unstack, unstack_rows
 from gsym.nn._last_graph import LastGraph
 from gsym.nn._messages import EdgeGraph
-from gsym.nn._modules import Tables, own_parameter
+from gsym.nn._modules import Tables, draw_again, own_parameter
 from gsym.nn._moved import Maps
 from gsym.nn._nodewise import NodeMap
 from gsym.nn._signs import Channels
@@ -227,9 +227,9 @@ class GeometricStack(GeometricLayer):
         """Draw the parts in this order; the layers move as far as one."""
         for part in parts:
             if isinstance(part, GeometricLayer):
-                part.reset_parameters(depth=len(self.convs))  # type: ignore[operator]
+                draw_again(part, depth=len(self.convs))
             elif part is not None:
-                part.reset_parameters()  # type: ignore[operator]
+                draw_again(part)
         if self.axis is not None:
             draw_direction(self.axis)
 

@@ -46,6 +46,11 @@ class _ByDevice(Generic[T]):
         return _ByDevice, ()
 
 
+def draw_again(part: Any, **options: Any) -> None:
+    """Call ``reset_parameters`` of a module that has it, which the type of modules does not say."""
+    part.reset_parameters(**options)
+
+
 class TabledModule(nn.Module, Generic[T]):
     """A module with tables that follow from what it was built with.
 

@@ -19,6 +19,7 @@ from gsym.groups import Representation
 from gsym.nn._batch import unstack_rows
 from gsym.nn._geometric import GeometricLayer, Inputs
 from gsym.nn._messages import EdgeGraph
+from gsym.nn._modules import draw_again
 from gsym.nn._moved import Maps
 from gsym.nn._nodewise import NodeMLP
 from gsym.nn._signs import Channels
@@ -70,7 +71,7 @@ class Estimator(nn.Module):
             self.nodes.reset_parameters()
         if self.ends is not None:
             for part in (*self.ends, self.last):
-                part.reset_parameters()  # type: ignore[operator]
+                draw_again(part)
 
     def forward(self, x: Tensor, pos: Tensor, graph: EdgeGraph) -> Tensor:
         """The score, ``[]``, ``[..., n, 1]`` or ``[..., n, out_channels + 1]``."""

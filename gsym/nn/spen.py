@@ -14,6 +14,7 @@ from gsym.errors import GraphError, SignalError
 from gsym.kernels.lifted import lifted_maps
 from gsym.nn import _lifted
 from gsym.nn._ego import EgoTables
+from gsym.nn._modules import draw_again
 from gsym.nn._norm import ELUGraphNorm
 from gsym.nn.subgraph import EquivariantTensorLinear
 
@@ -105,7 +106,7 @@ class SubgraphConv(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all maps again."""
         for part in self.children():
-            part.reset_parameters()  # type: ignore[operator]
+            draw_again(part)
 
     def forward(
         self, pair: Tensor, node: Tensor | None, tables: EgoTables
@@ -242,7 +243,7 @@ class SPEN(nn.Module):
     def reset_parameters(self) -> None:
         """As the authors draw theirs: Xavier's normal rule for the last maps, their bias 0.1."""
         for part in (*self.convs, *self.norms, self.pair_to_graph, self.node_to_graph):
-            part.reset_parameters()  # type: ignore[operator]
+            draw_again(part)
         for part in self.head:
             if isinstance(part, nn.Linear):
                 nn.init.xavier_normal_(part.weight)

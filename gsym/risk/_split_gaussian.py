@@ -220,11 +220,13 @@ class SplitGaussian:
 
     @cached_property
     def _N_root(self) -> tuple[NDArray, bool]:  # noqa: N802
-        return cho_factor(self.N, lower=True)  # type: ignore[no-any-return]
+        root: tuple[NDArray, bool] = cho_factor(self.N, lower=True)
+        return root
 
     @cached_property
     def _K_root(self) -> tuple[NDArray, bool]:  # noqa: N802
         means = self._B_means
         K = self._deviation_products + means @ cho_solve(self._N_root, means.T)
         K[np.diag_indices(len(K))] += 1
-        return cho_factor(K, lower=True)  # type: ignore[no-any-return]
+        root: tuple[NDArray, bool] = cho_factor(K, lower=True)
+        return root
