@@ -63,6 +63,8 @@ ELSEWHERE = {
     *(("OrbitEmbedding levels", name) for name in ("compile", "ONNX")),
     ("EGNNConv group, options", "compile (inductor)"),
 }
+# "compile" traces what "compile (eager)" traces, calls it likewise, and has gradients besides.
+ELSEWHERE |= {(n, "compile (eager)") for n in COMPILED if (n, "compile") not in ELSEWHERE}
 
 
 @cache
