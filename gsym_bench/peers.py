@@ -12,6 +12,7 @@ from torch_geometric.utils import scatter
 
 from gsym import Partition
 from gsym.nn import EGNNConv, EquivariantTensorLinear, OrbitLinear, PenguinConv
+from gsym.nn._cluster_map import read
 from gsym.nn._messages import EdgeMLP
 from gsym.nn._mixing import FullMixing
 from gsym.nn._nodewise import NodeMLP
@@ -117,15 +118,8 @@ class NaiveClusterLinear(nn.Module):
 
 def _orbit_weights(layer: OrbitLinear, partition: Partition) -> tuple[Tensor, ...]:
     """Copies of D ``[k, in, out]``, W ``[k, in, k, out]`` and b ``[k, out]``."""
-    k = partition.num_clusters
-    mixing = layer.mixing.weight.detach().clone()  # type: ignore[union-attr]
-    own = mixing.new_zeros(k, mixing.size(1), mixing.size(3))
-    if layer.weight_self is not None:  # clusters of one node have no D
-        own = layer.weight_self.detach().expand_as(own).clone()
-    bias = (
-        mixing.new_zeros(k, mixing.size(3)) if layer.bias is None else layer.bias.detach().clone()
-    )
-    return own, mixing, bias
+    form = read(layer, partition.num_nodes, torch.detach)
+    return tuple(weight.clone() for weight in (form.own, form.mixed, form.bias))
 
 
 class PlainEGNN(nn.Module):

@@ -187,12 +187,14 @@ def signed_linear(size: Size, device: torch.device) -> Work:
     """Clusters that change places in pairs, where half of the channels change their signs."""
     n, k, c, batch = size
     swaps = PermutationGroup.from_cycles(k, [(i, i + 1) for i in range(0, k - 1, 2)])
-    group = ClusterGroup(_clusters(n, k), swaps=swaps)
+    partition = _clusters(n, k)
+    group = ClusterGroup(partition, swaps=swaps)
     rep = Representation.from_signs(group, [[-1] * (c // 2) + [1] * (c - c // 2)])
     ours = OrbitLinear(c, c, group, in_rep=rep, out_rep=rep).to(device)
     plain = OrbitLinear(c, c, group).to(device)
     x = signal(device, batch, n, c)
-    peers = peers_of({OURS: ours}, (x,))
+    naive = NaiveClusterLinear(ours, partition).to(device)
+    peers = peers_of({OURS: ours, "naive scatter": naive}, (x,))
     peers[UNSIGNED] = Peer(lambda: plain(x), (x,), tuple(plain.parameters()), same=False)
     return _orbit_work(size, peers)
 
