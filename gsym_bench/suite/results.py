@@ -230,6 +230,14 @@ def graph_path(out: Path, stem: str) -> Path:
     return out / f"{stem}_graph.npz"
 
 
+def shown_path(out: Path, key: str) -> Path:
+    """Where a run keeps the predictions of a cell for the report to show.
+
+    The samples themselves stand under the stem of their table.
+    """
+    return out / "shown" / f"{key}.npz"
+
+
 def read_rows(out: Path, name: str = RESULTS) -> list[Row]:
     """The rows of a results file; none if there is no such file.
 

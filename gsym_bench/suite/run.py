@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gsym.groups import ClusterGroup, PermutationGroup, Representation
 from gsym_bench.data import write_npz
+from gsym_bench.suite.crossover import crossover_path, predict, write_predictions
 from gsym_bench.suite.engine import Engine, Job, check_request, digest
 from gsym_bench.suite.errors import BenchmarkError, check_names
 from gsym_bench.suite.results import (
@@ -25,6 +26,7 @@ from gsym_bench.suite.results import (
     Value,
     file_stem,
     graph_path,
+    shown_path,
 )
 from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, Task
 from gsym_bench.suite.train import CHECKPOINT_SECONDS, Fit, Measured, Trainer, Training, closed_form
@@ -90,7 +92,7 @@ def run(
                 if count is None
                 else task.load_few(data, profile, seed, count)
             )
-            yield Cells(task, problem, profile, data, seed, count, as_published)
+            yield Cells(task, problem, profile, data, seed, count, as_published, out)
 
     def plan() -> tuple[int, Iterator[Job]]:
         firsts = [own for task in tasks for own in cells(task, 0)]
@@ -98,6 +100,10 @@ def run(
         check_names("group", groups, known)
         for first in firsts:
             _save_graph(out, first.task, first.problem, profile)
+            _save_shown(out, first.task, first.problem, profile)
+        if signals:
+            for task in tasks:
+                _predict(out, [first for first in firsts if first.task is task])
         return seeds * sum(len(list(first.jobs(groups))) for first in firsts), jobs(firsts)
 
     def jobs(firsts: Sequence[Cells]) -> Iterator[Job]:
@@ -123,6 +129,7 @@ class Cells:
         seed: The seed.
         signals: Number of training signals, if it was asked for.
         as_published: Whether faulty models and data as they were published are among them.
+        out: Folder of results, where predictions are kept that the report shows.
     """
 
     task: Task
@@ -132,6 +139,7 @@ class Cells:
     seed: int
     signals: int | None = None
     as_published: bool = False
+    out: Path | None = None
 
     def jobs(self, groups: Sequence[str]) -> Iterator[Job]:
         """All baselines, then the groups of these names; all groups if there are none."""
@@ -161,7 +169,7 @@ class Cells:
             name,
             "",
             lambda trainer: closed_form(lambda: self.task.baselines()[name](self.problem)),
-            lambda fit: self._values(fit.model, self.problem),
+            lambda fit: (fit.model, self.problem),
         )
 
     def group(self, name: str, variant: str = "") -> Job:
@@ -177,16 +185,20 @@ class Cells:
                 return closed_form(training.model, epochs=0)
             return trainer.fit(training, schedule, self.seed)
 
-        def measure(fit: Fit) -> list[Value]:
-            problem = task.view(variant, self.problem, self.profile)
-            return self._values(
-                predictor(fit.model, task.schedule(self.profile, self.data)), problem
-            )
+        def found(fit: Fit) -> tuple[Predictor, Problem]:
+            seen = task.view(variant, self.problem, self.profile)
+            return predictor(fit.model, task.schedule(self.profile, self.data)), seen
 
         model = f"{task.model_name}{VARIANT}{variant}" if variant else task.model_name
-        return self._job(model, name, fit, measure)
+        return self._job(model, name, fit, found)
 
-    def _job(self, model: str, group: str, fit: Any, measure: Any) -> Job:
+    def _job(
+        self,
+        model: str,
+        group: str,
+        fit: Callable[[Trainer], Fit],
+        found: Callable[[Fit], tuple[Predictor, Problem]],
+    ) -> Job:
         task, problem = self.task, self.problem
         config: dict[str, Any] = {
             "task": task.name,
@@ -211,22 +223,33 @@ class Cells:
             identity["signals"] = self.signals
             facts = [Value("train", SIGNALS, "1", self.signals)]
             label += f", {self.signals} signals"
+        key = digest(identity)
         columns = config | {
-            "key": digest(identity),
+            "key": key,
             "fold": None,
             "group_order_log": symmetry.log_order() if symmetry else None,
             "commutant_dim": _free_weights(symmetry, *reps) if symmetry else None,
         }
         label += f", seed {self.seed}"
+
+        def measure(fit: Fit) -> list[Value]:
+            return self._values(*found(fit), key)
+
         return Job(
             label, columns, task.metric, task.unit, fit, measure, trained=bool(group), facts=facts
         )
 
-    def _values(self, predict: Predictor, problem: Problem) -> list[Value]:
+    def _values(self, predict: Predictor, problem: Problem, key: str) -> list[Value]:
         task = self.task
+        predictions = {split: predict(getattr(problem, split)) for split in ("val", "test")}
         val, test = (
-            task.metrics(predict(split), split, problem) for split in (problem.val, problem.test)
+            task.metrics(predictions[split], getattr(problem, split), problem)
+            for split in ("val", "test")
         )
+        if self.out is not None and self.seed == 0 and task.shown:
+            some = torch.tensor(task.shown)
+            shown_path(self.out, key).parent.mkdir(exist_ok=True)
+            write_npz(shown_path(self.out, key), prediction=predictions["test"][some].numpy())
         return [
             Value(split, name, task.unit, found[name])
             for name in val
@@ -298,6 +321,50 @@ def _free_weights(group: PermutationGroup, *reps: Representation) -> int:
     return group.commutant_dim(*reps) // pairs
 
 
+def _predict(out: Path, firsts: Sequence[Cells]) -> None:
+    """Keep what `choose_group` predicts from each number of signals, once."""
+    first = firsts[0]
+    path = crossover_path(out, file_stem(first.task.name, first.problem.dataset, first.profile))
+    if not path.exists():
+        found = [predict(cells.problem, first.task.choosing) for cells in firsts]
+        write_predictions(path, [prediction for prediction in found if prediction is not None])
+
+
+def _save_shown(out: Path, task: Task, problem: Problem, profile: str) -> None:
+    """Keep the test samples that the report shows beside predictions."""
+    if task.shown:
+        some = problem.test.batch(torch.tensor(task.shown))
+        stem = file_stem(task.name, problem.dataset, profile)
+        arrays = {f"aux_{name}": value.numpy() for name, value in some.aux.items()}
+        write_npz(
+            shown_path(out, stem),
+            inputs=some.inputs.numpy(),
+            targets=some.targets.numpy(),
+            **arrays,
+        )
+
+
+# Of a group with more generators these are enough to draw.
+_MOST_MOVES = 6
+
+
+def _moves(group: PermutationGroup) -> Tensor:
+    """How generators move nodes, ``[6, n]``, filled up by -1.
+
+    Of a cluster group only how it exchanges clusters, node by node in their order.
+    """
+    moves = torch.full((_MOST_MOVES, group.num_nodes), -1)
+    if not isinstance(group, ClusterGroup):
+        some = group.generators[:_MOST_MOVES]
+        moves[: len(some)] = some
+    elif group.swaps is not None:
+        clusters = group.partition.clusters()
+        for row, perm in zip(moves, group.swaps.generators.tolist(), strict=False):
+            for source, target in enumerate(perm):
+                row[clusters[source]] = clusters[target]
+    return moves
+
+
 def _save_graph(out: Path, task: Task, problem: Problem, profile: str) -> None:
     """Keep what the report draws, so that it needs no data."""
     names = list(problem.groups)
@@ -311,6 +378,7 @@ def _save_graph(out: Path, task: Task, problem: Problem, profile: str) -> None:
         truth=np.array(problem.truth or ""),
         names=np.array(names),
         clusters=torch.stack(clusters).numpy(),
+        moves=torch.stack([_moves(group) for group in problem.groups.values()]).numpy(),
         orbits=torch.stack([g.node_orbits().index for g in problem.groups.values()]).numpy(),
         edge_index=problem.edge_index.numpy(),
         positions=problem.positions.numpy(),

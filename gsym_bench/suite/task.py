@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gsym.groups import PermutationGroup, Representation
 from gsym_bench.suite.errors import BenchmarkError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ class Task(ABC):
         model_name: Written to every row.
         needs_data: Whether it has no embedded data; such a task runs only when it is named.
         profiles: The profiles it has.
+        shown: Test samples whose predictions a run keeps for `picture`.
+        choosing: Further arguments of `gsym.choose_group` for its signals.
     """
 
     name: ClassVar[str]
@@ -151,6 +156,8 @@ class Task(ABC):
     model_name: ClassVar[str]
     needs_data: ClassVar[bool] = False
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
+    shown: ClassVar[tuple[int, ...]] = ()
+    choosing: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
@@ -225,6 +232,15 @@ class Task(ABC):
     @abstractmethod
     def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
         """Fit functions by display name; each returns a predictor for any split."""
+
+    def picture(self, samples: Split, predictions: Mapping[str, Tensor]) -> Figure | None:
+        """What a person would look at; none by default.
+
+        Args:
+            samples: The test samples of `shown`.
+            predictions: Of each method by its name.
+        """
+        return None
 
 
 TASKS: dict[str, Task] = {}

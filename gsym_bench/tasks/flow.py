@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from gsym.groups import Representation
 from gsym.nn import GNet
@@ -48,6 +50,7 @@ class FlowInpainting(Inpainting):
     unit: ClassVar[str] = "x 1e-2, squared velocity"
     model_name: ClassVar[str] = "GNet"
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
+    shown: ClassVar[tuple[int, ...]] = (0, 1, 2)
 
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
         """Build one seed: which flows, which holes."""
@@ -100,6 +103,25 @@ class FlowInpainting(Inpainting):
         """The chain of patches, and the mirror that reverses the horizontal velocity."""
         chain = super().levels(problem)
         return [*chain, (problem.groups[REFLECTION], problem.representations[REFLECTION][1])]
+
+    def picture(self, samples: Split, predictions: Mapping[str, Tensor]) -> Figure:
+        """Arrows of the flow; inside the hole they are those of each method."""
+        panels = {"truth": samples.targets, **predictions}
+        figure = Figure(figsize=(1.5 * len(panels), 1.5 * len(samples) + 0.4), layout="constrained")
+        axes = figure.subplots(len(samples), len(panels), squeeze=False)
+        column, row = grid_positions(SIZE).unbind(1)
+        scale = 12 * samples.targets.square().sum(-1).mean().sqrt().item()
+        for place, (name, values) in enumerate(panels.items()):
+            axes[0, place].set_title(fill(name, 16), fontsize=7)
+            for number, flow in enumerate(values):
+                hole = samples.aux["hole"][number, :, 0].tolist()
+                colors = ["#D55E00" if inside else "0.6" for inside in hole]
+                axes[number, place].quiver(
+                    column, row, flow[:, 0], flow[:, 1], color=colors, scale=scale, width=0.012
+                )
+                axes[number, place].set(aspect="equal", xlim=(-1, SIZE), ylim=(-SIZE, 1))
+                axes[number, place].set_axis_off()
+        return figure
 
     def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
         return {

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -110,6 +113,9 @@ class Inpainting(Task):
     unit: ClassVar[str] = "x 1e-2, normalised grey"
     model_name: ClassVar[str] = "G-Net"
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard", "paper")
+    shown: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4, 5)
+    # Own values say nothing of a hole.
+    choosing: ClassVar[Mapping[str, Any]] = {"shared": False}
     files: ClassVar[ImageSet] = _FASHION
 
     def __init__(self) -> None:
@@ -275,6 +281,23 @@ class Inpainting(Task):
             "two-level covariance": lambda problem: self._fit_levels(problem, 2),
             "SymmetricCovariance": self._fit_symmetric,
         }
+
+    def picture(self, samples: Split, predictions: Mapping[str, Tensor]) -> Figure:
+        """The truth, the image with its hole, and what each method puts there."""
+        size, _ = sides(samples.aux["hole"])
+        known = torch.where(samples.aux["hole"], torch.nan, samples.targets)
+        panels = {"truth": samples.targets, "known": known, **predictions}
+        figure = Figure(figsize=(0.95 * len(panels), 0.95 * len(samples) + 0.6))
+        axes = figure.subplots(len(samples), len(panels), squeeze=False)
+        figure.subplots_adjust(0, 0, 1, 1 - 0.6 / figure.get_figheight(), 0.05, 0.05)
+        low, high = samples.targets.min().item(), samples.targets.max().item()
+        grey = colormaps["gray"].with_extremes(bad="#56B4E9")
+        for column, (name, values) in enumerate(panels.items()):
+            axes[0, column].set_title(fill(name, 13), fontsize=7)
+            for row, image in enumerate(values[..., 0].view(-1, size, size)):
+                axes[row, column].imshow(image, cmap=grey, vmin=low, vmax=high)
+                axes[row, column].set_axis_off()
+        return figure
 
     def _fit_levels(self, problem: Problem, count: int) -> Predictor:
         """Weights of the trivial group, and of the full one if ``count`` is 2, by likelihood."""

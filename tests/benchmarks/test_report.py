@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from toy_task import ToyTask, change, make_row, make_rows
 
 from gsym_bench.data import DataError
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.report.draw import distinct_colors
 from gsym_bench.suite.report.markdown import BEGIN, END
 from gsym_bench.suite.report.markdown import write_report as report
-from gsym_bench.suite.report.tables import compare, rich_tables, select, tabulate
-from gsym_bench.suite.results import append_row
+from gsym_bench.suite.report.tables import (
+    against,
+    bootstrap,
+    compare,
+    holm,
+    paired_p,
+    rich_tables,
+    select,
+    tabulate,
+)
+from gsym_bench.suite.results import SIGNALS, Value, append_row
 from gsym_bench.suite.run import run
 
 FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2, 3.1], test=[4.0, 4.4, 4.1])
@@ -157,7 +168,9 @@ def test_page_says_what_the_numbers_say(tmp_path):
     assert "The baseline copy beats every group: test MSE 1 ± 0" in page
     assert "gsym-bench run toy --profile quick --seeds 3" in page
     assert "0" * 40 in page
-    assert "| S_4 | 2 | 20 | 3 | 3.1 | 4.167 ± 0.21 |" in page
+    # It loses to copy, which validation has to choose, because there is no other baseline.
+    assert "| S_4 † | 2 | 20 | 3 | 3.1 | 4.167 ± 0.21 |" in page
+    assert "| copy (baseline) | - |" in page
     png = (tmp_path / "toy_noise_quick_error.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
 
@@ -206,3 +219,126 @@ def test_embed_without_marks_changes_nothing(tmp_path):
 def test_no_results(tmp_path):
     with pytest.raises(BenchmarkError, match="gsym-bench run"):
         report(tmp_path)
+
+
+def few(rows, signals):
+    """The rows at a number of training signals."""
+    fact = Value("train", SIGNALS, "1", signals)
+    return [change(row, key=f"{row.key}-{signals}", values=(*row.values, fact)) for row in rows]
+
+
+def test_the_bootstrap_is_that_of_scipy():
+    values = np.array([0.3, 0.1, -0.2, 0.5, 0.4, 0.2])
+    found = bootstrap(values)
+    rng = np.random.default_rng(1)
+    expected = stats.bootstrap((values,), np.mean, rng=rng).confidence_interval
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.03)
+    assert str(bootstrap([2.0, 2.0])) == "+2 [+2, +2]" and bootstrap([1.0]).low == 1
+    # The correction for bias is not defined for these two; percentiles are their ends.
+    assert (bootstrap([0.0, 1.0]).low, bootstrap([0.0, 1.0]).high) == (0, 1)
+
+
+def test_holm_adjusts_step_by_step():
+    # 0.01 * 4; 0.02 * 3; 0.03 * 2 is as large; 0.5 as it is.
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert holm([]) == []
+
+
+def test_differences_are_to_the_ends_with_the_same_model():
+    shift = {"S_4": -1.0, "(S_2)^2 x| S_2": 0.0, "trivial": 2.0}
+    filled = [
+        change(row, key=f"f{row.key}", model="dense + fill", test=row.test + shift[row.group])
+        for row in (*FULL, *MIDDLE, *TRIVIAL)
+    ]
+    (table,) = tabulate([*FULL, *MIDDLE, *TRIVIAL, *filled, *COPY])
+    assert [line.name for line in table.groups][2:5] == [
+        "trivial",
+        "S_4 + fill",
+        f"{MIDDLE[0].group} + fill",
+    ]
+    found = against(table, 0)
+    assert list(found) == ["(S_2)^2 x| S_2", "trivial", "(S_2)^2 x| S_2 + fill", "trivial + fill"]
+    interval, p = found["(S_2)^2 x| S_2 + fill"]
+    assert interval.mean == pytest.approx(-0.9) and interval.low <= -0.9 <= interval.high
+    plain = paired_p(np.array([-2.0, -1.9, -1.8]))
+    assert plain == pytest.approx(stats.ttest_rel([2.0, 2.5, 2.3], [4.0, 4.4, 4.1]).pvalue)
+    assert found["(S_2)^2 x| S_2"][1] >= 2 * plain
+    assert p < 1
+
+
+def test_tables_by_number_of_signals(tmp_path):
+    beaten = [change(row, test=4.2) for row in COPY]
+    wins = [change(row, test=row.test - 1.5) for row in MIDDLE]
+    rows = [*few(FULL, 25), *few(wins, 25), *few(TRIVIAL, 25), *few(beaten, 25)]
+    rows += [*few(FULL, 100), *few(MIDDLE, 100), *few(TRIVIAL, 100), *few(beaten, 100)]
+    tables = tabulate(rows)
+    assert [table.signals for table in tables] == [25, 100]
+    assert "training signals" not in tables[0].metrics
+    write(tmp_path, [*rows, *FULL])
+    page = report(tmp_path).read_text()
+    assert page.count("## toy: noise, quick") == 1
+    assert "| group | 25 signals | 100 signals |" in page
+    assert "| (S_2)^2 x\\| S_2 | **0.7667 ± 0.25** | **2.267 ± 0.25** |" in page
+    assert "--seeds 3 --signals 25,100`" in page
+    last = next(line for line in page.splitlines() if line.startswith("**When this group won.**"))
+    assert "With 25 signals validation chooses (S_2)^2 x| S_2, test MSE 0.7667" in last
+    assert "exclude zero: (S_2)^2 x| S_2 (25 signals)." in last
+    assert "with 100 signals" not in last.split("Better than both")[1]
+    assert (tmp_path / "toy_noise_quick_signals.png").stat().st_size > 10_000
+
+
+def test_a_diverged_row_keeps_its_number_of_signals(tmp_path):
+    rows = run(
+        [ToyTask(fail_at=3)], out=tmp_path, seeds=1, groups=("S_4",), signals=(6,), device="cpu"
+    )
+    assert rows[-1].status == "diverged"
+    assert {row.signals for row in rows} == {6}
+
+
+def test_a_run_at_numbers_of_signals(tmp_path):
+    usual = run([ToyTask()], out=tmp_path, seeds=1, groups=("S_4",), device="cpu")
+    rows = run([ToyTask()], out=tmp_path, seeds=1, groups=("S_4",), signals=(4, 12), device="cpu")
+    assert [row.signals for row in rows] == [4, 4, 12, 12]
+    assert len({row.key for row in (*usual, *rows)}) == 6
+    # Three steps of five signals in an epoch of twelve, one in an epoch of four.
+    assert [row.epochs for row in rows if row.group] == [18, 6]
+    page = report(tmp_path).read_text()
+    assert "What `choose_group(soft=True)` predicts" in page
+    with pytest.raises(BenchmarkError, match="has 12 training signals; got --signals 13"):
+        run([ToyTask()], out=tmp_path, seeds=1, signals=(13,), device="cpu")
+
+
+@pytest.mark.parametrize("count", [8, 9, 49, 196, 784])
+def test_no_two_clusters_have_one_colour(count):
+    colors = distinct_colors(count)
+    assert colors.min() >= 0 and colors.max() <= 1
+    assert len(np.unique(np.round(255 * colors), axis=0)) == count
+
+
+def test_pictures_tell_groups_of_equal_orbits_apart(tmp_path):
+    from gsym_bench.suite.report.draw import _panels
+    from gsym_bench.suite.run import _moves
+    from gsym_bench.tasks.skeleton import REFLECTION, skeleton_groups
+
+    groups = skeleton_groups()
+    groups[REFLECTION] = groups["mirror S_2"]
+    graph = {
+        "names": np.array(list(groups)),
+        "clusters": np.stack(
+            [
+                g.partition.labels if hasattr(g, "partition") else g.node_orbits().index
+                for g in groups.values()
+            ]
+        ),
+        "moves": torch.stack([_moves(g) for g in groups.values()]).numpy(),
+    }
+    panels = {title: moves for title, _, moves in _panels(graph)}
+    assert f"mirror S_2 / {REFLECTION}" in panels
+    count = {title: int((moves >= 0).any(1).sum()) for title, moves in panels.items()}
+    assert count["Aut = (S_2)^2"] == 2 and count[f"mirror S_2 / {REFLECTION}"] == 1
+    assert count["(S_3)^4 x| (S_2)^2"] == 2 and count["trivial"] == 0
+    for name, (moves, *_) in panels.items():
+        if count[name] == 1:
+            assert groups["mirror S_2"].contains(torch.from_numpy(moves))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -39,6 +40,27 @@ class Line:
         return self.rows[0].is_baseline
 
     @property
+    def model(self) -> str:
+        """The model that was trained, or the name of the baseline."""
+        return self.rows[0].model
+
+    @property
+    def group(self) -> str:
+        """The group alone, without a variant of the model."""
+        return self.rows[0].group
+
+    @property
+    def dim(self) -> int:
+        """Free weights of the group."""
+        return self.rows[0].commutant_dim or 0
+
+    @property
+    def test(self) -> float:
+        """Mean test error of the finished seeds; infinite if there are none."""
+        values = self.values("test")
+        return mean(values) if values else float("inf")
+
+    @property
     def finished(self) -> list[Row]:
         """The rows that have metrics, by seed."""
         return [row for row in self.rows if row.status == "ok"]
@@ -72,8 +94,9 @@ class Table:
         task: Name of the task.
         dataset: Name of the data.
         profile: Name of the profile.
-        lines: Groups by growing number of free weights, then baselines.
+        lines: Groups by growing number of free weights, model by model, then baselines.
         superseded: Number of rows that later settings replaced.
+        signals: Number of training signals, where the run set it.
     """
 
     task: str
@@ -81,6 +104,7 @@ class Table:
     profile: str
     lines: tuple[Line, ...]
     superseded: int = 0
+    signals: int | None = None
 
     @property
     def groups(self) -> list[Line]:
@@ -106,40 +130,58 @@ class Table:
     @property
     def full(self) -> Line | None:
         """The line of the full symmetric group: the only one with at most two free weights."""
-        return next((g for g in self.groups if (g.rows[0].commutant_dim or 0) <= 2), None)
+        return next((g for g in self.groups if g.dim <= 2), None)
 
     @property
     def trivial(self) -> Line | None:
         """The line of the trivial group: the only one of order one."""
-        return next((g for g in self.groups if (g.rows[0].group_order_log or 0) < 1e-9), None)
+        return next((g for g in self.groups if _is_trivial(g)), None)
+
+    def ends(self, line: Line) -> tuple[Line | None, Line | None]:
+        """Full and trivial group with the model of a line, or with the first model without such."""
+        same = [g for g in self.groups if g.model == line.model]
+        full = next((g for g in same if g.dim <= 2), self.full)
+        return full, next((g for g in same if _is_trivial(g)), self.trivial)
+
+    @property
+    def best_baseline(self) -> Line | None:
+        """The baseline of best mean validation metric."""
+        finished = (line for line in self.baselines if line.finished)
+        return min(finished, key=lambda line: mean(line.values("val")), default=None)
 
     @property
     def stem(self) -> str:
-        """How the names of the table's files begin."""
+        """How the names of the table's files begin, for all numbers of signals."""
         return file_stem(self.task, self.dataset, self.profile)
 
 
+def _is_trivial(line: Line) -> bool:
+    return (line.rows[0].group_order_log or 0) < 1e-9
+
+
 def tabulate(rows: Iterable[Row]) -> list[Table]:
-    """Sort rows into tables: one for each task, data set and profile.
+    """Sort rows into tables: one for each task, data set, profile and number of signals.
 
     Means over different settings say nothing, so only rows with the schedule of a table's newest
     row count, and of two rows for one seed the newer one.
     """
-    cells: dict[tuple[str, str, str], list[Row]] = {}
+    cells: dict[tuple[str, str, str, int | None], list[Row]] = {}
     for row in rows:
-        cells.setdefault((row.task, row.dataset, row.profile), []).append(row)
+        cells.setdefault((row.task, row.dataset, row.profile, row.signals), []).append(row)
     tables = []
-    for (task, dataset, profile), own in cells.items():
+    for (task, dataset, profile, signals), own in cells.items():
         lines: dict[str, dict[int, Row]] = {}
         for row in own:
             if row.schedule == own[-1].schedule:
                 lines.setdefault(row.name, {})[row.seed] = row
+        models = list(dict.fromkeys(row.model for row in own))
         sorted_lines = sorted(
             (Line(name, tuple(seeds[s] for s in sorted(seeds))) for name, seeds in lines.items()),
-            key=lambda line: (line.is_baseline, line.rows[0].commutant_dim or 0),
+            key=lambda line: (line.is_baseline, models.index(line.model), line.dim),
         )
         superseded = len(own) - sum(map(len, lines.values()))
-        tables.append(Table(task, dataset, profile, tuple(sorted_lines), superseded))
+        found = Table(task, dataset, profile, tuple(sorted_lines), superseded, signals)
+        tables.append(found)
     return tables
 
 
@@ -154,8 +196,8 @@ def select(table: Table) -> Line | None:
     return min(candidates, key=lambda line: mean(line.values("val")), default=None)
 
 
-def compare(line: Line, reference: Line | None) -> Interval | None:
-    """Mean difference of the test metric over common seeds, with its paired t interval.
+def differences(line: Line, reference: Line | None) -> NDArray | None:
+    """Differences of the test metric over common seeds.
 
     Returns:
         ``None`` without a reference, for the reference itself, and below two common seeds.
@@ -167,8 +209,81 @@ def compare(line: Line, reference: Line | None) -> Interval | None:
     seeds = sorted(own.keys() & other.keys())
     if len(seeds) < 2:
         return None
-    x, y = np.array([own[s] for s in seeds]), np.array([other[s] for s in seeds])
-    return mean_interval(x - y)
+    return np.array([own[s] - other[s] for s in seeds])
+
+
+def compare(line: Line, reference: Line | None) -> Interval | None:
+    """Mean of `differences` with its paired t interval."""
+    found = differences(line, reference)
+    return None if found is None else mean_interval(found)
+
+
+# Resamples of a bootstrap: ends of intervals then have two good digits.
+_RESAMPLES = 2000
+
+
+def bootstrap(values: Sequence[float] | NDArray) -> Interval:
+    """The mean with its 95 % bootstrap interval (BCa); a point for a single value.
+
+    Below five values it is too narrow, as any bootstrap interval is.
+    """
+    centre = float(np.mean(values))
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Interval(centre, centre, centre)
+    with warnings.catch_warnings():
+        # Where the correction for bias is undefined percentiles are taken instead.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        for method in ("BCa", "percentile"):
+            found = stats.bootstrap(
+                (np.asarray(values),),
+                np.mean,
+                n_resamples=_RESAMPLES,
+                method=method,
+                rng=np.random.default_rng(0),
+            ).confidence_interval
+            if np.isfinite(found).all():
+                break
+    return Interval(centre, float(found.low), float(found.high))
+
+
+def against(table: Table, end: int) -> Mapping[str, tuple[Interval, float]]:
+    """How every group differs from the full (0) or the trivial one (1) with the same model.
+
+    Returns:
+        By name of the line, the bootstrap interval of the paired difference, and the p-value of a
+        paired t-test, adjusted by Holm over the lines that differ from the same end.
+    """
+    found = {}
+    for line in table.groups:
+        values = differences(line, table.ends(line)[end])
+        if values is not None:
+            found[line.name] = values
+    adjusted = holm([paired_p(values) for values in found.values()])
+    return {
+        name: (bootstrap(values), p)
+        for (name, values), p in zip(found.items(), adjusted, strict=True)
+    }
+
+
+def paired_p(values: NDArray) -> float:
+    """The p-value of differences that are 0 on average, by Student's t."""
+    if np.ptp(values) == 0:
+        return float(values[0] == 0)
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number, step by step.
+
+    Reference:
+        Holm, A simple sequentially rejective multiple test procedure, 1979.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min((len(p_values) - rank) * p_values[place], 1.0))
+        adjusted[place] = largest
+    return adjusted
 
 
 def mean_interval(values: Sequence[float] | NDArray) -> Interval:
@@ -185,8 +300,10 @@ def rich_tables(rows: Iterable[Row]) -> list[RichTable]:
     shown = []
     for table in tabulate(rows):
         first = table.first
+        count = "" if table.signals is None else f", {table.signals} signals"
         view = RichTable(
-            title=f"{table.task}, {table.dataset}, {table.profile}: {first.metric} ({first.unit})",
+            title=f"{table.task}, {table.dataset}, {table.profile}{count}: "
+            f"{first.metric} ({first.unit})",
             title_justify="left",
             caption="* chosen by validation",
             caption_justify="left",
