@@ -19,6 +19,7 @@ from gsym.groups import (
 )
 
 if TYPE_CHECKING:
+    from gsym._files import read_inputs
     from gsym.choosing.estimator import SubgroupSearch
     from gsym.conversion import convert
     from gsym.risk.covariance import SymmetricCovariance
@@ -30,6 +31,7 @@ else:
         "SubgroupSearch": "gsym.choosing.estimator",
         "SymmetricCovariance": "gsym.risk.covariance",
         "convert": "gsym.conversion",
+        "read_inputs": "gsym._files",
     }
 
     def __getattr__(name):
@@ -61,4 +63,5 @@ __all__ = [
     "errors",
     "kernels",
     "nn",
+    "read_inputs",
 ]

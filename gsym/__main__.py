@@ -1,4 +1,4 @@
-"""Command line: ``python -m gsym --help`` teaches it."""
+"""Command line: ``gsym --help`` teaches it."""
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ def choice(candidates, *, edge_index=None, best=None, simplest=None, **more):
         "hierarchy": None,
         "signs": None,
         "soft": None,
+        "task": None,
         "edge_index": edge_index,
     }
     return SimpleNamespace(**(given | more))

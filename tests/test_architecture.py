@@ -36,6 +36,7 @@ ROOMS = {
     "__init__": {
         "errors",
         "_graphs",
+        "_files",
         "groups",
         "coarsening",
         "choosing",

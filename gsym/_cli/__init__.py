@@ -50,7 +50,7 @@ def main(args: list[str] | None = None) -> None:
         warnings.showwarning = show_warning
         try:
             app.cli(
-                prog="python -m gsym",
+                prog="gsym",
                 args=args,
                 description=__doc__,
                 config=(tyro.conf.FlagCreatePairsOff,),

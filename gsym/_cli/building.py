@@ -15,7 +15,7 @@ def build_kernels(*, march: str = "native", out: Directory = None) -> None:
 
     For example, and then set GSYM_CACHE_DIR=/opt/gsym where it runs:
 
-      python -m gsym build-kernels --march x86-64-v3 --out /opt/gsym
+      gsym build-kernels --march x86-64-v3 --out /opt/gsym
 
     Args:
         march: Processor to build for, as the compiler names it: native is this one, x86-64-v3 any

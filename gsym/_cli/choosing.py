@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,13 +25,15 @@ from gsym._cli._common import (
     Pixels,
     Row,
     Standard,
+    Steps,
     Text,
     app,
     propose,
     save_labels,
 )
+from gsym._cli._forecast import can_soften, check_windows, load_code, windows
 from gsym._console import UsageError, check_outputs, print_json, say, steps
-from gsym._files import Graph, read_inputs, read_partitions, read_positions
+from gsym._files import Graph, read_inputs, read_latlon, read_partitions, read_positions
 from gsym.choosing import CRITERIA, Candidate, choose_group
 from gsym.choosing.choose import MAX_LEVELS, spread_levels
 from gsym.choosing.signs import small_symmetries
@@ -54,6 +57,8 @@ def choose(
     levels: Counts = (),
     height: Pixels = None,
     width: Pixels = None,
+    lag: Steps = None,
+    horizon: Steps = None,
     block: Block = None,
     gap: int = 0,
     criterion: Criteria = "ridge",
@@ -69,7 +74,9 @@ def choose(
     first_row: Row = "auto",
     first_column: Column = "auto",
     positions: File = None,
+    latlon: File = None,
     title: Text = None,
+    unit: Text = None,
     out: Output = None,
     save: Output = None,
     seed: int = 0,
@@ -79,9 +86,11 @@ def choose(
 
     For example, and then open report.html:
 
-      python -m gsym choose --graph edges.csv --signals x.npz --targets y.npz --out report.html
+      gsym choose --graph edges.csv --signals x.npz --targets y.npz --out report.html
 
-      python -m gsym choose --signals images.npy --method grid --height 28 --width 28
+      gsym choose --graph edges.csv --signals speeds.csv --lag 12 --horizon 3 --out report.html
+
+      gsym choose --signals images.npy --method grid --height 28 --width 28
 
     Args:
         signals: Inputs [samples, nodes] or [samples, nodes, channels], training data only.
@@ -95,6 +104,9 @@ def choose(
         levels: Numbers of clusters to offer; by default up to 24 and more around the best.
         height: Rows of the image, for the method grid.
         width: Columns of the image, for the method grid.
+        lag: Forecast: the signals are a series, and from so many steps of it, each a channel, the
+            next ones are predicted. Takes the place of targets.
+        horizon: How many steps are predicted, 1 by default; then lag is 1 by default.
         block: Consecutive samples left out together: for overlapping windows, the number of
             windows that share a time step; for samples of several days, those of one; or auto, as
             many as depend on each other. By default auto for signals with times, and else 1.
@@ -112,7 +124,8 @@ def choose(
         no_shared: Fit towards 0, not towards one own-value map of all nodes: for targets that a
             node's own value says little of.
         soft: Also mix the groups: the weight of each, what the mixture errs, and from how many
-            samples a finer group pays.
+            samples a finer group pays. A page has it anyway for up to 2,000
+            coordinates without missing values.
         no_swaps: Do not offer exchanges of whole clusters where the coarse graph has symmetries.
         directed: Take an edge list in one direction only.
         names: Text file with the names of the nodes, one per line, in the order of the signals;
@@ -120,7 +133,10 @@ def choose(
         first_row: What the first row of a table holds, where that is in doubt.
         first_column: What the first column of a table holds, where that is in doubt.
         positions: Where to draw the nodes, [nodes, 2]: x to the right, y upwards.
+        latlon: Instead, latitude and longitude in degrees, for a map: a table with columns of
+            these names, and one of the nodes' names if their order differs, or an array [nodes, 2].
         title: Headline of the page.
+        unit: What the targets are measured in, for the page.
         out: Page to write, .html.
         save: File for the labels of the best group, .npz.
         seed: Seed of methods that draw.
@@ -129,12 +145,19 @@ def choose(
     check_outputs(
         {"--out": out, "--save": save},
         {"--out": (".html", ".htm"), "--save": (".npz",)},
-        (signals, graph, targets, names, positions, *partitions),
+        (signals, graph, targets, names, positions, latlon, mask, *partitions),
     )
     if seed < 0:
         raise UsageError(f"--seed must not be negative; got {seed}")
     if criterion not in CRITERIA:
         raise UsageError(f"--criterion must be one of {', '.join(CRITERIA)}; got {criterion}")
+    if positions is not None and latlon is not None:
+        raise UsageError("--positions and --latlon both say where nodes are; give one of them")
+    is_forecast = lag is not None or horizon is not None
+    lag = 1 if lag is None else lag
+    horizon = 1 if horizon is None else horizon
+    if is_forecast:
+        check_windows(lag, horizon, targets)
     if partitions and (height or width or levels or use):
         raise UsageError("--partitions takes the place of a method; leave its options out")
     with steps() as step:
@@ -153,6 +176,15 @@ def choose(
         n, x, y, loaded = read.num_nodes, read.x, read.y, read.graph
         node_names = None if read.names is None else list(read.names)
         places = None if positions is None else read_positions(positions, n)
+        degrees = None
+        if latlon is not None:
+            from gsym.choosing.page.map import check_latlon
+
+            degrees = check_latlon(read_latlon(latlon, node_names, n), n)
+        seen: Any = read.mask
+        if is_forecast:
+            assert x is not None  # the option is required
+            x, y, seen = windows(x, lag, horizon, seen)
         edge_index = None if loaded is None else loaded.edge_index
         candidates: Any
         if partitions:
@@ -164,7 +196,7 @@ def choose(
             step(f"Proposing clusters: {method}")
             candidates = propose(loaded, n, x, y, method, use, levels, height, width, seed)
         if block is None:
-            block = "auto" if read.is_series else 1
+            block = "auto" if read.is_series or is_forecast else 1
         if missing is None and any(v is not None and bool(v.isnan().any()) for v in (x, y)):
             missing = math.nan
         if signs and signs != ("auto",):
@@ -188,8 +220,9 @@ def choose(
             gap=gap,
             standardize=standardize,
             shared=not no_shared,
-            soft=soft,
-            mask=read.mask,
+            soft=soft
+            or (out is not None and can_soften(candidates, x, y, criterion, signs, seen, missing)),
+            mask=seen,
             missing=missing,
             seed=seed,
         )
@@ -202,10 +235,34 @@ def choose(
             if places is None and height and width:
                 image = Partition.grid(height, width, 1).labels
                 places = np.column_stack([image % width, -(image // width)]).astype(float)
-            choice.report(out, positions=places, names=node_names, title=title)
+            shown = choice
+            if is_forecast and choice.task is not None:
+                # Windows on either side of a cut share time steps.
+                apart = max(choice.task.gap, lag + horizon - 1)
+                shown = replace(choice, task=replace(choice.task, gap=apart))
+            options = {
+                "graph": graph,
+                "signals": signals,
+                "targets": targets,
+                "names": names,
+                "mask": mask,
+                "directed": directed,
+                "first_row": first_row,
+                "first_column": first_column,
+            }
+            shown.report(
+                out,
+                positions=places,
+                latlon=degrees,
+                names=node_names,
+                title=title,
+                unit=unit or "",
+                load=load_code(options, missing, (lag, horizon) if is_forecast else None),
+            )
     if json:
         print_json(
             {
+                "answer": choice.answer,
                 "criterion": choice.criterion,
                 "best": choice.candidates.index(choice.best),
                 "simplest": choice.candidates.index(choice.simplest),
@@ -224,6 +281,7 @@ def choose(
     console = Console()
     if console.is_terminal:
         console.print(choice)
+        console.print(choice.answer, soft_wrap=True, highlight=False)
     else:
         print(choice)
     for path, what in ((out, "The page is"), (save, "The labels of the best group are")):

@@ -51,7 +51,7 @@ def coarsen_command(
 
     For example:
 
-      python -m gsym coarsen --graph edges.csv --levels 4 8 16 --out clusters.npz
+      gsym coarsen --graph edges.csv --levels 4 8 16 --out clusters.npz
 
     Args:
         graph: The graph.

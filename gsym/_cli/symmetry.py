@@ -29,7 +29,7 @@ def symmetries(
 
     For example:
 
-      python -m gsym symmetries --graph edges.csv --out orbits.npz
+      gsym symmetries --graph edges.csv --out orbits.npz
 
     Args:
         graph: The graph; weights are compared exactly.

@@ -13,7 +13,7 @@ from scipy.sparse import issparse
 from torch import Tensor
 
 from gsym._files.arrays import READERS, TORCH, read_arrays, split_source
-from gsym._files.checks import check_file, listing
+from gsym._files.checks import brief, check_file, listing
 from gsym._files.graphs import integers
 from gsym._files.summary import Summary
 from gsym._files.tables import FRAMES, FirstColumn, FirstRow, Table, read_table
@@ -296,6 +296,53 @@ def read_positions(source: str, num_nodes: int) -> np.ndarray:
         node = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
         raise FileError(f"{path}: positions must be finite; that of node {node} is not")
     return positions
+
+
+def read_latlon(source: str, names: Sequence[str] | None, num_nodes: int) -> np.ndarray:
+    """Latitude and longitude ``[n, 2]`` of every node, in degrees.
+
+    A table has columns ``latitude`` and ``longitude`` (or ``lat``, ``lon``, ``lng``); where another
+    column holds the names of all nodes, its rows are put in their order.
+
+    Raises:
+        FileError: No such columns, nodes that are not there, or another number of rows.
+    """
+    path, _ = split_source(source)
+    if path.suffix.lower() not in SUFFIXES:
+        path, arrays = _arrays(source)
+        found = arrays.get("latlon")
+        if found is None and len(arrays) == 1:
+            found = next(iter(arrays.values()))
+        if found is None:
+            raise FileError(f"{path}: expected latlon [n, 2]; it holds {listing(arrays)}")
+        degrees = _numbers(path, "latlon", found).astype(np.float64)
+    else:
+        header, *rows = read_text(path).head(num_nodes + 100_000)
+        columns = [cell.strip().lower() for cell in header]
+        both = [
+            next((i for i, cell in enumerate(columns) if cell in words), None)
+            for words in (("latitude", "lat"), ("longitude", "lon", "lng", "long"))
+        ]
+        if None in both:
+            raise FileError(
+                f"{path}: expected a header with columns latitude and longitude; got "
+                f"{', '.join(columns)[:200]}"
+            )
+        for column in range(len(columns)):
+            place = {row[column].strip(): row for row in rows}
+            if names is not None and column not in both and set(names) <= place.keys():
+                rows = [place[name] for name in names]
+                break
+        try:
+            degrees = np.array([[float(row[i or 0]) for i in both] for row in rows])
+        except ValueError as cause:
+            raise FileError(f"{path}: {brief(cause)}") from cause
+    if degrees.shape != (num_nodes, 2):
+        raise FileError(
+            f"{path}: must give latitude and longitude of {num_nodes} nodes, in the order of the "
+            f"signals or by their names; got {list(degrees.shape)}"
+        )
+    return degrees
 
 
 def read_names(source: str) -> list[str]:

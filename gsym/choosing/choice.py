@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from gsym._validate import optional_module
+from gsym.choosing.answer import answer
 from gsym.coarsening.hierarchy import Hierarchy
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym.risk.dependence import Dependence, inflation
@@ -34,10 +35,31 @@ class Words:
     Attributes:
         score: The number that decides, as in "lowest risk".
         parts: What it is made of: attribute of a candidate, name and meaning.
+        squared: It is a squared error, whose root has the unit of the targets.
     """
 
     score: str = "score"
     parts: tuple[tuple[str, str, str], ...] = ()
+    squared: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What was to be predicted from what.
+
+    Attributes:
+        in_channels: Of the signals.
+        out_channels: Of the targets; 0 for one number per signal.
+        denoising: The targets are the signals themselves, to be recovered from noisy ones.
+        standardize: As given to :func:`gsym.choose_group`.
+        gap: Signals on either side of those left out that are not fitted to.
+    """
+
+    in_channels: int = 1
+    out_channels: int = 1
+    denoising: bool = False
+    standardize: str | None = None
+    gap: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,6 +175,7 @@ class GroupChoice:
             the small ones, which is made by another criterion; otherwise ``None``.
         soft: With ``soft=True`` the mixture of groups, and when a finer one pays; otherwise
             ``None``.
+        task: What was to be predicted from what.
     """
 
     candidates: tuple[Candidate, ...]
@@ -168,6 +191,20 @@ class GroupChoice:
     words: Words = Words()
     signs: GroupChoice | None = None
     soft: SoftChoice | None = None
+    task: Task | None = None
+
+    @property
+    def answer(self) -> str:
+        """In one sentence, which nodes to treat as interchangeable, and what that gains.
+
+        Example:
+            >>> from gsym import choose_group
+            >>> x = np.random.default_rng(0).normal(size=(40, 4))
+            >>> levels = [Partition.singletons(4), Partition.single(4)]
+            >>> print(choose_group(levels, x, 2 * x).answer.split(",")[0])
+            Treat all 4 nodes as interchangeable: 2 weights instead of 16
+        """
+        return answer(self)
 
     @property
     def in_rep(self) -> Representation | None:
@@ -296,6 +333,7 @@ class GroupChoice:
         lines = [lines[0], "-" * max(map(len, lines)), *lines[1:], self._footer()]
         lines += [self.best.sentence] * bool(self.best.sentence)
         lines += [] if self.soft is None else self.soft.lines()
+        lines += ["", self.answer]
         return "\n".join(lines if self.signs is None else [*lines, "", str(self.signs)])
 
     def __rich__(self) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gsym._graphs import Graph, as_graph
 from gsym._validate import check_whole, warn
-from gsym.choosing.choice import Candidate, GroupChoice, Words, judge
+from gsym.choosing.choice import Candidate, GroupChoice, Task, Words, judge
 from gsym.choosing.criteria import CRITERIA, ChoiceData, Criterion, Entry, group_of
 from gsym.choosing.criteria.cross_validation import CrossValidation, Score, check_folds
 from gsym.choosing.diagnosis import check_orientation, warn_distances, warn_values
@@ -226,11 +226,20 @@ def choose_group(
     warn_values(samples, dependence.length if dependence.found else 1)
     data = ChoiceData(inputs, targets, samples, denoising=y is None, seed=seed)
 
+    left_out = samples.left_out
+    task = Task(
+        samples.x.shape[2],
+        0 if samples.invariant else samples.targets.shape[2],
+        denoising=y is None,
+        standardize=standardize,
+        gap=left_out.gap,
+    )
+
     def chosen(found: Sequence[Candidate], what: str, words: Words) -> GroupChoice:
-        left_out = samples.left_out
-        return judge(
+        choice = judge(
             found, what, hierarchy, edge_index, left_out.block, left_out.gap, dependence, words
         )
+        return replace(choice, task=task)
 
     signed = None
     if signs is not None:

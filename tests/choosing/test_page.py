@@ -17,7 +17,7 @@ from stub_choice import candidate, chain, choice, path_graph
 import gsym
 from gsym.choosing.page import write_page
 from gsym.choosing.page.drawing import NUM_COLOURS, cluster_colours, grid_cells, place
-from gsym.choosing.page.page import code
+from gsym.choosing.page.script import code
 from gsym.errors import SignalError
 
 HOSTILE = '</script><b id="hacked">\'"&\u2028\x00\ud800{{ 7 * 7 }}'
@@ -81,12 +81,15 @@ def test_holds_every_candidate(tmp_path):
     assert rows[2]["score"] == "0.300 ± 0.010"
     assert rows[0]["above"] == "0.6000 ± 0.0025 above the lowest"
     assert "<title>A path</title>" in text
-    assert len(tags.of("circle")) >= 12 and len(tags.of("tr")) == 6
+    assert len(tags.of("circle")) >= 12 and len(tags.of("tr")) == 6 + 1 + 3
 
 
 def test_asks_nothing_of_the_network_and_runs_its_own_script_only(tmp_path):
     text, tags, _ = written(chain(), tmp_path)
-    assert not any({"src", "href", "srcset", "action"} & attrs.keys() for _, attrs in tags.found)
+    assert not any({"src", "srcset", "action"} & attrs.keys() for _, attrs in tags.found)
+    links = [attrs for _, attrs in tags.found if "href" in attrs]
+    assert [a["href"].split(":")[0] for a in links] == ["data", "data"]
+    assert all("download" in attrs for attrs in links)
     assert not {"link", "img", "iframe", "object", "base"} & {tag for tag, _ in tags.found}
     assert "url(" not in text and "@import" not in text
     (policy,) = [

@@ -32,6 +32,7 @@ class RidgeCriterion(Criterion):
             ),
             ("variance", "Cost of estimation", "variance: what too few signals add"),
         ),
+        squared=True,
     )
     refines = True
 

@@ -124,8 +124,45 @@
     $("cell").textContent = "Point at a cell to read it.";
   }
 
-  const fullCode = (c) =>
-    c.listed ? c.code.replace("LABELS", () => Array.from(c.labels).join(", ")) : c.code;
+  // Labels are written out here, so that the file holds them once.
+  const withLabels = (c, text) =>
+    c.listed ? text.replace("LABELS", () => Array.from(c.labels).join(", ")) : text;
+  const fullScript = (c) =>
+    withLabels(c, data.script.replace("#GROUP#", () => c.group).replace("#NET#", () => c.net));
+
+  const address = (kind, text) => {
+    const bytes = Array.from(new TextEncoder().encode(text), (b) => String.fromCharCode(b));
+    return `data:${kind};charset=utf-8;base64,${btoa(bytes.join(""))}`;
+  };
+
+  function paintMembers(c) {
+    if (!$("members-rows")) return;
+    const labels = Array.from(c.labels, (label) => number(c, label));
+    const members = new Map();
+    labels.forEach((label, i) => {
+      if (!members.has(label)) members.set(label, []);
+      members.get(label).push(names[i]);
+    });
+    const rows = [...members.keys()].sort((a, b) => a - b).map((label) => {
+      const row = document.createElement("tr");
+      const those = members.get(label);
+      for (const [tag, text] of [["th", label], ["td", those.length], ["td", those.join(", ")]]) {
+        row.append(document.createElement(tag));
+        row.lastChild.textContent = text;
+      }
+      row.firstChild.scope = "row";
+      row.children[1].className = "num";
+      return row;
+    });
+    $("members-rows").replaceChildren(...rows);
+    $("members-of").textContent = c.clusters;
+    const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+    const lines = labels.map((label, i) => `${quoted(names[i])},${label}\n`);
+    $("save-csv").href = address("text/csv", `node,cluster\n${lines.join("")}`);
+    $("save-json").href = address(
+      "application/json",
+      JSON.stringify({ group: c.name || c.clusters, names, labels }));
+  }
 
   function show(index, { quiet = false } = {}) {
     at = Math.max(0, Math.min(candidates.length - 1, index));
@@ -157,14 +194,16 @@
     for (const end of ["x1", "x2"]) $("cursor").setAttribute(end, c.x);
     $("here").setAttribute("cx", c.x);
     $("here").setAttribute("cy", c.y === null ? -20 : c.y);
-    $("code").firstElementChild.textContent = fullCode(c);
+    $("code").firstElementChild.textContent = withLabels(c, c.code);
+    if ($("script")) $("script").firstElementChild.textContent = fullScript(c);
+    paintMembers(c);
     rows.forEach((row, i) =>
       i === at ? row.setAttribute("aria-current", "true") : row.removeAttribute("aria-current"));
     $("finer").disabled = at === 0;
     $("coarser").disabled = at === candidates.length - 1;
     $("to-best").setAttribute("aria-pressed", at === best);
-    $("to-simplest").setAttribute("aria-pressed", at === simplest);
-    if (!quiet) $("copy").textContent = "Copy";
+    if ($("to-simplest")) $("to-simplest").setAttribute("aria-pressed", at === simplest);
+    if (!quiet) for (const name of ["copy", "copy-script"]) if ($(name)) $(name).textContent = "Copy";
   }
 
   dial.disabled = candidates.length < 2;
@@ -172,7 +211,7 @@
   $("finer").addEventListener("click", () => show(at - 1));
   $("coarser").addEventListener("click", () => show(at + 1));
   $("to-best").addEventListener("click", () => show(best));
-  $("to-simplest").addEventListener("click", () => show(simplest));
+  if ($("to-simplest")) $("to-simplest").addEventListener("click", () => show(simplest));
   rows.forEach((row, i) => row.querySelector("button").addEventListener("click", () => show(i)));
 
   document.addEventListener("keydown", (event) => {
@@ -242,16 +281,39 @@
     });
   }
 
-  $("copy").addEventListener("click", async () => {
-    const text = $("code").textContent;
-    try {
-      await navigator.clipboard.writeText(text);
-      $("copy").textContent = "Copied";
-    } catch {
-      // Browsers may forbid the clipboard to files: leave the text selected instead.
-      getSelection().selectAllChildren($("code"));
-      $("copy").textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
-    }
+  for (const [name, of] of [["copy", "code"], ["copy-script", "script"]]) {
+    if (!$(name)) continue;
+    $(name).addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText($(of).textContent);
+        $(name).textContent = "Copied";
+      } catch {
+        // Browsers may forbid the clipboard to files: leave the text selected instead.
+        getSelection().selectAllChildren($(of));
+        $(name).textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
+      }
+    });
+  }
+
+  // Words explained where they stand, for the pointer, the keyboard and a finger.
+  const tip = $("tip");
+  const explain = (word) => {
+    tip.textContent = $(word.getAttribute("aria-describedby")).textContent;
+    tip.hidden = false;
+    const box = word.getBoundingClientRect();
+    const room = document.documentElement.clientWidth - tip.offsetWidth - 12;
+    tip.style.left = `${Math.max(12, Math.min(box.left, room)) + scrollX}px`;
+    const above = box.bottom + tip.offsetHeight + 12 > innerHeight;
+    tip.style.top = `${(above ? box.top - tip.offsetHeight - 6 : box.bottom + 6) + scrollY}px`;
+  };
+  for (const word of document.querySelectorAll(".term")) {
+    for (const kind of ["pointerenter", "focus", "click"])
+      word.addEventListener(kind, () => explain(word));
+    for (const kind of ["pointerleave", "blur"])
+      word.addEventListener(kind, () => (tip.hidden = true));
+  }
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") tip.hidden = true;
   });
 
   const repaint = () => paintMatrix(candidates[at]);

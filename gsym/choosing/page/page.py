@@ -18,11 +18,15 @@ from markupsafe import Markup
 from torch import Tensor
 
 from gsym._files import replacing
-from gsym.choosing.choice import Words
+from gsym.choosing.answer import answer, next_steps
+from gsym.choosing.choice import Task, Words
 from gsym.choosing.page.curve import Curve
-from gsym.choosing.page.drawing import MAX_NODES, WIDTH, Drawing, cluster_colours, leaf_rank
+from gsym.choosing.page.drawing import WIDTH, Drawing, cluster_colours, leaf_rank
+from gsym.choosing.page.glossary import TERMS
+from gsym.choosing.page.map import check_latlon, describe_map, project, scale_bar
+from gsym.choosing.page.nodes import count_edges, node_files, node_table
+from gsym.choosing.page.script import code, filled, group_code, training_code, training_script
 from gsym.errors import SignalError
-from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 
 MAX_CANDIDATES = 200
 MAX_MATRIX = 64
@@ -36,14 +40,19 @@ def write_page(
     *,
     positions: Tensor | np.ndarray | None = None,
     names: Sequence[str] | None = None,
+    latlon: Tensor | np.ndarray | None = None,
     title: str | None = None,
+    unit: str = "",
+    load: str | None = None,
     profile: Any = None,
 ) -> Path:
     """Write a choice of group as one HTML file that needs nothing but a browser.
 
-    A slider leads along the candidates from the finest to the coarsest; the graph, the estimated
-    risk, the fitted map between clusters and the code that builds the layer follow it. The file
-    makes no request and runs no script but its own, which its content security policy states.
+    It answers in words first: which nodes to treat as interchangeable, what that gains, and what
+    to do next. A slider leads along the candidates from the finest to the coarsest; the graph, the
+    estimated risk, the fitted map between clusters, the table of nodes, the code that builds the
+    layer and the script that trains a network follow it. The file makes no request and runs no
+    script but its own, which its content security policy states.
 
     Args:
         choice: What :func:`gsym.choose_group` returned.
@@ -53,15 +62,20 @@ def write_page(
             latitude, or column and minus the row of a pixel). Nodes that fill a rectangular grid
             are drawn as its cells. By default the graph is laid out by its distances.
         names: One name per node, to find it by.
+        latlon: Instead of positions, latitude and longitude of every node in degrees, ``[n, 2]``:
+            the graph is drawn as a map, with north up and a scale.
         title: Headline of the page.
+        unit: What the targets are measured in, such as ``"mph"``.
+        load: Lines of Python that make ``x``, and ``y`` where there are targets, for the script
+            that trains a network; by default it makes signals up.
         profile: What :func:`gsym.check.profile` found of a model on these nodes, to be shown below.
 
     Returns:
         The path of the file.
 
     Raises:
-        SignalError: Positions or names that are not one per node, positions not finite, or a
-            profile on other nodes.
+        SignalError: Positions or names that are not one per node, positions not finite or beyond
+            the poles, both positions and ``latlon``, or a profile on other nodes.
         FileNotFoundError: The folder of ``path`` does not exist.
 
     Cost:
@@ -71,7 +85,16 @@ def write_page(
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"no folder {path.absolute().parent}; make it first")
-    html = render(choice, positions=positions, names=names, title=title, profile=profile)
+    html = render(
+        choice,
+        positions=positions,
+        names=names,
+        latlon=latlon,
+        title=title,
+        unit=unit,
+        load=load,
+        profile=profile,
+    )
     # Names may hold halves of surrogate pairs, which no encoding can write.
     encoded = html.encode("utf-8", errors="replace")
     with replacing(path) as file:
@@ -84,7 +107,10 @@ def render(
     *,
     positions: Tensor | np.ndarray | None = None,
     names: Sequence[str] | None = None,
+    latlon: Tensor | np.ndarray | None = None,
     title: str | None = None,
+    unit: str = "",
+    load: str | None = None,
     profile: Any = None,
 ) -> str:
     """The text of the page; see :func:`write_page`."""
@@ -94,7 +120,14 @@ def render(
     n = candidates[0].num_nodes
     kept = _selection(candidates, {best.number, simplest.number})
     levels = [shown.labels for shown in kept]
-    drawing = Drawing.make(choice, levels, _check_positions(positions, n))
+    places = _check_positions(positions, n)
+    degrees = None
+    if latlon is not None:
+        if positions is not None:
+            raise SignalError("positions and latlon both say where nodes are; give one of them")
+        degrees = check_latlon(latlon, n)
+        places = project(degrees)
+    drawing = Drawing.make(choice, levels, places)
     sizes = [shown.sizes.size for shown in kept]
     curve = Curve.make(
         sizes,
@@ -103,9 +136,14 @@ def render(
         [_finite(s.candidate.gap_error) or 0.0 for s in kept],
         [s.is_plain for s in kept],
     )
-    data = _data(kept, drawing, curve, leaf_rank(levels))
+    task = getattr(choice, "task", None) or Task()
+    node_names = _check_names(names, n)
+    data = _data(kept, drawing, curve, leaf_rank(levels), task)
     data["best"], data["simplest"] = kept.index(best), kept.index(simplest)
     data["scoreName"] = choice.words.score
+    trained = group_code(best.candidate, None)[0] is not None or best.is_plain
+    data["script"] = training_script(task, n, load) if trained else None
+    row = data["candidates"][kept.index(best)]
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
@@ -123,7 +161,10 @@ def render(
     return environment.get_template("page.html.j2").render(
         title="Choosing a group" if title is None else str(title),
         num_nodes=n,
-        num_edges=None if choice.edge_index is None else choice.edge_index.size(1),
+        edges="" if choice.edge_index is None else count_edges(choice.edge_index),
+        answer=answer(choice),
+        steps=next_steps(choice, unit),
+        terms=TERMS,
         total=len(candidates),
         kept=kept,
         best=best,
@@ -136,10 +177,15 @@ def render(
         regret=_number(choice.regret_bound),
         profile=None if profile is None else _heat(profile, n),
         drawing=drawing,
-        names=_check_names(names, n),
+        map_note="" if degrees is None else describe_map(degrees),
+        scale=None if degrees is None or drawing.cell else scale_bar(project(degrees), drawing),
+        names=node_names,
+        table=None if drawing.is_coarsened else node_table(best.labels, node_names),
+        files=None if drawing.is_coarsened else node_files(best.labels, node_names, best.name),
         curve=curve,
         data=data,
-        best_code=_written_out(data["candidates"][kept.index(best)], best),
+        best_code=_written_out(row["code"], row, best),
+        best_script=data["script"] and _written_out(filled(data["script"], row), row, best),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         digest=digest,
@@ -294,88 +340,13 @@ def with_error(value: float | None, error: float) -> str:
     return f"{round(value, digits):,.{places}f} ± {round(error, digits):,.{places}f}"
 
 
-def code(candidate: Any, number: int, cells: tuple[int, int] | None = None) -> tuple[str, bool]:
-    """Python that builds the layer of a candidate.
-
-    Args:
-        candidate: The candidate.
-        number: Its place among ``choice.candidates``.
-        cells: Rows and columns where the nodes are those of an image, row by row.
-
-    Returns:
-        The code, and whether ``LABELS`` in it is to be replaced by the labels.
-    """
-    group = candidate.group
-    n = group.num_nodes
-    listed = False
-    swaps = getattr(group, "swaps", None)
-    if n > MAX_NODES or (swaps is not None and swaps.generators.numel() > MAX_NODES):
-        lines = [
-            "# choice is what gsym.choose_group returned",
-            f"group = choice.candidates[{number}].group",
-        ]
-    elif isinstance(group, ClusterGroup):
-        built = _partition_code(group.partition, cells)
-        listed = "LABELS" in built
-        lines = [f"partition = {built}"]
-        if swaps is None:
-            lines.append("group = gsym.ClusterGroup(partition)")
-        else:
-            lines.append(f"swaps = {_generators_code(swaps)}")
-            lines.append("group = gsym.ClusterGroup(partition, swaps=swaps)")
-    else:
-        lines = [f"group = {_generators_code(group)}"]
-    layer = "layer = gsym.nn.OrbitLinear(1, 1, group)"
-    if candidate.in_rep is not None:
-        # One number per signal is the sum over nodes of a channel that stays.
-        out_rep = candidate.out_rep or Representation.trivial(candidate.in_rep.group, 1)
-        for name, rep in (("in_rep", candidate.in_rep), ("out_rep", out_rep)):
-            lines.append(f"{name} = {_representation_code(rep)}")
-        sizes = f"{candidate.in_rep.num_channels}, {out_rep.num_channels}"
-        layer = f"layer = gsym.nn.OrbitLinear({sizes}, group, in_rep=in_rep, out_rep=out_rep)"
-    lines = ["import gsym", "", *lines, layer]
-    return "\n".join(lines), listed
-
-
-def _written_out(row: dict[str, Any], shown: Shown) -> str:
+def _written_out(text: str, row: dict[str, Any], shown: Shown) -> str:
     labels = ", ".join(map(str, shown.labels.tolist())) if row["listed"] else ""
-    text: str = row["code"]
     return text.replace("LABELS", labels)
 
 
-def _partition_code(partition: Partition, cells: tuple[int, int] | None) -> str:
-    n, k = partition.num_nodes, partition.num_clusters
-    if partition == Partition.singletons(n):
-        return f"gsym.Partition.singletons({n})"
-    if k == 1:
-        return f"gsym.Partition.single({n})"
-    if cells is not None:
-        rows, columns = cells
-        size = n // k
-        for tall in (d for d in range(1, rows + 1) if rows % d == 0 and size % d == 0):
-            wide = size // tall
-            if columns % wide == 0 and partition == Partition.grid(rows, columns, (tall, wide)):
-                patch = str(tall) if tall == wide else f"({tall}, {wide})"
-                return f"gsym.Partition.grid({rows}, {columns}, {patch})"
-    return "gsym.Partition.from_labels([LABELS])"
-
-
-def _generators_code(group: PermutationGroup) -> str:
-    if not group.generators.numel():
-        return f"gsym.PermutationGroup.trivial({group.num_nodes})"
-    return f"gsym.PermutationGroup({group.num_nodes}, {group.generators.tolist()})"
-
-
-def _representation_code(rep: Representation) -> str:
-    if rep.is_trivial:
-        return f"gsym.Representation.trivial(group, {rep.num_channels})"
-    if (rep.images == torch.arange(rep.num_channels)).all():
-        return f"gsym.Representation.from_signs(group, {rep.signs.tolist()})"
-    return f"gsym.Representation(group, {rep.images.tolist()}, {rep.signs.tolist()})"
-
-
 def _data(
-    kept: Sequence[Shown], drawing: Drawing, curve: Curve, rank: np.ndarray
+    kept: Sequence[Shown], drawing: Drawing, curve: Curve, rank: np.ndarray, task: Task
 ) -> dict[str, Any]:
     """What the script of the page needs, in types that JSON knows."""
     drawn = [np.unique(drawing.labels(s.labels), return_inverse=True) for s in kept]
@@ -394,6 +365,7 @@ def _data(
         every = np.full(shown.sizes.size, -1)
         every[clusters] = colour
         text, listed = code(shown.candidate, shown.number, cells)
+        group, net = training_code(shown.candidate, task, cells)
         rows.append(
             {
                 # The name of a group of many clusters repeats what is said of them.
@@ -410,6 +382,8 @@ def _data(
                 "sizes": shown.sizes[clusters].tolist(),
                 "matrix": _matrix(shown, rank, every),
                 "code": text,
+                "group": group,
+                "net": net,
                 "listed": listed,
                 "x": round(x, 1),
                 "y": None if y is None else round(y, 1),
