@@ -36,6 +36,7 @@ from gsym._console import UsageError, check_outputs, print_json, say, steps
 from gsym._files import Graph, read_inputs, read_latlon, read_partitions, read_positions
 from gsym.choosing import CRITERIA, Candidate, choose_group
 from gsym.choosing.choose import MAX_LEVELS, spread_levels
+from gsym.choosing.latlon import check_latlon
 from gsym.choosing.signs import small_symmetries
 from gsym.choosing.soft import SoftChoice
 from gsym.coarsening import Hierarchy
@@ -178,8 +179,6 @@ def choose(
         places = None if positions is None else read_positions(positions, n)
         degrees = None
         if latlon is not None:
-            from gsym.choosing.page.map import check_latlon
-
             degrees = check_latlon(read_latlon(latlon, node_names, n), n)
         seen: Any = read.mask
         if is_forecast:

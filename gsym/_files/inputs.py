@@ -69,10 +69,33 @@ def read_inputs(
     """Read files and check that they speak of the same nodes and samples.
 
     The header of the signals names the nodes where no file of names is given, and a list of edges
-    may use these names. Samples with times are put in their order.
+    may use these names. Samples with times are put in their order. Nothing is unpickled.
+
+    Args:
+        graph: A list of edges, a matrix, or another file of a graph; what may stand in these files
+            is listed under "Choosing a group".
+        signals: A table of samples by nodes, or arrays; ``file.npz:speed`` names one of several.
+        targets: As ``signals``, or one number per sample.
+        names: Names of the nodes, one per line.
+        mask: Which signals were observed.
+        directed: Take a list of edges in one direction only.
+        first_row: What the first row of a table holds, where that is in doubt.
+        first_column: What the first column of a table holds, where that is in doubt.
+
+    Returns:
+        The graph, signals, targets and names, and what was read in words.
 
     Raises:
         FileError: Files that do not fit together, or signals that seem to be transposed.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from pathlib import Path
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "x.npy"
+        ...     np.save(file, np.ones((5, 3)))
+        ...     read_inputs(signals=str(file)).x.shape
+        torch.Size([5, 3, 1])
     """
     layout: dict[str, Any] = {"first_row": first_row, "first_column": first_column}
     given = None if names is None else tuple(read_names(names))

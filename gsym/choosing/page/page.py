@@ -20,10 +20,11 @@ from torch import Tensor
 from gsym._files import replacing
 from gsym.choosing.answer import answer, next_steps
 from gsym.choosing.choice import Task, Words
+from gsym.choosing.latlon import check_latlon
 from gsym.choosing.page.curve import Curve
 from gsym.choosing.page.drawing import WIDTH, Drawing, cluster_colours, leaf_rank
 from gsym.choosing.page.glossary import TERMS
-from gsym.choosing.page.map import check_latlon, describe_map, project, scale_bar
+from gsym.choosing.page.map import describe_map, project, scale_bar
 from gsym.choosing.page.nodes import count_edges, node_files, node_table
 from gsym.choosing.page.script import code, filled, group_code, training_code, training_script
 from gsym.errors import SignalError
