@@ -1,0 +1,77 @@
+"""The sentences of the README: the largest win, the largest loss, and none where there is none."""
+
+from __future__ import annotations
+
+import pytest
+from toy_task import change, make_rows
+
+from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.report.lead import BEGIN, END, sentences, write_lead
+from gsym_bench.suite.report.tables import tabulate
+from gsym_bench.suite.results import append_row
+
+FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2], test=[4.0, 4.0])
+TRIVIAL = make_rows("trivial", 16, 0.0, val=[2.0, 2.1], test=[2.5, 2.5])
+
+
+def rows(middle, copy):
+    """A task: S_n, a group between with this test error, none, and a baseline with that one."""
+    between = make_rows("(S_2)^2", 3, 1.386, val=[1.0, 1.1], test=[middle, middle])
+    bare = {"group": "", "commutant_dim": None, "group_order_log": None, "parameters": None}
+    baseline = [
+        change(row, key=f"c{row.seed}", model="copy", test=copy, val=5.0, **bare) for row in FULL
+    ]
+    return [*FULL, *between, *TRIVIAL, *baseline]
+
+
+def said(*made):
+    return sentences(tabulate(made)).split("\n\n")
+
+
+def test_a_win_is_against_both_ends_and_the_baseline():
+    win, loss = said(*rows(2.0, 8.0))
+    assert "the group (S_2)^2, MSE (V^2) 2 ± 0: 20.0% less than no symmetry (2.5 ± 0)" in win
+    assert "50.0% less than all permutations" in win
+    assert "75.0% less than the best baseline, copy (8 ± 0)" in win
+    assert loss.endswith("on none of the tasks below.")
+
+
+@pytest.mark.parametrize(("middle", "copy"), [(2.0, 1.9), (2.6, 8.0)])
+def test_no_win_where_a_baseline_or_an_end_is_better(middle, copy):
+    win, loss = said(*rows(middle, copy))
+    assert win.endswith("on none of the tasks below.")
+    assert ("while copy" in loss) == (copy < middle)
+
+
+def test_the_largest_of_each_is_told():
+    tasks = {"small": (2.4, 2.5), "large": (1.0, 9.0), "lost": (2.0, 1.8), "worst": (2.0, 0.5)}
+    made = [
+        change(row, task=task, key=f"{task}{row.key}")
+        for task, errors in tasks.items()
+        for row in rows(*errors)
+    ]
+    win, loss = said(*made)
+    assert "wins:** large (" in win and "not:** worst (" in loss
+    assert "copy, a baseline without a network, has 0.5 ± 0" in loss
+
+
+def test_it_is_written_between_the_marks_again_and_again(tmp_path):
+    for row in rows(2.0, 8.0):
+        append_row(tmp_path, row)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_lead(tmp_path, page)
+    once = page.read_text()
+    write_lead(tmp_path, page)
+    assert page.read_text() == once and "old" not in once
+    assert once.startswith(f"before\n{BEGIN}\n**Where") and once.endswith(f"\n{END}\nafter\n")
+
+
+def test_a_file_without_marks_is_left_alone_and_half_a_pair_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    write_lead(tmp_path, page)
+    assert page.read_text() == "no marks"
+    page.write_text(END)
+    with pytest.raises(BenchmarkError, match="must hold the line <!-- lead:begin -->"):
+        write_lead(tmp_path, page)
