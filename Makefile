@@ -41,8 +41,9 @@ lint: $(VENV)/.ok  ## check style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-docs: $(VENV)/.ok  ## run the tutorials and build the site into site/
+docs: $(VENV)/.ok  ## run the tutorials, build the site into site/, look at it in a browser
 	OMP_NUM_THREADS=1 $(RUN) -m sphinx -q -W --keep-going -c docs docs/pages site
+	$(RUN) docs/check.py site
 
 # Builds of PyTorch for one machine, as for its CPU, have one version and other hashes, so the tests
 # are set up from constraints.txt, which has none; this file is for users of the public index.
