@@ -335,6 +335,7 @@ def _save_shown(out: Path, task: Task, problem: Problem, profile: str) -> None:
     if task.shown:
         some = problem.test.batch(torch.tensor(task.shown))
         stem = file_stem(task.name, problem.dataset, profile)
+        shown_path(out, stem).parent.mkdir(exist_ok=True)
         arrays = {f"aux_{name}": value.numpy() for name, value in some.aux.items()}
         write_npz(
             shown_path(out, stem),

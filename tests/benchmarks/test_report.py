@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 from toy_task import ToyTask, change, make_row, make_rows
 
@@ -25,6 +26,7 @@ from gsym_bench.suite.report.tables import (
 )
 from gsym_bench.suite.results import SIGNALS, Value, append_row
 from gsym_bench.suite.run import run
+from gsym_bench.suite.task import TASKS, register
 
 FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2, 3.1], test=[4.0, 4.4, 4.1])
 MIDDLE = make_rows("(S_2)^2 x| S_2", 3, 2.079, val=[1.0, 1.1, 1.2], test=[2.0, 2.5, 2.3])
@@ -287,6 +289,25 @@ def test_tables_by_number_of_signals(tmp_path):
     assert "exclude zero: (S_2)^2 x| S_2 (25 signals)." in last
     assert "with 100 signals" not in last.split("Better than both")[1]
     assert (tmp_path / "toy_noise_quick_signals.png").stat().st_size > 10_000
+
+
+def test_a_run_keeps_predictions_to_show(tmp_path):
+    class Shown(ToyTask):
+        shown = (2, 0)
+
+        def picture(self, samples, predictions):
+            problem = self.load(None, "quick", 0)
+            assert torch.equal(samples.targets, problem.test.targets[[2, 0]])
+            assert torch.equal(predictions["copy"], problem.test.inputs[[2, 0]])
+            assert list(predictions) == ["copy", "S_4", "trivial"]
+            return Figure()
+
+    register(Shown)
+    try:
+        run([Shown()], out=tmp_path, seeds=2, groups=("S_4", "trivial"), device="cpu")
+        assert "](toy_noise_quick_shown.png)" in report(tmp_path).read_text()
+    finally:
+        TASKS.pop("toy")
 
 
 def test_a_diverged_row_keeps_its_number_of_signals(tmp_path):
