@@ -92,6 +92,18 @@ def make_clusters(
     return forced
 
 
+def check_operator(registered: torch._library.custom_ops.CustomOpDef, args: tuple) -> None:
+    """``opcheck``: the schema, what it says without numbers, its derivative.
+
+    What a compiler makes of an operator is the same for the loops of all back-ends, and takes most
+    of the time, so it is tried with those in C++.
+    """
+    utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if "cpp" in [arg for arg in args if isinstance(arg, str)]:
+        utilities.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(registered, args, test_utils=utilities)
+
+
 def randomised(layer: nn.Module, seed: int = 0) -> nn.Module:
     """The layer with all parameters drawn anew, in float64."""
     torch.manual_seed(seed)

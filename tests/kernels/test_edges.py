@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import define_edges
+from helpers import check_operator, define_edges
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
@@ -338,10 +338,10 @@ def test_passes_opcheck(fused):
         (source, segments), tensors, options = make_case(variant, "empty segments")
         tables = both_ends(source, segments)
         args = (list(tensors.values()), " ".join(tensors), tables, *EdgeOptions(**options), fused)
-        torch.library.opcheck(_operators.edge_mlp_sum.registered, args)
+        check_operator(_operators.edge_mlp_sum.registered, args)
         grads = [torch.randn_like(y) for y in _operators.edge_mlp_sum(*args)]
         still = [x.detach() for x in tensors.values()]
-        torch.library.opcheck(_operators.edge_mlp_grads.registered, (*grads, still, *args[1:]))
+        check_operator(_operators.edge_mlp_grads.registered, (*grads, still, *args[1:]))
 
 
 def test_compiles_in_one_graph(fused):
