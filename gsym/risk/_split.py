@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from gsym.groups import Partition
 from gsym.risk._mixture import FLOOR, Loss, inverse_and_log_det
 from gsym.risk._split_gaussian import BLOCK, Factor, SplitGaussian
+from gsym.risk.left_out import how_many
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Products:
         lower = np.tril_indices(s)
         means = np.empty((s, len(sizes)))
         deviations = np.zeros((len(sizes), len(lower[0])))
-        width = max(1, BLOCK // s)
+        width = how_many(BLOCK, s)
 
         def errors(nodes: NDArray) -> NDArray:
             first, last = int(nodes[0]), int(nodes[-1])

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, cholesky
 from scipy.sparse import csr_array
 
+from gsym.risk.left_out import how_many
+
 # Numbers in one block of nodes.
 BLOCK = 2**22
 
@@ -158,7 +160,7 @@ class SplitGaussian:
     def _blocks(self) -> Iterator[tuple[slice, NDArray]]:
         """The factor, block by block of nodes."""
         n, t = self.B.shape
-        width = max(1, BLOCK // max(t, 1))
+        width = how_many(BLOCK, t)
         for start in range(0, n, width):
             nodes = slice(start, min(start + width, n))
             yield nodes, self.B[nodes]

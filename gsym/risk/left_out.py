@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 _BATCH = 2**24
 
 
+def how_many(most: int, each: int) -> int:
+    """How many parts of so many numbers each are worked on at once; one at least."""
+    return max(1, most // max(each, 1))
+
+
 class LeftOut:
     """Which signals are left out together, and which of those are judged.
 
@@ -57,6 +62,6 @@ class LeftOut:
             alike = np.flatnonzero((shape == (length, first, last)).all(1))
             rows = np.arange(length * copies)
             judged = slice(first * copies, last * copies)
-            count = max(1, _BATCH // (len(rows) * max(width, len(rows))))
+            count = how_many(_BATCH, len(rows) * max(width, len(rows)))
             for part in np.split(alike, range(count, len(alike), count)):
                 yield part, self.low[part, None] * copies + rows, judged
