@@ -32,6 +32,7 @@ from gsym_bench.kernels.measure import COPY, GROWTH, LEAST_ROUNDS, PROCESSES, PR
 from gsym_bench.kernels.rows import FILE, Row, read_rows
 from gsym_bench.kernels.work import OURS, READING
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.report.markdown import markdown_table
 
 COMMAND = "gsym-bench kernels"
 MISSING = "not measured"
@@ -216,7 +217,7 @@ def _bars(goals: Sequence[Goal], rows: Sequence[Row]) -> list[str]:
     if notes:
         told = "What holds back a bar that is missed or falls short of its stretch:"
         notes = ["", told, "", *notes]
-    return [text, "", *_markdown(heading, body), *notes]
+    return [text, "", markdown_table(heading, body), *notes]
 
 
 def _limit(row: Row, ours: Row | None, read: Row | None) -> float:
@@ -274,7 +275,7 @@ def _tables(device: str, rows: Sequence[Row]) -> list[str]:
                 other = found.get((setting, *key))
                 cells += ["-", "-"] if other is None else [_number(other.median_ms), _ratio(other)]
             body.append(cells)
-        lines += ["", f"## {CASES[name].title} ({device})", "", *_markdown(heading, body)]
+        lines += ["", f"## {CASES[name].title} ({device})", "", markdown_table(heading, body)]
     growth = [row for row in rows if row.case == GROWTH]
     if growth:
         lines += ["", "## Growth of OrbitLinear with the number of nodes", ""]
@@ -291,7 +292,7 @@ def _tables(device: str, rows: Sequence[Row]) -> list[str]:
         ]
         heading = ["processor"] if many else []
         heading += ["n", "k", "setting", "variant", "ms", "MiB", "ratio (quartiles)"]
-        lines += _markdown(heading, body)
+        lines.append(markdown_table(heading, body))
     return lines
 
 
@@ -306,10 +307,6 @@ def _number(value: float) -> str:
 
 def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.0%}"
-
-
-def _markdown(heading: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *body)]
 
 
 def _draw(out: Path, device: str, rows: Sequence[Row], picture: Picture) -> str | None:

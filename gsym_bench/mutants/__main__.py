@@ -14,7 +14,7 @@ import csv
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from gsym_bench.mutants.faults import belongs, digest, draw
 from gsym_bench.mutants.trial import copied, trace, try_out
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.folder import locked
+from gsym_bench.suite.report.markdown import markdown_table
 from gsym_bench.suite.study_tables import read_records, write_records
 
 ROOT = Path(__file__).parents[2]
@@ -188,7 +189,7 @@ def page(rows: Sequence[Row], made: str) -> str:
         "operators are those of cosmic-ray, and two more: a statement is dropped, a function "
         "returns `None`. Only the tests that execute the changed line are run. An equivalent fault "
         "changes nothing that can be observed.",
-        _table(head, body),
+        markdown_table(head, body),
     ]
     known = verdicts()
     for title, wanted in (("Missed", False), ("Equivalent", True)):
@@ -203,20 +204,13 @@ def page(rows: Sequence[Row], made: str) -> str:
                 ]
                 for r in left
             ]
-            parts += [f"## {title}", _table(["where", "code", "fault", "verdict"], table)]
+            parts += [f"## {title}", markdown_table(["where", "code", "fault", "verdict"], table)]
     return "\n\n".join([*parts, f"Made with {made}."]) + "\n"
 
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(
-        f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in lines
-    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from gsym_bench.studies.molecules.models import GINNet, GraphNet, SPENNet
 from gsym_bench.suite.folder import locked
 from gsym_bench.suite.memory import peak_memory
 from gsym_bench.suite.provenance import commit, machine
-from gsym_bench.suite.report.markdown import write_page
+from gsym_bench.suite.report.markdown import markdown_table, write_page
 from gsym_bench.suite.study_tables import write_records
 
 THREADS = 2
@@ -189,12 +189,18 @@ def _page(rows: list[Row]) -> str:
         "of its own; memory is the rise of its peak over the graph. The bar of the largest is "
         f"{SECONDS:.0f} s and {MEMORY:,.0f} MiB.",
         "",
-        "| nodes | nodes of all ego-networks | seconds | MiB | met |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {r.size:,} | {r.entries:,} | {r.seconds:.3g} | {r.memory_mib:,.0f} "
-            f"| {r.met or '-'} |"
-            for r in ego
+        markdown_table(
+            ("nodes", "nodes of all ego-networks", "seconds", "MiB", "met"),
+            [
+                (
+                    f"{r.size:,}",
+                    f"{r.entries:,}",
+                    f"{r.seconds:.3g}",
+                    f"{r.memory_mib:,.0f}",
+                    r.met or "-",
+                )
+                for r in ego
+            ],
         ),
     ]
     if epoch:
@@ -206,12 +212,17 @@ def _page(rows: list[Row]) -> str:
             f"as in the molecules task, epochs in turn, {ROUNDS} rounds; tables of ego-networks "
             f"are built before. The bar of SPEN is {LARGEST_RATIO:.0f} times the epoch of GIN.",
             "",
-            "| network | seconds | time over that of GIN (quartiles) | met |",
-            "| --- | --- | --- | --- |",
-            *(
-                f"| {r.variant} | {r.seconds:.3g} | {r.ratio:.3g} "
-                f"({r.ratio_low:.3g} to {r.ratio_high:.3g}) | {r.met or '-'} |"
-                for r in epoch
+            markdown_table(
+                ("network", "seconds", "time over that of GIN (quartiles)", "met"),
+                [
+                    (
+                        r.variant,
+                        f"{r.seconds:.3g}",
+                        f"{r.ratio:.3g} ({r.ratio_low:.3g} to {r.ratio_high:.3g})",
+                        r.met or "-",
+                    )
+                    for r in epoch
+                ],
             ),
         ]
     return "\n".join(lines)
