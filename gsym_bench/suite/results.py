@@ -238,6 +238,11 @@ def shown_path(out: Path, key: str) -> Path:
     return out / "shown" / f"{key}.npz"
 
 
+def example_path(out: Path, stem: str) -> Path:
+    """Where a run keeps the example of a task for the report."""
+    return out / f"{stem}_example.png"
+
+
 def read_rows(out: Path, name: str = RESULTS) -> list[Row]:
     """The rows of a results file; none if there is no such file.
 

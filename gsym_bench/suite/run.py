@@ -18,12 +18,14 @@ from gsym_bench.data import write_npz
 from gsym_bench.suite.crossover import crossover_path, predict, write_predictions
 from gsym_bench.suite.engine import Engine, Job, check_request, digest
 from gsym_bench.suite.errors import BenchmarkError, check_names
+from gsym_bench.suite.report.draw import save
 from gsym_bench.suite.results import (
     RESULTS,
     SIGNALS,
     VARIANT,
     Row,
     Value,
+    example_path,
     file_stem,
     graph_path,
     shown_path,
@@ -94,8 +96,10 @@ def run(
             )
             yield Cells(task, problem, profile, data, seed, count, as_published, out)
 
+    firsts: list[Cells] = []
+
     def plan() -> tuple[int, Iterator[Job]]:
-        firsts = [own for task in tasks for own in cells(task, 0)]
+        firsts.extend(own for task in tasks for own in cells(task, 0))
         known = dict.fromkeys(name for first in firsts for name in first.problem.groups)
         check_names("group", groups, known)
         for first in firsts:
@@ -104,9 +108,9 @@ def run(
         if signals:
             for task in tasks:
                 _predict(out, [first for first in firsts if first.task is task])
-        return seeds * sum(len(list(first.jobs(groups))) for first in firsts), jobs(firsts)
+        return seeds * sum(len(list(first.jobs(groups))) for first in firsts), jobs()
 
-    def jobs(firsts: Sequence[Cells]) -> Iterator[Job]:
+    def jobs() -> Iterator[Job]:
         for task in tasks:
             for seed in range(seeds):
                 own = cells(task, seed) if seed else [f for f in firsts if f.task is task]
@@ -114,7 +118,10 @@ def run(
                     yield from each.jobs(groups)
 
     engine = Engine(out, RESULTS, device, checkpoint_seconds, console)
-    return engine.run(plan)
+    rows = engine.run(plan)
+    for first in firsts:
+        _save_example(out, first)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,8 @@ class Cells:
     def jobs(self, groups: Sequence[str]) -> Iterator[Job]:
         """All baselines, then the groups of these names; all groups if there are none."""
         yield from map(self.baseline, self.task.baselines())
+        if self.seed == 0 and self.signals is None:
+            yield from map(self.published, self.problem.published)
         variants = self.task.variants(self.problem, self.profile, self.as_published)
         for variant, names in {"": list(self.problem.groups), **variants}.items():
             for name in names:
@@ -171,6 +180,21 @@ class Cells:
             lambda trainer: closed_form(lambda: self.task.baselines()[name](self.problem)),
             lambda fit: (fit.model, self.problem),
         )
+
+    def published(self, name: str) -> Job:
+        """The row of a model whose numbers are quoted."""
+
+        def quoted(fit: Fit) -> list[Value]:
+            found = self.problem.published[name].items()
+            return [Value("test", metric, self._unit(metric), value) for metric, value in found]
+
+        job = self._job(
+            f"{name}, as published",
+            "",
+            lambda trainer: closed_form(lambda: None),
+            lambda fit: (fit.model, self.problem),
+        )
+        return replace(job, measure=quoted)
 
     def group(self, name: str, variant: str = "") -> Job:
         """The job of the task's model, or of a variant of it, tied along a group."""
@@ -251,10 +275,13 @@ class Cells:
             shown_path(self.out, key).parent.mkdir(exist_ok=True)
             write_npz(shown_path(self.out, key), prediction=predictions["test"][some].numpy())
         return [
-            Value(split, name, task.unit, found[name])
+            Value(split, name, self._unit(name), found[name])
             for name in val
             for split, found in (("val", val), ("test", test))
         ]
+
+    def _unit(self, metric: str) -> str:
+        return self.task.units.get(metric, self.task.unit)
 
 
 class TaskTraining(Training):
@@ -364,6 +391,14 @@ def _moves(group: PermutationGroup) -> Tensor:
             for source, target in enumerate(perm):
                 row[clusters[source]] = clusters[target]
     return moves
+
+
+def _save_example(out: Path, cells: Cells) -> None:
+    """Draw what a task shows besides its errors, unless an earlier run has."""
+    path = example_path(out, file_stem(cells.task.name, cells.problem.dataset, cells.profile))
+    figure = None if path.exists() else cells.task.example(cells.problem)
+    if figure is not None:
+        save(figure, path)
 
 
 def _save_graph(out: Path, task: Task, problem: Problem, profile: str) -> None:

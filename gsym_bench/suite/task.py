@@ -67,6 +67,8 @@ class Problem:
             those of a group that is not listed stay.
         truth: Name of the true group where the data are simulated.
         extra: What the metrics need besides predictions (scales, weights).
+        published: Numbers of others on the same test data, by model and metric, quoted; they stand
+            in the table as baselines, marked as published.
     """
 
     dataset: str
@@ -82,6 +84,7 @@ class Problem:
         default_factory=dict
     )
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Task(ABC):
         title: What the report calls it.
         metric: Name of the headline metric; lower is better.
         unit: Its unit.
+        units: Units of other metrics that have another one, by name.
         model_name: Written to every row.
         needs_data: Whether it has no embedded data; such a task runs only when it is named.
         profiles: The profiles it has.
@@ -153,6 +157,7 @@ class Task(ABC):
     title: ClassVar[str]
     metric: ClassVar[str]
     unit: ClassVar[str]
+    units: ClassVar[Mapping[str, str]] = {}
     model_name: ClassVar[str]
     needs_data: ClassVar[bool] = False
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
@@ -240,6 +245,10 @@ class Task(ABC):
             samples: The test samples of `shown`.
             predictions: Of each method by its name.
         """
+        return None
+
+    def example(self, problem: Problem) -> Figure | None:
+        """A figure from models that are fitted in seconds; none by default."""
         return None
 
 

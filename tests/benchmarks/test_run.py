@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 from toy_task import ToyTask, make_row
 
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.provenance import provenance
+from gsym_bench.suite.report.markdown import write_report
 from gsym_bench.suite.results import RESULTS, append_row, read_rows
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import Schedule
@@ -232,3 +236,34 @@ def test_the_time_that_is_left_is_told(go, capsys):
     go(ToyTask(), groups=("S_4", "trivial"))
     again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert [line.endswith("already in the results") for line in again] == [True] * 3
+
+
+def test_published_numbers_are_rows_once(go, monkeypatch, tmp_path):
+    load = ToyTask.load
+    quoted = {"Else": {"MSE": 0.1, "MAE": 0.2}}
+    monkeypatch.setattr(
+        ToyTask, "load", lambda self, *args: replace(load(self, *args), published=quoted)
+    )
+    monkeypatch.setattr(ToyTask, "units", {"MAE": "V"})
+    rows = [row for row in go(ToyTask(), seeds=2) if row.model == "Else, as published"]
+    assert len(rows) == 1 and rows[0].is_baseline
+    assert rows[0].test == 0.1 and rows[0].val is None and rows[0].value("test", "MAE") == 0.2
+    assert [value.unit for value in rows[0].values] == ["V^2", "V"]
+    page = write_report(tmp_path / "out", None).read_text()
+    assert "| Else, as published (baseline) |" in page
+
+
+def test_an_example_is_kept_for_the_report(go, monkeypatch, tmp_path):
+    drawn = []
+
+    def example(self, problem):
+        drawn.append(problem.dataset)
+        return Figure()
+
+    monkeypatch.setattr(ToyTask, "example", example)
+    for _ in range(2):
+        go(ToyTask())
+    assert drawn == ["noise"]
+    assert (
+        "![an example](toy_noise_quick_example.png)" in write_report(tmp_path / "out").read_text()
+    )

@@ -29,7 +29,7 @@ from gsym_bench.suite.report.tables import (
     tabulate,
     thousands,
 )
-from gsym_bench.suite.results import RESULTS, Row, read_rows
+from gsym_bench.suite.results import RESULTS, Row, example_path, read_rows
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -102,6 +102,9 @@ def _section(out: Path, tables: Sequence[Table]) -> str:
         parts.append(f"![predictions beside the truth]({shown})")
     if graph:
         parts.append(f"![candidate groups on the graph]({draw_graph(out, table, graph)})")
+    example = example_path(out, table.stem)
+    if example.exists():
+        parts.append(f"![an example]({example.name})")
     parts.append(_when(tables))
     parts.append(f"Made with `{_command(tables)}`.")
     return "\n\n".join(parts)

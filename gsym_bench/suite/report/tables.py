@@ -146,8 +146,9 @@ class Table:
     @property
     def best_baseline(self) -> Line | None:
         """The baseline of best mean validation metric."""
-        finished = (line for line in self.baselines if line.finished)
-        return min(finished, key=lambda line: mean(line.values("val")), default=None)
+        # Published ones have no metrics on validation.
+        measured = (line for line in self.baselines if line.values("val"))
+        return min(measured, key=lambda line: mean(line.values("val")), default=None)
 
     @property
     def stem(self) -> str:
