@@ -47,7 +47,7 @@ _PROFILES = {
 
 
 @dataclass(frozen=True)
-class _Recording:
+class Recording:
     """Speeds ``[t, n]`` in mph with 0 for missing, and what is known about the detectors."""
 
     dataset: str
@@ -88,7 +88,7 @@ class Traffic(Task):
     model_name = "DCGRU"
 
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
-        recording = _freeway() if data is None else metr_la(data)
+        recording = freeway() if data is None else metr_la(data)
         config = _PROFILES[recording.dataset, profile]
         speed = recording.speed
         t = speed.size(0)
@@ -195,10 +195,10 @@ def _slide(series: Tensor, size: int) -> Tensor:
 
 
 @cache
-def _freeway() -> _Recording:
+def freeway() -> Recording:
     freeway = simulate_freeway(0)
     station = torch.from_numpy(freeway.station)
-    return _Recording(
+    return Recording(
         dataset="freeway (simulated)",
         speed=torch.from_numpy(freeway.speed),
         time_of_day=torch.from_numpy(freeway.time_of_day),
@@ -217,7 +217,7 @@ def _freeway() -> _Recording:
 
 
 @cache
-def metr_la(data: Path) -> _Recording:
+def metr_la(data: Path) -> Recording:
     """METR-LA with groups proposed from its road graph alone; speeds are not looked at."""
     path = find(data, "traffic/metr_la.npz", "metr-la")
     arrays = read_npz(path, ["speed", "time_unix", "adj", "latlon"])
@@ -246,7 +246,7 @@ def metr_la(data: Path) -> _Recording:
     if pairs:
         groups[f"(S_2)^{len(pairs)}, directions"] = exchanging(pairs, n)
     groups["trivial"] = ClusterGroup(Partition.singletons(n))
-    return _Recording(
+    return Recording(
         dataset="metr-la",
         speed=torch.from_numpy(np.ascontiguousarray(speed)),
         time_of_day=torch.from_numpy((arrays["time_unix"] % 86400 / 86400).astype(np.float32)),

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gsym_bench.studies.covariance import page, rules, speed, suite
-from gsym_bench.studies.covariance.fills import (
+from gsym_bench.models.fills import (
     CHAINED,
     COVERAGE,
     HARD,
@@ -19,8 +18,10 @@ from gsym_bench.studies.covariance.fills import (
     TAUGHT,
     TWO_LEVEL,
     WAYS,
+    Source,
     _StandardLasso,
 )
+from gsym_bench.studies.covariance import page, rules, speed, suite
 from gsym_bench.studies.covariance.sources import (
     CELLS,
     CONTIGUOUS,
@@ -28,7 +29,6 @@ from gsym_bench.studies.covariance.sources import (
     HOLE,
     SOURCES,
     Cell,
-    Source,
     draw,
 )
 from gsym_bench.suite.errors import BenchmarkError

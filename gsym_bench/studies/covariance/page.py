@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gsym_bench.studies.covariance.fills import (
+from gsym_bench.models.fills import (
     CHAINED,
     COVERAGE,
     LEDOIT_WOLF,

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, load_sample_image
 
-from gsym import Partition
 from gsym_bench.data import find, load_images, read_npz
-from gsym_bench.tasks.skeleton import Skeleton, reflection, skeleton_groups
-from gsym_bench.tasks.traffic import metr_la
+from gsym_bench.models.fills import Draw, Source, hide
+from gsym_bench.tasks.reconstruction import joint_error, markers, sensors
 
 # Signals to be filled in every draw.
 HELD = 100
 SCATTERED, CONTIGUOUS, HOLE = "scattered", "contiguous", "hole"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Signals to draw from, and what is known of their nodes.
-
-    Attributes:
-        train: Signals to learn from ``[s, n, c]``, in their order.
-        test: Signals to be filled.
-        unit: Of the error.
-        error: From differences ``[..., c]`` of hidden nodes.
-        known: Parameters of the estimator.
-        hole: Which nodes a stretch of failures hides, from a random node.
-        levels: Levels of the estimator.
-        taught: Most signals at which some fills also learn from those that they fill.
-    """
-
-    train: NDArray
-    test: NDArray
-    unit: str
-    error: Callable[[NDArray], float]
-    known: Mapping[str, Any]
-    hole: Callable[[int], NDArray]
-    levels: Any = "auto"
-    taught: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,27 +42,6 @@ class Cell:
         return f"{self.data}, {self.signals:,} signals{drawn}, {hidden}"
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One draw of a cell.
-
-    Attributes:
-        source: Where it comes from.
-        train: Signals to learn from, ``[s, n, c]``.
-        test: Signals to be filled, ``[h, n, c]``.
-        seen: Which nodes of these are seen, ``[h, n]``.
-        patterns: As many others of the same kind as an estimator is told, ``[p, n]``.
-        block: What the estimator is told of the order of signals.
-    """
-
-    source: Source
-    train: NDArray
-    test: NDArray
-    seen: NDArray
-    patterns: NDArray
-    block: int | str
-
-
 def draw(source: Source, cell: Cell, seed: int) -> Draw:
     """Random signals and gaps."""
     rng = np.random.default_rng([seed, cell.signals])
@@ -99,57 +51,8 @@ def draw(source: Source, cell: Cell, seed: int) -> Draw:
     else:
         train = source.train[rng.choice(len(source.train), cell.signals, replace=False)]
     test = source.test[rng.choice(len(source.test), HELD, replace=False)]
-    seen, patterns = (_masks(source, cell.hidden, count, rng) for count in (HELD, 8))
+    seen, patterns = (hide(source, cell.hidden, count, rng) for count in (HELD, 8))
     return Draw(source, train, test, seen, patterns, "auto" if cell.drawn == CONTIGUOUS else 1)
-
-
-def _masks(source: Source, kind: float | str, count: int, rng: np.random.Generator) -> NDArray:
-    """Which nodes are seen, ``[count, n]``."""
-    n = source.train.shape[1]
-    seen = np.ones((count, n), dtype=bool)
-    for mask in seen:
-        if isinstance(kind, str):
-            mask[source.hole(int(rng.integers(n)))] = False
-        else:
-            mask[rng.choice(n, max(1, round(kind * n)), replace=False)] = False
-    return seen
-
-
-def _traffic(data: Path) -> Source:
-    recording = metr_la(data)
-    speed = recording.speed.numpy().astype(np.float64)
-    end = int(0.7 * len(speed))
-    whole = np.asarray((speed > 0).all(1))
-    positions = np.asarray(recording.positions)
-    apart = ((positions[:, None] - positions[None]) ** 2).sum(-1)
-    return Source(
-        speed[:end][whole[:end]][:, :, None],
-        speed[end:][whole[end:]][:, :, None],
-        "MAE, mph",
-        lambda e: float(np.abs(e).mean()),
-        {"positions": positions},
-        lambda node: np.argsort(apart[node])[: round(0.3 * len(positions))],
-        taught=100,
-    )
-
-
-def _joint_error(e: NDArray) -> float:
-    return float(1000 * np.linalg.norm(e, axis=-1).mean())
-
-
-def _poses(data: Path) -> Source:
-    problem = Skeleton().load(data, "standard", 0)
-    mirror = skeleton_groups()["mirror S_2"]
-    n = mirror.num_nodes
-    return Source(
-        problem.train.targets.double().numpy(),
-        problem.test.targets.double().numpy(),
-        "mean joint error, mm",
-        _joint_error,
-        {"edge_index": problem.edge_index},
-        lambda node: np.array([node]),
-        levels=[Partition.singletons(n), Partition.single(n), (mirror, reflection(mirror)[1])],
-    )
 
 
 def _velocities(data: Path) -> Source:
@@ -171,7 +74,7 @@ def _velocities(data: Path) -> Source:
         np.concatenate(parts["train"])[:, 1:],
         np.concatenate(parts["test"])[:, 1:],
         "mean joint error, mm",
-        _joint_error,
+        joint_error,
         {"edge_index": torch.cat([bones, bones.flip(0)], 1)},
         lambda node: np.array([node]),
     )
@@ -223,8 +126,8 @@ def _photograph(data: Path) -> Source:
 
 
 SOURCES: dict[str, Callable[[Path], Source]] = {
-    "METR-LA": _traffic,
-    "CMU": _poses,
+    "METR-LA": sensors,
+    "CMU": markers,
     "Fashion-MNIST 14 x 14": lambda data: _halved(data, "fashion-mnist"),
     "MNIST 14 x 14": lambda data: _halved(data, "mnist"),
     "digits": _digits,

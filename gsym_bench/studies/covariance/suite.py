@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from gsym_bench.models.fills import COVERAGE, WAYS, Draw, Source, covered
 from gsym_bench.studies.covariance import page
-from gsym_bench.studies.covariance.fills import COVERAGE, WAYS, covered
-from gsym_bench.studies.covariance.sources import CELLS, SOURCES, Cell, Draw, Source, draw
+from gsym_bench.studies.covariance.sources import CELLS, SOURCES, Cell, draw
 from gsym_bench.suite.errors import BenchmarkError, check_names
 from gsym_bench.suite.folder import locked
 from gsym_bench.suite.results import Row, Value, append_row, fitted_row, read_rows, recover
