@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gsym.groups import ClusterGroup, Partition, PermutationGroup, Representation
 from gsym_bench.data import DataError, find, read_npz
+from gsym_bench.human36m import SUBJECTS, read_human36m
 from gsym_bench.models.pose import PoseNet
 from gsym_bench.simulators.cameras import project, random_cameras
 from gsym_bench.simulators.gait import JOINT_NAMES, SKELETON_EDGES, simulate_gait
@@ -34,10 +35,10 @@ _CMU_JOINTS = (
     *("spine1", "chest", "head_top"),
     *("l_shoulder", "l_elbow", "l_wrist", "r_shoulder", "r_elbow", "r_wrist"),
 )
-_CMU_POSES_PER_ACTION = {"train": 1400, "val": 350, "test": 350}
+_POSES_PER_ACTION = {"train": 1400, "val": 350, "test": 350}
 _GAIT_SEQUENCES = {"train": 240, "val": 60, "test": 60}
 _GAIT_FRAMES, _GAIT_STEP = 40, 5
-_FRONT_VIEW = (
+FRONT_VIEW = (
     *((0.0, 0.0), (-0.3, -0.1), (-0.4, -1.0), (-0.5, -1.9)),
     *((0.3, -0.1), (0.4, -1.0), (0.5, -1.9)),
     *((0.0, 0.6), (0.0, 1.2), (0.0, 1.9)),
@@ -88,10 +89,7 @@ class Skeleton(Task):
         Raises:
             DataError: The motion capture file is missing or is not what it should be.
         """
-        if data is None:
-            dataset, poses = "gait (simulated)", _gait_poses()
-        else:
-            dataset, poses = "cmu-mocap", _cmu_poses(data)
+        dataset, poses = self.bodies(data)
         one_way = torch.tensor(SKELETON_EDGES).T
         groups = skeleton_groups()
         groups = {**groups, REFLECTION: groups["mirror S_2"]}
@@ -101,10 +99,16 @@ class Skeleton(Task):
             val=_photograph(poses["val"], seed=1),
             test=_photograph(poses["test"], seed=2),
             edge_index=torch.cat([one_way, one_way.flip(0)], dim=1),
-            positions=torch.tensor(_FRONT_VIEW),
+            positions=torch.tensor(FRONT_VIEW),
             groups=groups,
             representations={REFLECTION: reflection(groups[REFLECTION])},
         )
+
+    def bodies(self, data: Path | None) -> tuple[str, dict[str, Tensor]]:
+        """Name of the data, and poses ``[b, 16, 3]`` of each split in metres, y up."""
+        if data is None:
+            return "gait (simulated)", _gait_poses()
+        return "cmu-mocap", _evenly(cmu_sequences(data))
 
     def schedule(self, profile: str, data: Path | None) -> Schedule:
         epochs = {"quick": (40, 3), "standard": (80, 20)}[profile][data is not None]
@@ -133,6 +137,31 @@ class Skeleton(Task):
             "quadratic ridge": lambda problem: _fit_ridge(problem, degree=2),
             "quadratic ridge, reflected": _fit_reflected_ridge,
         }
+
+
+@register
+class SkeletonHuman36M(Skeleton):
+    """The same task on a user's own copy of Human3.6M, ``skeleton/data_3d_h36m.npz``.
+
+    Subjects 1, 5, 6 and 7 train, 8 validates, 9 and 11 test. Poses are chosen and photographed as
+    those of CMU motion capture, so errors are not those of the cameras of the data set.
+    """
+
+    name: ClassVar[str] = "skeleton-h36m"
+    title: ClassVar[str] = "2D to 3D human pose, Human3.6M"
+    needs_data: ClassVar[bool] = True
+
+    def bodies(self, data: Path | None) -> tuple[str, dict[str, Tensor]]:
+        assert data is not None
+        sequences = read_human36m(data / "skeleton" / "data_3d_h36m.npz")
+        part_of = {s: part for part, subjects in SUBJECTS.items() for s in subjects}
+        frames: dict[str, dict[str, list[Tensor]]] = {part: {} for part in _POSES_PER_ACTION}
+        for (subject, action), positions in sequences.items():
+            if subject in part_of:
+                # The two takes of an action differ in a number at the end.
+                own = frames[part_of[subject]].setdefault(action.rstrip(" 0123456789"), [])
+                own.append(torch.from_numpy(positions))
+        return "human3.6m", _evenly(frames)
 
 
 def reflection(mirror: PermutationGroup) -> tuple[Representation, Representation]:
@@ -217,8 +246,8 @@ def _gait_poses() -> dict[str, Tensor]:
     return {name: part.flatten(0, 1) for name, part in zip(_GAIT_SEQUENCES, parts, strict=True)}
 
 
-def _cmu_poses(data: Path) -> dict[str, Tensor]:
-    """Poses ``[b, 16, 3]`` of each split in which the actions of training weigh equally."""
+def cmu_sequences(data: Path) -> dict[str, dict[str, list[Tensor]]]:
+    """Sequences ``[t, 16, 3]`` of CMU motion capture, 60 frames per second, by split and action."""
     path = find(data, _CMU_FILE, "cmu")
     keys = ("positions", "joint_names", "seq_start", "seq_len", "action", "bench_split")
     z = read_npz(path, keys)
@@ -233,17 +262,22 @@ def _cmu_poses(data: Path) -> dict[str, Tensor]:
         )
     positions = torch.from_numpy(z["positions"])[:, [names.index(name) for name in _CMU_JOINTS]]
 
-    frames: dict[str, dict[str, list[Tensor]]] = {part: {} for part in _CMU_POSES_PER_ACTION}
+    frames: dict[str, dict[str, list[Tensor]]] = {part: {} for part in _POSES_PER_ACTION}
     columns = (z[key].tolist() for key in ("seq_start", "seq_len", "action", "bench_split"))
     for start, length, action, part in zip(*columns, strict=True):
-        frames[part].setdefault(action, []).append(torch.arange(start, start + length))
+        frames[part].setdefault(action, []).append(positions[start : start + length])
+    return frames
+
+
+def _evenly(frames: Mapping[str, Mapping[str, Sequence[Tensor]]]) -> dict[str, Tensor]:
+    """As many poses of every action of training, by split, evenly spaced over its sequences."""
     poses = {}
-    for part, count in _CMU_POSES_PER_ACTION.items():
+    for part, count in _POSES_PER_ACTION.items():
         chosen = []
         for action in sorted(frames["train"].keys() & frames[part].keys()):
-            available = torch.cat(frames[part][action])
+            available = torch.cat(list(frames[part][action]))
             chosen.append(available[torch.linspace(0, len(available) - 1, count).round().long()])
-        poses[part] = positions[torch.cat(chosen)]
+        poses[part] = torch.cat(chosen)
     return poses
 
 
