@@ -7,14 +7,18 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 
+from gsym.errors import FileError, GraphError, PartitionError
 from gsym_bench.data import DataError
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.interrupt import interruptible
+
+if TYPE_CHECKING:
+    from gsym_bench.suite.task import Task
 
 OUT = Path("results")
 
@@ -471,6 +475,98 @@ def overtaking(*, out: Path = OUT, data: Path | None = None, seeds: int = 4) -> 
     print(f"The page is in {study.main(out, _folder(data), seeds, Console())}")
 
 
+@app.command
+def reconstruct(
+    *,
+    graph: str,
+    signals: str,
+    partitions: tuple[str, ...] = (),
+    positions: str | None = None,
+    unit: str = "unit of the file",
+    directed: bool = False,
+    seeds: int = 5,
+    out: Path = OUT,
+) -> None:
+    """Fill gaps in signals of yours: which group, or mixture of groups, errs least.
+
+    Gaps are made in signals that have none, which tells the errors. For example:
+
+      gsym-bench reconstruct --graph roads.csv --signals speeds.csv --unit mph
+
+    Args:
+        graph: The graph, in any form that `gsym choose` reads.
+        signals: A table with one row per signal and one column per node, or an array; rows in which
+            a value is missing are left out.
+        partitions: Candidate groups, as `gsym coarsen` writes them; by default from the graph.
+        positions: Where the nodes are, [nodes, 2].
+        unit: Of the signals.
+        directed: Take an edge list in one direction only.
+        seeds: Number of draws.
+        out: Folder of results.
+    """
+    from gsym_bench.own_data import OwnGaps, read_own
+
+    own = read_own(graph, signals, partitions, positions, directed)
+    _run_own(OwnGaps(own, unit), seeds, out)
+
+
+@app.command
+def forecast(
+    *,
+    graph: str,
+    signals: str,
+    partitions: tuple[str, ...] = (),
+    positions: str | None = None,
+    unit: str = "unit of the file",
+    directed: bool = False,
+    history: int = 12,
+    horizon: int = 12,
+    seeds: int = 3,
+    out: Path = OUT,
+) -> None:
+    """Forecast series of yours: which group, or chain of groups, embeddings of nodes share.
+
+    For example:
+
+      gsym-bench forecast --graph roads.csv --signals speeds.csv --unit mph --horizon 3
+
+    Args:
+        graph: The graph, in any form that `gsym choose` reads.
+        signals: A table with one row per step of time and one column per node, or an array; values
+            may be missing.
+        partitions: Candidate groups, as `gsym coarsen` writes them; by default from the graph.
+        positions: Where to draw the nodes, [nodes, 2].
+        unit: Of the signals.
+        directed: Take an edge list in one direction only.
+        history: Steps that are seen.
+        horizon: Steps that are forecast.
+        seeds: Number of seeds.
+        out: Folder of results.
+    """
+    from gsym_bench.own_data import OwnForecast, read_own
+
+    own = read_own(graph, signals, partitions, positions, directed)
+    _run_own(OwnForecast(own, unit, history, horizon), seeds, out)
+
+
+def _run_own(task: Task, seeds: int, out: Path) -> None:
+    """Run a task on data of the user's, and say what won."""
+    from gsym_bench.suite import run as running
+    from gsym_bench.suite.report.markdown import write_report
+    from gsym_bench.suite.report.tables import rich_tables, select, tabulate
+
+    console = Console()
+    rows = running.run([task], out=out, seeds=seeds, device="cpu", console=console)
+    page = write_report(out)
+    for table in rich_tables(rows):
+        console.print(table)
+    for found in tabulate(rows):
+        chosen = select(found)
+        if chosen is not None:
+            console.print(f"Validation selects {chosen.name}", highlight=False)
+    console.print(f"The whole report is in {page}", soft_wrap=True)
+
+
 def _folder(data: Path | None) -> Path | None:
     """The data folder that was named, on the command line or in the environment."""
     if data is None and os.environ.get("GSYM_DATA"):
@@ -486,7 +582,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         with interruptible():
             app.cli(prog="gsym-bench", args=args, description=__doc__)
-    except (BenchmarkError, DataError) as error:
+    except (BenchmarkError, DataError, FileError, GraphError, PartitionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
