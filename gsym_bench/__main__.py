@@ -269,6 +269,27 @@ def nbody(
 
 
 @app.command
+def motion(
+    *, out: Path = OUT, profile: str = "quick", data: Path | None = None, seeds: int = 3
+) -> None:
+    """Forecast where the joints of a body go, 80 to 1,000 ms ahead; finished cells are kept.
+
+    For example:
+
+      OMP_NUM_THREADS=1 gsym-bench motion --data DIR --profile standard
+
+    Args:
+        out: Folder of results.
+        profile: quick (300 training windows) or standard (2,000).
+        data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
+        seeds: Number of seeds.
+    """
+    from gsym_bench.studies import bodies
+
+    print(f"The page is in {bodies.main(out, profile, _folder(data), seeds, Console())}")
+
+
+@app.command
 def penguin(*, out: Path = OUT, seeds: int = 5) -> None:
     """Let PEnGUiN find the broken symmetry of four small worlds; finished cells are kept.
 

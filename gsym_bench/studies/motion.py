@@ -77,6 +77,8 @@ class Setting:
         load: Training, validation and test part of a seed.
         models: By name.
         probe: Numbers to keep of a trained network by name, such as its learned alpha.
+        dataset: Name of the data.
+        source: ``"embedded"``, or ``"files"``.
     """
 
     name: str
@@ -84,6 +86,8 @@ class Setting:
     load: Callable[[int], tuple[Part, Part, Part]]
     models: Mapping[str, Model]
     probe: Callable[[nn.Module, Part, Tensor], Mapping[str, float]]
+    dataset: str = "simulated"
+    source: str = "embedded"
 
 
 def error(net: nn.Module, part: Part, edge_index: Tensor) -> Tensor:
@@ -202,8 +206,8 @@ def _job(
     columns = {
         "key": _key(setting, title, model, profile, seed),
         "task": setting.name,
-        "dataset": "simulated",
-        "source": "embedded",
+        "dataset": setting.dataset,
+        "source": setting.source,
         "profile": profile,
         "schedule": str(model.schedule),
         "model": title,
