@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from axe_selenium_python import Axe
+from axe_core_python.selenium import Axe
 
 from gsym_bench.studies.page import browser, emulate
 from gsym_bench.suite.errors import BenchmarkError
@@ -36,9 +36,7 @@ def faults(window: Any, page: Path) -> Iterator[str]:
                     address = event["params"]["request"]["url"]
                     if not address.startswith(("file:", "data:")):
                         yield f"{where}: asks for {address}"
-            axe = Axe(window)
-            axe.inject()
-            for found in axe.run()["violations"]:
+            for found in Axe().run(window)["violations"]:
                 for node in found["nodes"]:
                     yield f"{where}: {found['id']}, {found['help']}: {node['html'][:200]}"
 

@@ -10,7 +10,7 @@ import pytest
 from gsym_bench.studies.page import browser
 from gsym_bench.suite.errors import BenchmarkError
 
-pytest.importorskip("axe_selenium_python")
+pytest.importorskip("axe_core_python")
 pytest.importorskip("selenium")
 FILE = Path(__file__).parents[1] / "docs" / "check.py"
 spec = importlib.util.spec_from_file_location("site_check", FILE)
