@@ -45,7 +45,7 @@ class Display:
         first, then = self._began = self._began or (epoch, now)
         if not self._console.is_terminal and now - self._spoke > LOG_SECONDS and epoch > first:
             left = (epochs - epoch) * (now - then) / (epoch - first)
-            self._say(f"{text}, epoch {epoch}/{epochs}, {left:.0f} s left")
+            self.say(f"{text}, epoch {epoch}/{epochs}, {left:.0f} s left")
 
     def finish(self, text: str, *, trained: bool = True) -> None:
         """One cell is over; `trained` in this run, or found in the results."""
@@ -58,9 +58,10 @@ class Display:
         self._began = None
         self._progress.update(self._cells, completed=self._done)
         self._progress.reset(self._epochs, description="", total=None)
-        self._say(text)
+        self.say(text)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Say something once."""
         self._spoke = time.monotonic()
         self._console.print(
             f"[{self._done}/{self._total}] {text}", markup=False, highlight=False, soft_wrap=True

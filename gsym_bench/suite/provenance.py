@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def provenance() -> dict[str, str]:
@@ -20,17 +22,32 @@ def provenance() -> dict[str, str]:
         revision = commit.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = "unknown"
-    try:
-        gsym = version("gsym")
-    except PackageNotFoundError:
-        gsym = "not installed"
     python = platform.python_version()
-    return {"commit": revision, "gsym": gsym, "torch": torch.__version__, "python": python}
+    return {"commit": revision, "gsym": version(), "torch": torch.__version__, "python": python}
+
+
+@cache
+def version() -> str:
+    """Of this library, as it is installed."""
+    try:
+        return metadata.version("gsym")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def device_name(device: torch.device) -> str:
     """The model of a GPU, else ``"cpu"``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def checksum(*arrays: Tensor) -> str:
+    """A short name of the numbers, types and shapes of tensors: equal data have equal names."""
+    found = hashlib.sha256()
+    for array in arrays:
+        values = array.detach().cpu().contiguous()
+        found.update(f"{values.dtype} {list(values.shape)};".encode())
+        found.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 @cache

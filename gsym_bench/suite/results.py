@@ -46,7 +46,7 @@ class Value:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """Who a cell is, and how its fit went: the columns that all values of a cell share.
 
@@ -62,11 +62,14 @@ class Cell:
         threads: Threads torch used on the CPU.
         task: Name of the task.
         dataset: Name of the data.
+        checksum: Of the data, as `provenance.checksum` has it; empty in rows of older files, and
+            where a study names its data in its key.
         source: ``"embedded"``, or ``"files"`` where ``--data`` was given.
         profile: Name of the profile.
         schedule: Epochs, batch size and all else that says how a model is trained.
         model: The trained model, or the name of the baseline.
         group: Name of the group; empty for a baseline.
+        fingerprint: Of the group and of how it acts on channels; empty as ``checksum`` is.
         group_order_log: Natural logarithm of the group's order; 0 for the trivial group.
         commutant_dim: Dimension of the linear maps the group leaves free, per channel pair.
         seed: Seed of data split, model and batches.
@@ -88,11 +91,13 @@ class Cell:
     threads: int
     task: str
     dataset: str
+    checksum: str = ""
     source: str
     profile: str
     schedule: str
     model: str
     group: str
+    fingerprint: str = ""
     group_order_log: float | None
     commutant_dim: int | None
     seed: int
@@ -105,7 +110,7 @@ class Cell:
     best_epoch: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row(Cell):
     """One finished cell with its values.
 
@@ -177,6 +182,9 @@ _CELL = [field.name for field in fields(Cell)]
 _VALUE = [field.name for field in fields(Value)]
 # `part` is the place of a value in its cell, "2/4": a cell that lacks its last one is cut off.
 COLUMNS = [*_CELL, "part", *_VALUE]
+# Files without these columns are read as if they were empty, and get them with the next row.
+ADDED = ("checksum", "fingerprint")
+OLDER = [column for column in COLUMNS if column not in ADDED]
 
 
 def fitted_row(
@@ -263,8 +271,9 @@ def read_rows(out: Path, name: str = RESULTS) -> list[Row]:
         if _whole(raw) < len(raw):
             hint = CUT_OFF
         reader = csv.DictReader(io.StringIO(raw.decode(), newline=""))
-        check_columns(path, reader.fieldnames or [], COLUMNS)
-        rows = _rows(list(reader))
+        columns = _columns(raw)
+        check_columns(path, reader.fieldnames or [], columns)
+        rows = _rows(list(reader), len(columns))
         if hint is CUT_OFF:
             raise ValueError(f"the lines of key {rows[-1].key if rows else '?'} have no end")
         _check_unique(rows)
@@ -288,14 +297,14 @@ def append_row(out: Path, row: Row, name: str = RESULTS) -> None:
             file.write(csv_line(COLUMNS))
     raw = path.read_bytes()
     head, _, _ = raw.partition(b"\n")
-    check_columns(path, next(csv.reader([head.decode(errors="replace")]), []), COLUMNS)
+    check_columns(path, next(csv.reader([head.decode(errors="replace")]), []), _columns(raw))
     if _whole(raw) < len(raw):
         raise BenchmarkError(f"{path}: {CUT_OFF}")
-    cell = [getattr(row, column) for column in _CELL]
-    lines = b"".join(
-        csv_line([*cell, f"{number}/{len(row.values)}", *astuple(value)])
-        for number, value in enumerate(row.values, 1)
-    )
+    if _columns(raw) != COLUMNS:
+        rows = read_rows(out, name)
+        with replacing(path) as file:
+            file.writelines([csv_line(COLUMNS), *map(_lines, rows)])
+    lines = _lines(row)
     # Without a buffer no part of the lines stays behind to be written later.
     with path.open("ab", buffering=0) as file:
         end = file.tell()
@@ -306,6 +315,19 @@ def append_row(out: Path, row: Row, name: str = RESULTS) -> None:
         except BaseException:
             file.truncate(end)
             raise
+
+
+def _lines(row: Row) -> bytes:
+    cell = [getattr(row, column) for column in _CELL]
+    return b"".join(
+        csv_line([*cell, f"{number}/{len(row.values)}", *astuple(value)])
+        for number, value in enumerate(row.values, 1)
+    )
+
+
+def _columns(raw: bytes) -> list[str]:
+    """The columns that a file should have, as old as it is."""
+    return OLDER if raw.startswith(csv_line(OLDER)) else COLUMNS
 
 
 def recover(path: Path) -> str | None:
@@ -334,14 +356,16 @@ def recover(path: Path) -> str | None:
 
 def _whole(raw: bytes) -> int:
     """Number of bytes before the cell that is cut off; all of them if none is."""
-    end = raw.rfind(b"\n") + 1
-    if raw.partition(b"\n")[0] != csv_line(COLUMNS).strip():
+    end, columns = raw.rfind(b"\n") + 1, _columns(raw)
+    if raw.partition(b"\n")[0] != csv_line(columns).strip():
         return end  # of other code; its columns are refused
     while end:
         start = raw.rfind(b"\n", 0, end - 1) + 1
         texts = next(csv.reader([raw[start:end].decode(errors="replace")]))
         number, _, count = (
-            texts[_PART].partition("/") if len(texts) == len(COLUMNS) else ("", "", "")
+            texts[columns.index("part")].partition("/")
+            if len(texts) == len(columns)
+            else ("", "", "")
         )
         if number == count or not start:
             return end
@@ -349,14 +373,12 @@ def _whole(raw: bytes) -> int:
     return end
 
 
-_PART = COLUMNS.index("part")
-
-
-def _rows(lines: Sequence[dict[str, str]]) -> list[Row]:
+def _rows(lines: Sequence[dict[str, str]], count: int) -> list[Row]:
     """Group the lines of a file into cells."""
     for line in lines:
         if None in line or None in line.values():
-            raise ValueError(f"a line of key {line.get('key')} has not {len(COLUMNS)} fields")
+            raise ValueError(f"a line of key {line.get('key')} has not {count} fields")
+    lines = [dict.fromkeys(ADDED, "") | line for line in lines]
     cells: list[list[dict[str, str]]] = []
     for line in lines:
         if line["part"].startswith("1/") or not cells:

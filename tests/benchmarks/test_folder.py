@@ -251,3 +251,35 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
             run([ToyTask()], **options)
     path.write_bytes(whole)
     assert run([ToyTask()], **options)[-1].status == "ok"
+
+
+# Older files
+
+
+def as_older(path):
+    """Write a results file as it was before rows named their data and groups."""
+    text = path.read_text()
+    assert text.count("abc0,") == text.count("def0,") > 0
+    head, rest = text.split("\n", 1)
+    head = head.replace("checksum,", "").replace("fingerprint,", "")
+    path.write_text(head + "\n" + rest.replace("abc0,", "").replace("def0,", ""))
+
+
+def test_rows_of_an_older_file_are_read_and_kept(tmp_path):
+    row = make_row(checksum="abc0", fingerprint="def0")
+    path = tmp_path / RESULTS
+    append_row(tmp_path, row)
+    as_older(path)
+    older = make_row()
+    assert (older.checksum, older.fingerprint) == ("", "")
+    assert read_rows(tmp_path) == [older]
+    before = path.read_bytes()
+    path.write_bytes(before[:-20])
+    with pytest.raises(BenchmarkError, match="cut off"):
+        append_row(tmp_path, make_row(key="other"))
+    assert recover(path) is not None and read_rows(tmp_path) == []
+    path.write_bytes(before)
+    new = make_row(key="other", checksum="abc1")
+    append_row(tmp_path, new)
+    assert read_rows(tmp_path) == [older, new]
+    assert path.read_text().startswith("key,commit,") and "abc1" in path.read_text()

@@ -112,7 +112,7 @@ def test_a_group_with_a_seed_to_go_is_not_selected():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text[:-40], "has not 30 fields"),
+        (lambda text: text[:-40], "has not 32 fields"),
         (lambda text: text.replace(",ok,", ",ok,much"), "could not convert"),
         (lambda text: text.replace(",ok,", ",fine,"), "has the status 'fine'"),
         (lambda text: text[: text.index(",")], "other code"),
