@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
+from lightning.fabric import Fabric, seed_everything
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from gsym_bench.data import replacing
 from gsym_bench.suite.errors import BenchmarkError
@@ -56,6 +57,29 @@ class Training(ABC):
     def rank(self, measured: Measured) -> tuple[float, ...]:
         """Epochs are compared by this: the first one of least rank is the best."""
         return (next(iter(measured.values())),)
+
+    def inputs(self, batch: Any) -> Tensor:
+        """What the model is called with, on a batch or, for ``None``, on the validation split.
+
+        Only models that say so can train together with those of other seeds. ``loss`` and
+        ``validate`` call theirs with these, whole or in consecutive parts.
+        """
+        raise NotImplementedError
+
+    def keep_best(self, state: dict[str, Any], epoch: int, measured: Measured) -> bool:
+        """Add what an epoch measured to a state; whether it is the best so far.
+
+        Raises:
+            DivergedError: It is no finite number.
+        """
+        rank = self.rank(measured)
+        if not all(map(math.isfinite, rank)):
+            raise DivergedError({"measured": measured})
+        state["history"].append(measured)
+        if state["best_measured"] is not None and rank >= self.rank(state["best_measured"]):
+            return False
+        state |= {"best_epoch": epoch, "best_measured": measured}
+        return True
 
     @abstractmethod
     def contents(self, batch: Any) -> dict[str, Any]:
@@ -97,7 +121,7 @@ def closed_form(function: Callable[[], Any], epochs: int | None = None) -> Fit:
     return Fit("ok", time.perf_counter() - start, epochs, best_epoch=epochs, model=model)
 
 
-class _DivergedError(Exception):
+class DivergedError(Exception):
     """The loss or the validation metric is no finite number."""
 
     def __init__(self, contents: dict[str, Any]) -> None:
@@ -127,11 +151,15 @@ class Trainer:
     def fit(self, training: Training, schedule: Schedule, seed: int) -> Fit:
         """Train one model with Adam and load the weights of its best validation epoch.
 
+        Several processes share the samples of each batch. Each computes the loss of the whole
+        batch, from its own predictions and those of the others, so that every loss is that of one
+        process, and a sum over processes is its gradient. The first process validates.
+
         Raises:
             BenchmarkError: The checkpoint is damaged, or other code wrote it.
         """
         fabric = self.fabric
-        fabric.seed_everything(seed, verbose=False)
+        Generators.seed(seed)
         state: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best": None, "history": []}
         state |= {"seconds": 0.0, "best_measured": None}
         start = saved = time.perf_counter()
@@ -140,28 +168,28 @@ class Trainer:
             groups = [{"scale": 1.0, **group} for group in training.parameters(model)]
             optimizer = torch.optim.Adam(groups, lr=schedule.lr)
             model, optimizer = fabric.setup(model, optimizer)
-            if self.checkpoint.exists():
-                state = _resume(self.checkpoint, model, optimizer, fabric.device)
+            state = self._resume(model, optimizer) or state
             start -= state["seconds"]
             while state["epoch"] < schedule.epochs:
                 self._epoch(training, schedule, model, optimizer, state["epoch"])
                 epoch = state["epoch"] = state["epoch"] + 1
                 if epoch % schedule.eval_every == 0 or epoch == schedule.epochs:
-                    _validate(training, model, state)
+                    self._validate(training, model, state)
                     shown = next(iter(state["best_measured"].values()))
                     self.on_epoch(epoch, schedule.epochs, shown)
                 now = time.perf_counter()
-                if now - saved >= self.every:
+                if now - saved >= self.every and fabric.is_global_zero:
                     state["seconds"] = now - start
-                    _save_checkpoint(self.checkpoint, state, model, optimizer)
+                    content = {**state, "model": model.state_dict()}
+                    content |= {"optimizer": optimizer.state_dict(), **Generators().content}
+                    save_checkpoint(self.checkpoint, content)
                     saved = now
-        except _DivergedError as stop:
-            content = {"seed": seed, "epoch": state["epoch"], "model": model.state_dict()}
-            with replacing(self.diverged) as file:
-                torch.save(content | stop.contents, file)
+        except DivergedError as stop:
+            self.keep_diverged(seed, state["epoch"], model.state_dict(), stop.contents)
             fit = Fit("diverged", time.perf_counter() - start, state["epoch"])
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            # One process of several cannot go on without the others.
+            if not is_out_of_memory(error) or fabric.world_size > 1:
                 raise
             fit = Fit("oom", time.perf_counter() - start, state["epoch"])
         else:
@@ -169,8 +197,17 @@ class Trainer:
             seconds = time.perf_counter() - start
             done = state["epoch"], state["best_epoch"], model.module, state["history"]
             fit = Fit("ok", seconds, *done)
-        self.checkpoint.unlink(missing_ok=True)
+        if fabric.is_global_zero:
+            self.checkpoint.unlink(missing_ok=True)
         return fit
+
+    def keep_diverged(
+        self, seed: int, epoch: int, weights: dict[str, Tensor], contents: dict[str, Any]
+    ) -> None:
+        """Keep the weights and the batch of a training that diverged."""
+        if self.fabric.is_global_zero:
+            content = {"seed": seed, "epoch": epoch, "model": weights}
+            save_checkpoint(self.diverged, content | contents)
 
     def _epoch(
         self,
@@ -181,69 +218,138 @@ class Trainer:
         epoch: int,
     ) -> None:
         model.train()
+        shared = _shared(self.fabric, model)
         for group in optimizer.param_groups:
             group["lr"] = group["scale"] * schedule.rate(epoch)
         for batch in training.batches():
             optimizer.zero_grad()
-            loss = training.loss(model, batch)
+            loss = training.loss(shared, batch)
             if not loss.isfinite():
-                raise _DivergedError(training.contents(batch))
-            self.fabric.backward(loss)
+                raise DivergedError(training.contents(batch))
+            # Processes average their gradients, of which each has a part.
+            self.fabric.backward(loss * self.fabric.world_size)
             if schedule.clip is not None:
                 self.fabric.clip_gradients(
                     model, optimizer, max_norm=schedule.clip, error_if_nonfinite=False
                 )
             optimizer.step()
 
+    def _validate(self, training: Training, model: Any, state: dict[str, Any]) -> None:
+        """Measure, and keep the weights if this epoch is the best so far."""
+        model.eval()
+        measured: Measured | None = None
+        if self.fabric.is_global_zero:
+            with torch.no_grad():
+                measured = training.validate(model.module)
+        measured = self.fabric.broadcast(measured)
+        assert measured is not None
+        if training.keep_best(state, state["epoch"], measured):
+            state["best"] = copy.deepcopy(model.state_dict())
 
-def _validate(training: Training, model: nn.Module, state: dict[str, Any]) -> None:
-    """Measure, and keep the weights if this epoch is the best so far."""
-    model.eval()
-    with torch.no_grad():
-        measured = training.validate(model)
-    rank = training.rank(measured)
-    if not all(map(math.isfinite, rank)):
-        raise _DivergedError({"measured": measured})
-    state["history"].append(measured)
-    if state["best"] is None or rank < training.rank(state["best_measured"]):
-        state |= {"best_epoch": state["epoch"], "best_measured": measured}
-        state["best"] = copy.deepcopy(model.state_dict())
+    def _resume(self, model: nn.Module, optimizer: Any) -> dict[str, Any] | None:
+        """Load the checkpoint, if there is one; the first process alone may see it."""
+
+        def use(content: dict[str, Any]) -> None:
+            model.load_state_dict(content.pop("model"))
+            optimizer.load_state_dict(content.pop("optimizer"))
+            Generators(content).use()
+
+        fabric = self.fabric
+        if fabric.broadcast(self.checkpoint.exists()):
+            return load_checkpoint(self.checkpoint, fabric, use)
+        return None
+
+
+def _shared(fabric: Fabric, model: Any) -> Any:
+    """The model, called on a share of the samples in each process; all have all predictions.
+
+    Only gradients of the own share are computed. Shares of a batch that cannot be divided overlap,
+    so that all processes draw as many random numbers.
+    """
+    if fabric.world_size == 1:
+        return model
+
+    def call(inputs: Tensor) -> Tensor:
+        count, rank = len(inputs), fabric.global_rank
+        size = -(-count // fabric.world_size)
+        index = torch.arange(rank * size, (rank + 1) * size, device=inputs.device) % count
+        own = model(inputs[index])
+        parts = list(fabric.all_gather(own.detach()).unbind(0))  # type: ignore[union-attr]
+        parts[rank] = own
+        return torch.cat(parts)[:count]
+
+    return call
+
+
+class Generators:
+    """The states of all global generators, from which benchmarks may draw.
+
+    Args:
+        content: What `content` was; that of now by default.
+    """
+
+    _NAMES = ("rng", "numpy_rng", "python_rng", "cuda_rng")
+
+    def __init__(self, content: dict[str, Any] | None = None) -> None:
+        if content is not None:
+            self.content = {name: content.pop(name) for name in self._NAMES}
+            return
+        state_of_numpy: Any = np.random.get_state()  # noqa: NPY002
+        kind, words, *place = state_of_numpy
+        self.content = {
+            "rng": torch.get_rng_state(),
+            "numpy_rng": [kind, torch.from_numpy(words.astype(np.int64)), *place],
+            "python_rng": random.getstate(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    @staticmethod
+    def seed(seed: int) -> None:
+        """Seed all of them."""
+        seed_everything(seed, verbose=False)
+
+    def use(self) -> None:
+        """Put all of them into these states."""
+        torch.set_rng_state(self.content["rng"].cpu())
+        kind, words, *place = self.content["numpy_rng"]
+        np.random.set_state((kind, words.cpu().numpy().astype(np.uint32), *place))  # noqa: NPY002
+        random.setstate(self.content["python_rng"])
+        if self.content["cuda_rng"]:
+            torch.cuda.set_rng_state_all([state.cpu() for state in self.content["cuda_rng"]])
 
 
 _UNREADABLE = OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, PickleError
 
 
-def _save_checkpoint(
-    path: Path, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Everything the rest of the training depends on, in types that need no unpickling of code."""
-    content = {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    content["rng"] = torch.get_rng_state()
-    # Benchmarks may draw from any global generator.
-    state_of_numpy: Any = np.random.get_state()  # noqa: NPY002
-    kind, words, *place = state_of_numpy
-    content["numpy_rng"] = [kind, torch.from_numpy(words.astype(np.int64)), *place]
-    content["python_rng"] = random.getstate()
-    content["cuda_rng"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write types that need no unpickling of code, in no more bytes than they have.
+
+    A tensor that is a part of a larger one would bring all of that along.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)  # on another machine there may be none
     with replacing(path) as file:
-        torch.save(content, file)
+        torch.save(tree_map_only(Tensor, _own, content), file)
 
 
-def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+def _own(tensor: Tensor) -> Tensor:
+    size = tensor.numel() * tensor.element_size()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > size else tensor
+
+
+def load_checkpoint(
+    path: Path, fabric: Fabric, use: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Undo `_save_checkpoint`; returns the state of the loop."""
+    """What the first process finds in a checkpoint, after ``use`` took from it what it needs.
+
+    Raises:
+        BenchmarkError: It is damaged, or other code wrote it.
+    """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        model.load_state_dict(content.pop("model"))
-        optimizer.load_state_dict(content.pop("optimizer"))
-        torch.set_rng_state(content.pop("rng").cpu())
-        kind, words, *place = content.pop("numpy_rng")
-        np.random.set_state((kind, words.cpu().numpy().astype(np.uint32), *place))  # noqa: NPY002
-        random.setstate(content.pop("python_rng"))
-        cuda = content.pop("cuda_rng")
-        if cuda:
-            torch.cuda.set_rng_state_all([state.cpu() for state in cuda])
+        content: Any = None
+        if fabric.is_global_zero:
+            content = torch.load(path, map_location=fabric.device, weights_only=True)
+        content = fabric.broadcast(content)
+        use(content)
     except _UNREADABLE as cause:
         reason = str(cause).strip().splitlines()[:1]
         raise BenchmarkError(
@@ -253,7 +359,8 @@ def _resume(
     return content
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is no more memory."""
     # On the CPU, torch raises a plain RuntimeError that names its allocator.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         "DefaultCPUAllocator" in str(error)
