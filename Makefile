@@ -21,8 +21,8 @@ test-scatter: $(VENV)/.ok  ## build torch-scatter (ten minutes and more), test t
 	$(INSTALL) --no-build-isolation '.[scatter]'
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -q tests/kernels
 
-gate-extras: $(VENV)/.ok  ## add what the gate tests beside: solvers under the GPL, and faults
-	$(INSTALL) -e '.[sym,mutants]'
+gate-extras: $(VENV)/.ok  ## add what the gate tests beside: solvers under the GPL, faults, and Ray
+	$(INSTALL) -e '.[sym,mutants,ray]'
 
 mutants: gate-extras  ## plant 320 small faults in the library, count what the tests notice; an hour
 	OMP_NUM_THREADS=1 $(RUN) -m gsym_bench.mutants --count 320 --out docs/pages/results

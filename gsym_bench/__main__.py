@@ -50,6 +50,11 @@ def run(
     signals: Numbers = (),
     as_published: bool = False,
     device: str = "auto",
+    workers: int = 1,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    devices: int = 1,
+    batched_seeds: bool = False,
     out: Path = OUT,
 ) -> None:
     """Train every group and baseline of the tasks, then write the report.
@@ -68,6 +73,10 @@ def run(
 
       gsym-bench run --task my_task.py
 
+      gsym-bench run --workers 4
+
+      gsym-bench run --engine ray --address 10.0.0.1:6379
+
     Args:
         tasks: Names of tasks, see `list`; if none is given, all that have embedded data too.
         task: Python file that registers a task of yours; it alone runs if no task is named.
@@ -79,9 +88,18 @@ def run(
             the report draws error against the number of signals.
         as_published: Add faulty models and data as they were published, beside the correct ones.
         device: auto, cpu or cuda.
+        workers: Processes of this machine that run cells at the same time.
+        engine: local, or ray for a Ray cluster that is running; needs the extra ray. Every node
+            needs gsym and, in the same place, the data.
+        address: Of the head of the cluster, host:port; one on this machine is found by itself.
+        devices: Devices, or processes on the CPU, that share each batch of a model; also under
+            torchrun.
+        batched_seeds: Train the seeds of a cell together, as one model of stacked weights; rows
+            agree with those of seeds alone to rounding.
         out: Folder of results.
     """
     from gsym_bench.suite import run as running
+    from gsym_bench.suite.processes import leads
     from gsym_bench.suite.report.markdown import write_report
     from gsym_bench.suite.report.tables import rich_tables
     from gsym_bench.tasks import get_tasks, load_task_file
@@ -100,7 +118,14 @@ def run(
         as_published=as_published,
         device=device,
         console=console,
+        workers=workers,
+        engine=engine,
+        address=address,
+        devices=devices,
+        batched_seeds=batched_seeds,
     )
+    if not leads():
+        return
     page = write_report(out)
     for table in rich_tables(rows):
         console.print(table)

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,6 +55,23 @@ class Task(ToyTask):
         return loss * (1 + np.random.rand() + random.random())  # noqa: NPY002
 
 
+class SteadyTask(ToyTask):
+    """Draws nothing when a model is called, so that it may be called on a part of a batch."""
+
+    def __init__(self, on_step=lambda step: None):
+        super().__init__()
+        self.on_step = on_step
+
+    def model(self, problem, group, profile):
+        model = super().model(problem, group, profile)
+        model.dropout.p = 0.0
+        return model
+
+    def loss(self, prediction, batch):
+        self.on_step(self.steps)
+        return super().loss(prediction, batch)
+
+
 def fork(body, errors: Path | None = None) -> int:
     """Start ``body`` in a child; what it raises or returns becomes its exit code."""
     pid = os.fork()
@@ -79,9 +97,10 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def train(out: Path, task: Task) -> None:
+def train(out: Path, task: ToyTask, **options) -> list:
     quiet = Console(file=io.StringIO())
-    run([task], out=out, seeds=SEEDS, device="cpu", checkpoint_seconds=0.0, console=quiet)
+    options |= {"seeds": SEEDS, "device": "cpu", "checkpoint_seconds": 0.0, "console": quiet}
+    return run([task], out=out, **options)
 
 
 def doomed(out: Path, at: int) -> None:
@@ -196,6 +215,51 @@ def compete(folder: Path) -> dict:
     }
 
 
+def share(folder: Path) -> dict:
+    """Train in two processes as ``torchrun`` starts them, the second of which is killed first."""
+
+    def process(rank: int, port: int, on_step=lambda step: None):
+        def body():
+            told = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_PORT": port}
+            told |= {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+            told |= {"TORCHELASTIC_RUN_ID": "lives", "GLOO_SOCKET_IFNAME": "lo"}
+            os.environ.update({name: str(value) for name, value in told.items()})
+            rows = train(folder / "shared", SteadyTask(on_step), devices=2)
+            assert bool(rows) == (rank == 0)
+
+        return fork(body, folder / f"told-{rank}")
+
+    def die(step: int) -> None:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    folder.mkdir()
+    assert wait(fork(lambda: train(folder / "alone", SteadyTask()))) == 0
+    port = _free_port()
+    first, second = process(0, port), process(1, port, die)
+    killed = [wait(second), wait(first)]
+    left = len(list((folder / "shared" / "checkpoints").iterdir()))
+    port = _free_port()
+    ended = [wait(pid) for pid in [process(rank, port) for rank in (0, 1)]]
+    rows = [read_rows(folder / name) for name in ("alone", "shared")]
+    pairs = [
+        (a.value, b.value)
+        for one, two in zip(*rows, strict=True)
+        for a, b in zip(one.values, two.values, strict=True)
+    ]
+    return {"killed": killed, "left": left, "ended": ended, "values": len(pairs)} | {
+        "cells": [[f"{r.name} {r.seed} {r.status} {r.best_epoch}" for r in own] for own in rows],
+        "difference": max(abs(a - b) / abs(a) for a, b in pairs),
+        "devices": sorted({row.device for row in rows[1]}),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -206,4 +270,5 @@ if __name__ == "__main__":
     found = {"killed": kill(chosen.folder, chosen.kills, chosen.seed)}
     found |= {n.name: interrupt(chosen.folder / n.name, n) for n in (signal.SIGINT, signal.SIGTERM)}
     found["compete"] = compete(chosen.folder / "compete")
+    found["share"] = share(chosen.folder / "share")
     sys.stdout.write(json.dumps(found))

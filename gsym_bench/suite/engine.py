@@ -2,70 +2,57 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from rich.console import Console
 
 from gsym_bench.suite.display import Display
 from gsym_bench.suite.errors import BenchmarkError, check_names
+from gsym_bench.suite.executors import Executor, Here, Processes
 from gsym_bench.suite.folder import locked
-from gsym_bench.suite.memory import peak_memory
-from gsym_bench.suite.provenance import device_name, provenance
-from gsym_bench.suite.results import RESULTS, Row, Value, append_row, read_rows, recover
-from gsym_bench.suite.train import CHECKPOINT_SECONDS, Fit, Trainer
+from gsym_bench.suite.processes import leads
+from gsym_bench.suite.provenance import version
+from gsym_bench.suite.results import (
+    RESULTS,
+    SIGNALS,
+    Row,
+    Value,
+    append_row,
+    read_rows,
+    recover,
+)
+from gsym_bench.suite.train import CHECKPOINT_SECONDS
+from gsym_bench.suite.work import Job, Unit, Worker, check_device, digest
 
-DEVICES = ("auto", "cpu", "cuda")
+__all__ = ["ENGINES", "Engine", "Job", "check_means", "check_request", "digest"]
+
+ENGINES = ("local", "ray")
+MOST_SEEDS = 1000
 
 
-@dataclass(frozen=True)
-class Job:
-    """A cell that is to be run.
-
-    Attributes:
-        label: What it is called while it runs.
-        columns: Who it is: the columns of `results.Cell` that do not depend on how it goes.
-        metric: Name of the headline metric.
-        unit: Its unit.
-        fit: Trains, or fits in closed form.
-        measure: The values of what was fitted. This is the only look at the test split: every
-            choice within the cell has been made.
-        trained: Whether it runs on the device; closed forms run on the CPU.
-        facts: Values known beforehand; they stand in the row however it goes.
-    """
-
-    label: str
-    columns: Mapping[str, Any]
-    metric: str
-    unit: str
-    fit: Callable[[Trainer], Fit]
-    measure: Callable[[Fit], Sequence[Value]]
-    trained: bool = True
-    facts: Sequence[Value] = ()
-
-    @property
-    def key(self) -> str:
-        """What its row is found by."""
-        return self.columns["key"]
+Plan = Callable[[], tuple[int, Iterable[Job | Unit]]]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Runs jobs one after another, and stores their rows.
+    """Runs jobs, here or elsewhere, and stores their rows; this process alone writes them.
 
     Attributes:
         out: Folder of results, created if absent.
         name: Name of the results file in it.
-        device: One of `DEVICES`; ``"auto"`` takes CUDA where there is a device.
+        device: One of `work.DEVICES`; ``"auto"`` takes CUDA where there is a device.
         checkpoint_seconds: Shortest time between two checkpoints.
         console: Where to say what is going on; standard output by default.
+        workers: Processes of this machine that run cells; with one, cells run in this process.
+        engine: ``"local"``, or ``"ray"`` for a Ray cluster that is running.
+        address: Of the head of the cluster.
+        devices: Devices, or processes on the CPU, that share each batch of a model. Each process
+            calls `run`; the first alone writes, and the others have no rows.
     """
 
     out: Path
@@ -73,77 +60,112 @@ class Engine:
     device: str = "cpu"
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     console: Console | None = None
+    workers: int = 1
+    engine: str = "local"
+    address: str | None = None
+    devices: int = 1
 
-    def run(self, plan: Callable[[], tuple[int, Iterable[Job]]]) -> list[Row]:
+    def run(self, plan: Plan) -> list[Row]:
         """Run every job that the results do not hold yet.
 
         Args:
-            plan: Called once the folder is known to be ours; gives the number of jobs and the jobs.
+            plan: Called once the folder is known to be ours; gives the number of jobs and the jobs,
+                those in one process at a time as a tuple.
 
         Returns:
-            The rows of the jobs, those found finished included.
+            The rows of the jobs in their order, those found finished included.
 
         Raises:
-            BenchmarkError: No such device, or an ``out`` that cannot be written, that another
-                process writes to, or that holds results of other code.
+            BenchmarkError: No such device, no such cluster, or an ``out`` that cannot be written,
+                that another process writes to, or that holds results of other code.
         """
-        fabric = _fabric(self.device)
         console = self.console or Console()
-        with locked(self.out):
-            self._clear(console)
-            finished = {row.key: row for row in read_rows(self.out, self.name)}
-            origin = provenance()
-            rows = []
-            total, jobs = plan()
-            with Display(console, total) as display:
-                for job in jobs:
-                    if job.key in finished:
-                        display.finish(f"{job.label}: already in the results", trained=False)
-                        rows.append(finished[job.key])
-                        continue
-                    row = self._row(job, fabric, origin, display)
-                    append_row(self.out, row, self.name)
-                    finished[job.key] = row
-                    rows.append(row)
-                    display.finish(f"{job.label}: {_told(row)}, {row.seconds:.1f} s")
-        return rows
-
-    def _row(self, job: Job, fabric: Fabric, origin: Mapping[str, Any], display: Display) -> Row:
-        # Keys may be words, which are no names of files.
-        name = f"{job.key if job.key.isalnum() else digest(job.key)}.pt"
-        device = fabric.device if job.trained else torch.device("cpu")
-        trainer = Trainer(
-            fabric,
-            self.out / "checkpoints" / name,
-            self.out / "diverged" / name,
+        worker = Worker(
+            self.out.resolve(),
+            check_device(self.device),
             self.checkpoint_seconds,
-            lambda epoch, epochs, best: display.epoch(
-                f"{job.label}: validation {job.metric} {best:.4g}", epoch, epochs
-            ),
+            devices=self.devices,
         )
-        peak = peak_memory(device)
-        fit = job.fit(trainer)
-        memory = peak()
-        status, values = fit.status, []
-        if status == "ok":
-            values = list(job.measure(fit))
-            if not all(value.value is not None and math.isfinite(value.value) for value in values):
-                status, values = "diverged", []
-        if not values:
-            values = [Value(split, job.metric, job.unit, None) for split in ("val", "test")]
-        return Row(
-            **origin,
-            **job.columns,
-            device=device_name(device),
-            threads=torch.get_num_threads(),
-            status=status,
-            seconds=fit.seconds,
-            peak_memory_mib=memory,
-            parameters=fit.parameters,
-            epochs=fit.epochs,
-            best_epoch=fit.best_epoch,
-            values=(*values, *job.facts),
-        )
+        if self.devices > 1:
+            worker.fabric.launch()
+        if not leads():
+            self._follow(worker, plan)
+            return []
+        with self._ours(worker, console) as finished:
+            executor = self._executor()
+            total, jobs = plan()
+            asked: dict[str, str] = {}  # keys of all jobs in their order, with their labels
+            with Display(console, total) as display:
+
+                def on_epoch(unit: Unit, epoch: int, epochs: int, best: float) -> None:
+                    text = f"{unit[0].label}: validation {unit[0].metric} {best:.4g}"
+                    display.epoch(text, epoch, epochs)
+
+                units = self._unfinished(jobs, finished, asked, display)
+                for rows in executor.run(worker, units, on_epoch):
+                    for row in rows:
+                        append_row(self.out, row, self.name)
+                        finished[row.key] = row
+                        display.finish(f"{asked[row.key]}: {_told(row)}, {row.seconds:.1f} s")
+        return [finished[key] for key in asked]
+
+    @contextmanager
+    def _ours(self, worker: Worker, console: Console) -> Iterator[dict[str, Row]]:
+        """The rows in the folder, while no other command writes to it; followers hear of them."""
+        told: set[str] | None = None
+        try:
+            with locked(self.out):
+                self._clear(console)
+                finished = {row.key: row for row in read_rows(self.out, self.name)}
+                told = worker.fabric.broadcast(set(finished))
+                yield finished
+        except BenchmarkError as error:
+            if told is None:
+                worker.fabric.broadcast(str(error))
+            raise
+
+    def _follow(self, worker: Worker, plan: Plan) -> None:
+        """Take part in the trainings of another process."""
+        finished: set[str] | str = worker.fabric.broadcast(set())
+        if isinstance(finished, str):
+            raise BenchmarkError(finished)
+        for job in plan()[1]:
+            assert isinstance(job, Job)
+            if job.key not in finished:
+                finished.add(job.key)
+                worker.run((job,))
+
+    def _executor(self) -> Executor:
+        if self.engine == "ray":
+            from gsym_bench.suite.cluster import Cluster
+
+            return Cluster(self.address)
+        return Processes(self.workers) if self.workers > 1 else Here()
+
+    def _unfinished(
+        self,
+        jobs: Iterable[Job | Unit],
+        finished: dict[str, Row],
+        asked: dict[str, str],
+        display: Display,
+    ) -> Iterator[Unit]:
+        """The units that are still to be run, as soon as one is asked for."""
+        places = {_place(vars(row), row.values): row for row in finished.values()}
+        said: set[str] = set()
+        for unit in jobs:
+            unit = unit if isinstance(unit, tuple) else (unit,)
+            new = tuple(job for job in unit if job.key not in asked and job.key not in finished)
+            for job in unit:
+                if job.key in finished and job.key not in asked:
+                    display.finish(f"{job.label}: already in the results", trained=False)
+                asked[job.key] = job.label
+            for job in new:
+                why = _changed(places.get(_place(job.columns, job.facts)), job)
+                if why and why not in said:
+                    said.add(why)
+                    display.say(why)
+            if new:
+                yield new
 
     def _clear(self, console: Console) -> None:
         """Make the folders of a run, delete what a killed one was writing, fix its last row."""
@@ -168,7 +190,7 @@ class Engine:
 
 
 def check_request(profile: str, profiles: Iterable[str], seeds: int) -> None:
-    """Refuse an unknown profile, and fewer seeds than one.
+    """Refuse an unknown profile, and a number of seeds that cannot be meant.
 
     Raises:
         BenchmarkError: Says what is wrong.
@@ -176,11 +198,61 @@ def check_request(profile: str, profiles: Iterable[str], seeds: int) -> None:
     check_names("profile", [profile], profiles)
     if seeds < 1:
         raise BenchmarkError(f"expected at least one seed; got --seeds {seeds}")
+    if seeds > MOST_SEEDS:
+        raise BenchmarkError(f"expected at most {MOST_SEEDS} seeds; got --seeds {seeds}")
 
 
-def digest(config: Any) -> str:
-    """A short name of what JSON can hold."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+def check_means(
+    engine: str, address: str | None, workers: int, devices: int, batched_seeds: bool
+) -> None:
+    """Refuse what does not say where cells are to run.
+
+    Raises:
+        BenchmarkError: Says what is wrong.
+    """
+    check_names("engine", [engine], ENGINES)
+    if workers < 1:
+        raise BenchmarkError(f"expected at least one worker; got --workers {workers}")
+    if devices < 1:
+        raise BenchmarkError(f"expected at least one device; got --devices {devices}")
+    if devices > 1 and (engine == "ray" or workers > 1 or batched_seeds):
+        raise BenchmarkError(
+            "--devices shares each batch of one model; leave out --engine ray, --workers and "
+            "--batched-seeds"
+        )
+    if engine == "ray" and workers > 1:
+        raise BenchmarkError("--workers are processes of --engine local; leave it out with ray")
+    if engine != "ray" and address is not None:
+        raise BenchmarkError("--address is that of a Ray cluster; add --engine ray")
+
+
+def _place(columns: Mapping[str, Any], values: Iterable[Value]) -> tuple[Any, ...]:
+    """What two rows share that differ in their data, group or code only."""
+    names = "task dataset source profile schedule model group seed fold"
+    signals = [value.value for value in values if value.metric == SIGNALS]
+    return (*(columns[name] for name in names.split()), *signals)
+
+
+def _changed(row: Row | None, job: Job) -> str:
+    """Why a cell that the results hold is run again; empty if they do not hold it."""
+    if row is None or not job.columns.get("checksum"):
+        return ""
+    now = {**job.columns, "gsym": version(), "threads": torch.get_num_threads()}
+    words = {
+        "checksum": "data of checksum",
+        "fingerprint": "groups of fingerprint",
+        "gsym": "gsym",
+        "threads": "this number of threads:",
+    }
+    changes = [
+        f"{what} {getattr(row, name) or 'unknown'}, now {now[name]}"
+        for name, what in words.items()
+        if getattr(row, name) != now[name]
+    ]
+    if not changes:
+        return ""
+    name = f"{row.task}, {row.dataset}"
+    return f"{name}: the results hold {'; '.join(changes)}. Such cells are run again"
 
 
 def _told(row: Row) -> str:
@@ -189,14 +261,3 @@ def _told(row: Row) -> str:
         return row.status
     split, value = ("test", row.test) if row.val is None else ("validation", row.val)
     return f"{split} {row.metric} {value:.4g}"
-
-
-def _fabric(device: str) -> Fabric:
-    check_names("device", [device], DEVICES)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BenchmarkError(
-            f"--device cuda, but torch {torch.__version__} sees no CUDA device; use --device cpu"
-        )
-    return Fabric(accelerator=device, devices=1, precision="32-true")

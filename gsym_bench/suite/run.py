@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from gsym.groups import ClusterGroup, PermutationGroup, Representation
 from gsym_bench.data import write_npz
 from gsym_bench.suite.crossover import crossover_path, predict, write_predictions
-from gsym_bench.suite.engine import Engine, Job, check_request, digest
+from gsym_bench.suite.engine import Engine, Job, check_means, check_request, digest
 from gsym_bench.suite.errors import BenchmarkError, check_names
+from gsym_bench.suite.loaded import Loaded
+from gsym_bench.suite.processes import leads
+from gsym_bench.suite.provenance import version
 from gsym_bench.suite.report.draw import save
 from gsym_bench.suite.results import (
     RESULTS,
@@ -32,6 +35,7 @@ from gsym_bench.suite.results import (
 )
 from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, Task
 from gsym_bench.suite.train import CHECKPOINT_SECONDS, Fit, Measured, Trainer, Training, closed_form
+from gsym_bench.suite.work import Unit
 
 PROFILES = ("quick", "standard", "paper")
 
@@ -49,6 +53,11 @@ def run(
     device: str = "auto",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
+    workers: int = 1,
+    engine: str = "local",
+    address: str | None = None,
+    devices: int = 1,
+    batched_seeds: bool = False,
 ) -> list[Row]:
     """Run every cell that ``out/results.csv`` does not hold yet.
 
@@ -67,16 +76,25 @@ def run(
         device: ``"auto"`` takes CUDA where there is a device.
         checkpoint_seconds: Shortest time between two checkpoints.
         console: Where to say what is going on; standard output by default.
+        workers: Processes of this machine that run cells.
+        engine: ``"local"``, or ``"ray"`` for a Ray cluster that is running.
+        address: Of the head of the cluster, ``host:port``; found by itself on this machine.
+        devices: Devices, or processes on the CPU, that share each batch of a model.
+        batched_seeds: Whether the seeds of a cell train together, as one model of stacked weights;
+            where a model does not allow that they train one by one.
 
     Returns:
         The rows of this run's cells, those found finished included.
 
     Raises:
         BenchmarkError: An unknown profile, group or device, a task that needs ``data``, a number
-            of seeds below one, an ``out`` that cannot be written, that another process writes to,
-            or that holds results of other code.
+            of seeds or workers below one, a cluster that does not answer, an ``out`` that cannot be
+            written, that another process writes to, or that holds results of other code.
     """
     check_request(profile, PROFILES, seeds)
+    check_means(engine, address, workers, devices, batched_seeds)
+    how: dict[str, Any] = {"devices": devices} if devices > 1 else {}
+    how |= {"batched seeds": True} if batched_seeds else {}
     for task in tasks:
         if profile not in task.profiles:
             raise BenchmarkError(
@@ -89,16 +107,12 @@ def run(
 
     def cells(task: Task, seed: int) -> Iterator[Cells]:
         for count in signals or (None,):
-            problem = (
-                task.load(data, profile, seed)
-                if count is None
-                else task.load_few(data, profile, seed, count)
-            )
-            yield Cells(task, problem, profile, data, seed, count, as_published, out)
+            loaded = Loaded(task, data, profile, seed, count)
+            yield Cells(task, loaded, as_published, out.resolve(), how)
 
     firsts: list[Cells] = []
 
-    def plan() -> tuple[int, Iterator[Job]]:
+    def plan() -> tuple[int, Iterator[Job | Unit]]:
         firsts.extend(own for task in tasks for own in cells(task, 0))
         known = dict.fromkeys(name for first in firsts for name in first.problem.groups)
         check_names("group", groups, known)
@@ -110,16 +124,32 @@ def run(
                 _predict(out, [first for first in firsts if first.task is task])
         return seeds * sum(len(list(first.jobs(groups))) for first in firsts), jobs()
 
-    def jobs() -> Iterator[Job]:
+    def jobs() -> Iterator[Job | Unit]:
+        if batched_seeds:
+            for first in firsts:
+                others = [cells(first.task, seed) for seed in range(1, seeds)]
+                same = [next(c for c in own if c.signals == first.signals) for own in others]
+                for unit in zip(*(each.jobs(groups) for each in (first, *same)), strict=True):
+                    yield from [unit] if unit[0].recipe else unit
+            return
         for task in tasks:
             for seed in range(seeds):
                 own = cells(task, seed) if seed else [f for f in firsts if f.task is task]
                 for each in own:
                     yield from each.jobs(groups)
 
-    engine = Engine(out, RESULTS, device, checkpoint_seconds, console)
-    rows = engine.run(plan)
-    for first in firsts:
+    rows = Engine(
+        out,
+        RESULTS,
+        device,
+        checkpoint_seconds,
+        console,
+        workers=workers,
+        engine=engine,
+        address=address,
+        devices=devices,
+    ).run(plan)
+    for first in firsts if leads() else ():
         _save_example(out, first)
     return rows
 
@@ -130,23 +160,43 @@ class Cells:
 
     Attributes:
         task: The task.
-        problem: Its problem of this seed.
-        profile: Name of the profile.
-        data: Folder of downloaded data.
-        seed: The seed.
-        signals: Number of training signals, if it was asked for.
+        loaded: Its problem of this seed, and where it comes from.
         as_published: Whether faulty models and data as they were published are among them.
         out: Folder of results, where predictions are kept that the report shows.
+        how: What else stands in the keys of trained cells: ways to train that change the last
+            digits.
     """
 
     task: Task
-    problem: Problem
-    profile: str
-    data: Path | None
-    seed: int
-    signals: int | None = None
+    loaded: Loaded
     as_published: bool = False
     out: Path | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem."""
+        return self.loaded.problem
+
+    @property
+    def profile(self) -> str:
+        """Name of the profile."""
+        return self.loaded.profile
+
+    @property
+    def data(self) -> Path | None:
+        """Folder of downloaded data."""
+        return self.loaded.data
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.loaded.seed
+
+    @property
+    def signals(self) -> int | None:
+        """Number of training signals, if it was asked for."""
+        return self.loaded.signals
 
     def jobs(self, groups: Sequence[str]) -> Iterator[Job]:
         """All baselines, then the groups of these names; all groups if there are none."""
@@ -200,21 +250,24 @@ class Cells:
         """The job of the task's model, or of a variant of it, tied along a group."""
         task = self.task
 
-        def fit(trainer: Trainer) -> Fit:
+        def recipe(device: torch.device) -> tuple[TaskTraining, Schedule, int]:
             schedule, seen = self.schedule, task.view(variant, self.problem, self.profile)
-            training = TaskTraining(
-                task, seen, name, self.profile, schedule, trainer.fabric.device, variant
-            )
+            training = TaskTraining(task, seen, name, self.profile, schedule, device, variant)
+            return training, schedule, self.seed
+
+        def fit(trainer: Trainer) -> Fit:
+            training, schedule, seed = recipe(trainer.fabric.device)
             if not schedule.epochs:
                 return closed_form(training.model, epochs=0)
-            return trainer.fit(training, schedule, self.seed)
+            return trainer.fit(training, schedule, seed)
 
         def found(fit: Fit) -> tuple[Predictor, Problem]:
             seen = task.view(variant, self.problem, self.profile)
             return predictor(fit.model, task.schedule(self.profile, self.data)), seen
 
         model = f"{task.model_name}{VARIANT}{variant}" if variant else task.model_name
-        return self._job(model, name, fit, found)
+        fitted = not task.schedule(self.profile, self.data).epochs
+        return self._job(model, name, fit, found, None if fitted else recipe)
 
     def _job(
         self,
@@ -222,23 +275,27 @@ class Cells:
         group: str,
         fit: Callable[[Trainer], Fit],
         found: Callable[[Fit], tuple[Predictor, Problem]],
+        recipe: Callable[[torch.device], tuple[TaskTraining, Schedule, int]] | None = None,
     ) -> Job:
         task, problem = self.task, self.problem
+        symmetry = problem.groups[group] if group else None
+        reps = problem.representations.get(group, ())
+        fingerprint = symmetry.fingerprint().hex() if symmetry else ""
+        fingerprint += "".join(rep.fingerprint().hex() for rep in reps)
         config: dict[str, Any] = {
             "task": task.name,
             "dataset": problem.dataset,
+            "checksum": self.loaded.checksum,
             "source": "embedded" if self.data is None else "files",
             "profile": self.profile,
             "schedule": digest(asdict(task.schedule(self.profile, self.data))),
             "model": model,
             "group": group,
+            "fingerprint": digest(fingerprint) if group else "",
             "seed": self.seed,
         }
-        symmetry = problem.groups[group] if group else None
-        reps = problem.representations.get(group, ())
-        fingerprint = symmetry.fingerprint().hex() if symmetry else ""
-        fingerprint += "".join(rep.fingerprint().hex() for rep in reps)
-        identity = {**config, "fingerprint": fingerprint}
+        identity = {**config, "gsym": version(), "threads": torch.get_num_threads()}
+        identity |= self.how if group else {}
         facts: list[Value] = []
         label = f"{task.name}, {problem.dataset}, {group or model}"
         if VARIANT in model and group:
@@ -260,7 +317,15 @@ class Cells:
             return self._values(*found(fit), key)
 
         return Job(
-            label, columns, task.metric, task.unit, fit, measure, trained=bool(group), facts=facts
+            label,
+            columns,
+            task.metric,
+            task.unit,
+            fit,
+            measure,
+            trained=bool(group),
+            recipe=recipe,
+            facts=facts,
         )
 
     def _values(self, predict: Predictor, problem: Problem, key: str) -> list[Value]:
@@ -272,7 +337,7 @@ class Cells:
         )
         if self.out is not None and self.seed == 0 and task.shown:
             some = torch.tensor(task.shown)
-            shown_path(self.out, key).parent.mkdir(exist_ok=True)
+            shown_path(self.out, key).parent.mkdir(parents=True, exist_ok=True)
             write_npz(shown_path(self.out, key), prediction=predictions["test"][some].numpy())
         return [
             Value(split, name, self._unit(name), found[name])
@@ -319,6 +384,9 @@ class TaskTraining(Training):
 
     def loss(self, model: nn.Module, batch: Split) -> Tensor:
         return self.task.loss(model(batch.inputs), batch)
+
+    def inputs(self, batch: Split | None) -> Tensor:
+        return self.problem.val.inputs if batch is None else batch.inputs
 
     def validate(self, model: nn.Module) -> Measured:
         val = self.problem.val

@@ -26,10 +26,10 @@ from gsym_bench.studies.molecules.models import count_parameters, matching_width
 from gsym_bench.studies.molecules.pairs import families, pair_refinement, refinement
 from gsym_bench.studies.molecules.separation import measure, names, theory
 from gsym_bench.studies.molecules.training import GraphTraining, count_labels, last, majority
-from gsym_bench.suite.engine import Engine
 from gsym_bench.suite.results import Row, Value, read_rows
 from gsym_bench.suite.task import Schedule
 from gsym_bench.suite.train import Trainer
+from gsym_bench.suite.work import Worker
 
 EVERY = list(models(KINDS))
 
@@ -356,7 +356,7 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
     words = ["molecules", "MUTAG", "--models", "GIN", "SPEN by size", "most frequent class"]
     words += ["--seeds", "1", "--data", str(data), "--out", str(out)]
     done = []
-    original = Engine._row
+    original = Worker.run
 
     def stopping(self, job, *rest):
         if len(done) == 6:
@@ -364,13 +364,13 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
         done.append(job)
         return original(self, job, *rest)
 
-    monkeypatch.setattr(Engine, "_row", stopping)
+    monkeypatch.setattr(Worker, "run", stopping)
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 130
     first = read_rows(out, suite.RESULTS)
     assert len(first) == 6
-    monkeypatch.setattr(Engine, "_row", original)
+    monkeypatch.setattr(Worker, "run", original)
     main(words)
     rows = read_rows(out, suite.RESULTS)
     assert rows[:6] == first
@@ -381,7 +381,7 @@ def test_a_run_goes_on_where_it_stopped(data, tmp_path, monkeypatch, capsys):
     for word in ("### MUTAG, quick", "counts of labels", "SPEN by size, 2 hops", "--data DIR"):
         assert word in text
     assert "Not run, or not to the end: counts of labels; rooted subgraphs" in text
-    monkeypatch.setattr(Engine, "_row", None)
+    monkeypatch.setattr(Worker, "run", None)
     main(words)
     assert (out / page.PAGE).read_text() == text
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,9 @@ import torch
 from matplotlib.figure import Figure
 from toy_task import ToyTask, make_row
 
+from gsym.groups import PermutationGroup
+from gsym_bench.suite import engine
+from gsym_bench.suite import run as running
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.provenance import provenance
 from gsym_bench.suite.report.markdown import write_report
@@ -267,3 +272,58 @@ def test_an_example_is_kept_for_the_report(go, monkeypatch, tmp_path):
     assert (
         "![an example](toy_noise_quick_example.png)" in write_report(tmp_path / "out").read_text()
     )
+
+
+class OtherData(ToyTask):
+    def load(self, data, profile, seed):
+        problem = super().load(data, profile, seed)
+        problem.train.inputs[0, 0, 0] += 1e-6
+        return problem
+
+
+class OtherGroup(ToyTask):
+    """Has another group of the same name: a 3-cycle in the place of the clusters."""
+
+    def load(self, data, profile, seed):
+        problem = super().load(data, profile, seed)
+        cycle = PermutationGroup(4, [[1, 2, 0, 3]])
+        return dataclasses.replace(problem, groups={**problem.groups, "(S_2)^2": cycle})
+
+
+def test_rows_name_their_data_and_group(go):
+    copy, first = go(ToyTask(), groups=("(S_2)^2",))
+    assert len(copy.checksum) == len(first.checksum) == len(first.fingerprint) == 16
+    assert copy.fingerprint == ""
+    second = go(OtherGroup(), groups=("(S_2)^2",))[-1]
+    assert second.checksum == first.checksum and second.fingerprint != first.fingerprint
+    third = go(OtherData(), groups=("(S_2)^2",))[-1]
+    assert third.checksum != first.checksum and third.fingerprint == first.fingerprint
+    assert len({row.key for row in (first, second, third)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda patch: OtherData, r"data of checksum \w{16}, now \w{16}\. Such cells are run"),
+        (lambda patch: OtherGroup, r"hold groups of fingerprint \w{16}, now \w{16}\. Such"),
+        (lambda patch: patch.setattr("torch.get_num_threads", lambda: 7) or ToyTask, "7"),
+        (lambda patch: patch.setattr(engine, "version", lambda: "9.9") or ToyTask, ""),
+    ],
+)
+def test_what_changed_since_is_said(go, monkeypatch, capsys, change, message):
+    go(ToyTask(), groups=("(S_2)^2",))
+    kind = change(monkeypatch)
+    if message == "":  # the version of the library, in the key and in what is said
+        monkeypatch.setattr(running, "version", lambda: "9.9")
+        message = r"the results hold gsym \S+, now 9\.9\. Such"
+    capsys.readouterr()
+    task = kind()
+    go(task, groups=("(S_2)^2",))
+    assert task.fits == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if "Such cells" in line]
+    assert len(said) == 1 and re.search(message, said[0])
+
+
+def test_too_many_seeds_are_refused(go):
+    with pytest.raises(BenchmarkError, match="at most 1000 seeds; got --seeds 5000"):
+        go(ToyTask(), seeds=5000)

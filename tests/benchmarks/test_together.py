@@ -1,0 +1,120 @@
+"""Seeds that train together: the rows of each seed alone, to rounding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from toy_task import ToyTask
+
+from gsym_bench.suite.run import run
+from gsym_bench.suite.task import Schedule
+
+
+class Smooth(ToyTask):
+    """A model that draws nothing when it is called; seeds differ in their data and batches."""
+
+    def __init__(self, diverge: int | None = None, **options):
+        super().__init__(**options)
+        self.diverge = diverge
+
+    def load(self, data, profile, seed):
+        problem = super().load(data, profile, seed)
+        if seed == self.diverge:
+            problem.train.targets.mul_(torch.inf)
+        return problem
+
+    def schedule(self, profile, data):
+        return Schedule(epochs=6, batch_size=5, lr=0.05, clip=0.5, cosine=True, eval_every=2)
+
+    def model(self, problem, group, profile):
+        self.fits += 1
+        return nn.Sequential(nn.Flatten(-2), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4), Column())
+
+
+class Column(nn.Module):
+    def forward(self, x):
+        return x[..., None]
+
+
+@pytest.fixture
+def go(tmp_path):
+    def go(task, out, **options):
+        options = {"seeds": 3, "groups": ("trivial",), "checkpoint_seconds": 0.0} | options
+        return run([task], out=tmp_path / out, device="cpu", **options)
+
+    return go
+
+
+def comparable(rows):
+    keep = [
+        "model",
+        "group",
+        "seed",
+        "checksum",
+        "status",
+        "epochs",
+        "best_epoch",
+        "parameters",
+        "fold",
+    ]
+    return sorted(([getattr(r, k) for k in keep] for r in rows), key=str)
+
+
+def values(rows):
+    rows = sorted(rows, key=lambda row: (row.group, row.seed))
+    return [v.value for row in rows for v in row.values if v.value is not None]
+
+
+def test_rows_are_those_of_seeds_alone(go):
+    alone = go(Smooth(), "alone")
+    together = go(Smooth(), "together", batched_seeds=True)
+    assert comparable(together) == comparable(alone)
+    assert values(together) == pytest.approx(values(alone), rel=1e-5)
+    assert len({v for v in values(together)[-12:]}) == 12  # each seed has its own numbers
+    key = {(row.group, row.seed): row.key for row in alone}
+    assert all((key[r.group, r.seed] == r.key) == r.is_baseline for r in together)
+
+
+def test_one_seed_that_diverges_leaves_the_others_alone(go, tmp_path):
+    alone = go(Smooth(diverge=1), "alone")
+    together = go(Smooth(diverge=1), "together", batched_seeds=True)
+    assert comparable(together) == comparable(alone)
+    assert [r.status for r in together if r.group] == ["ok", "diverged", "ok"]
+    assert values(together) == pytest.approx(values(alone), rel=1e-5)
+    (path,) = (tmp_path / "together" / "diverged").iterdir()
+    assert torch.load(path, weights_only=True)["seed"] == 1
+
+
+def test_a_killed_training_goes_on_bit_for_bit(go, tmp_path):
+    whole = go(Smooth(), "whole", batched_seeds=True)
+    with pytest.raises(KeyboardInterrupt):
+        go(Smooth(fail_at=14, error=KeyboardInterrupt()), "killed", batched_seeds=True)
+    assert len(list((tmp_path / "killed" / "checkpoints").iterdir())) == 1
+    after = Smooth()
+    again = go(after, "killed", batched_seeds=True)
+    assert after.steps == 3 * 18 - 9  # three seeds of three steps an epoch; one epoch was kept
+    assert values(again) == values(whole)
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir())
+
+
+def test_models_that_draw_train_one_by_one_and_it_is_said(go):
+    alone = go(ToyTask(), "alone")
+    with pytest.warns(UserWarning, match="its seeds train one by one: .*random"):
+        together = go(ToyTask(), "together", batched_seeds=True)
+    assert values(together) == values(alone)
+
+
+def test_seeds_with_fewer_samples_train_one_by_one(go):
+    class Fewer(Smooth):
+        def load(self, data, profile, seed):
+            problem = super().load(data, profile, seed)
+            train = problem.train.batch(torch.arange(12 - seed))
+            return dataclasses.replace(problem, train=train)
+
+    alone = go(Fewer(), "alone", seeds=2)
+    with pytest.warns(UserWarning, match="one by one: their batches have other shapes"):
+        together = go(Fewer(), "together", seeds=2, batched_seeds=True)
+    assert values(together) == values(alone)
