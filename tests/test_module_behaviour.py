@@ -51,17 +51,21 @@ COMPILED = [
 AHEAD = ["GNetConv weighted", "EGNNConv group, options"]
 # Compiled for the page docs/behaviour.py makes, and left out of the tests for what they hold
 # already: a stack of EGNNConv is what Penguin is, with EGNNConv itself beside it, and
-# tests/nn/test_egnn.py compiles it with gradients; it trains EGNN with inductor, and AOTInductor
-# makes machine code of the same program. Of PenguinConv the graph is an input here, and a constant
-# in Penguin. The operators of a layer in blocks and of embeddings are in the exported graphs of the
-# others.
+# tests/nn/test_egnn.py compiles it with gradients; it trains EGNN with inductor, and
+# tests/kernels/test_export.py makes machine code of all primitives, those of edges among them. Of
+# EGNNConv and PenguinConv the graph is an input here, and a constant in Penguin, whose ONNX has the
+# operators of its layers. The operators of OrbitLinear, also in blocks, and of embeddings are in
+# the exported graphs of the others.
 ELSEWHERE = {
     *(("OrbitLinear blocks by row", name) for name in ("export (graph constant)", "ONNX")),
     *(("OrbitLinear levels", name) for name in ("compile", "export (graph constant)", "ONNX")),
     *(("EGNN", name) for name in ("compile", "export", "export (graph constant)", "ONNX")),
-    ("PenguinConv node", "export (graph constant)"),
+    ("OrbitLinear sorted", "ONNX"),
+    *(("PenguinConv node", name) for name in ("export (graph constant)", "ONNX")),
+    ("Penguin", "export"),
     *(("OrbitEmbedding levels", name) for name in ("compile", "ONNX")),
-    ("EGNNConv group, options", "compile (inductor)"),
+    ("EGNNConv group, options", "export (graph constant)"),
+    *(("EGNNConv group, options", name) for name in SLOW),
 }
 # "compile" traces what "compile (eager)" traces, calls it likewise, and has gradients besides.
 ELSEWHERE |= {(n, "compile (eager)") for n in COMPILED if (n, "compile") not in ELSEWHERE}
