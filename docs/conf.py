@@ -44,6 +44,8 @@ html_copy_source = False
 html_theme_options = {
     "navbar_align": "left",
     "show_toc_level": 2,
+    # All pages but the tutorials, whose code needs the width; patterns may not overlap.
+    "secondary_sidebar_items": {"[!t]**": ["page-toc"]},
     "navigation_with_keys": False,
     "show_prev_next": False,
     "header_links_before_dropdown": 6,

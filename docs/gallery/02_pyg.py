@@ -3,9 +3,10 @@ A tied layer in a PyG model
 ===========================
 
 You have a model with ``GCNConv`` and a ``DataLoader``. Where all graphs of the loader are the
-same one, with other signals, one line changes: the convolution becomes one that can tell nodes
-apart, as far as a group allows.
+same one, with other signals, a layer may know which node is which, as far as a group allows. This
+page puts such layers in its place.
 """
+# sphinx_gallery_thumbnail_number = 2
 
 # %%
 # Data as PyG has them

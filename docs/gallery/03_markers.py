@@ -6,6 +6,7 @@ Motion capture loses markers: a hand goes behind the back, and for some frames i
 missing. The other joints say where it is, and the mirror of the body says more: what the left arm
 does the right one may do.
 """
+# sphinx_gallery_thumbnail_number = 2
 
 # %%
 # Walkers, and what is lost

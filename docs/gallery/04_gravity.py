@@ -6,6 +6,7 @@ A network that commutes with every rotation cannot know where down is. This page
 and compares a network that keeps all of the symmetry of space, one that is told which direction
 counts, and one that learns how much of the symmetry to keep.
 """
+# sphinx_gallery_thumbnail_number = 3
 
 # %%
 # A world with and without gravity

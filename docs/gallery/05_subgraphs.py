@@ -6,6 +6,7 @@ Message passing cannot tell some graphs apart that plainly differ. A network tha
 neighbourhood of every node as a small graph of its own can. This page shows two such graphs, says
 why, and trains on them.
 """
+# sphinx_gallery_thumbnail_number = 2
 
 # %%
 # Two graphs that look alike from every node
