@@ -39,10 +39,10 @@ def sentences(tables: Sequence[Table]) -> str:
     """Where a group between S_n and none wins by most, and where no choice of group helps."""
     wins, losses = [], []
     for table in tables:
-        chosen, baseline = select(table), _best_baseline(table)
-        if getattr(table, "signals", None) is not None or chosen is None or baseline is None:
+        chosen, baseline = select(table), table.best_baseline
+        if table.signals is not None or chosen is None or baseline is None:
             continue
-        ends = [end for end in (table.trivial, table.full) if end and end is not chosen]
+        ends = [end for end in reversed(table.ends(chosen)) if end and end is not chosen]
         rivals = [line for line in (*ends, baseline) if line.finished]
         gain = min(_less(chosen, line) for line in rivals)
         if len(ends) == 2 and gain > 0:
@@ -78,17 +78,12 @@ def _told(table: Table, chosen: Line) -> str:
 
 
 def _called(table: Table, line: Line) -> str:
-    if line is table.trivial:
+    full, trivial = table.ends(line)
+    if line is trivial:
         return "no symmetry"
-    if line is table.full:
+    if line is full:
         return "all permutations"
     return f"the best baseline, {line.name}" if line.is_baseline else f"the group {line.name}"
-
-
-def _best_baseline(table: Table) -> Line | None:
-    """The baseline that validation chooses."""
-    finished = [line for line in table.baselines if line.finished]
-    return min(finished, key=lambda line: mean(line.values("val")), default=None)
 
 
 def _less(line: Line, other: Line) -> float:
