@@ -20,7 +20,7 @@ from gsym.groups._pairs import coalesced, fixes
 from gsym.groups._record import record
 from gsym.groups.coordinates import (
     ChannelMoves,
-    check_representation,
+    check_representations,
     map_orbits,
     mixes_channels,
     pair_coordinate_orbits,
@@ -261,11 +261,9 @@ class ClusterGroup(PermutationGroup):
         self, in_rep: Representation | None, out_rep: Representation | None
     ) -> Elements:
         """All elements of the swaps, and how they mix channels."""
+        check_representations(self, in_rep, out_rep)
         table, sides = self._swap_table(), []
         for rep in (in_rep, out_rep):
-            if rep is not None:
-                check_representation(rep)
-                rep.check_group(self)
             still = torch.ones(len(table), 1, 1, dtype=torch.float64)
             sides.append(still if rep is None else rep.matrices)
         return Elements.of(table, *sides)
@@ -279,12 +277,10 @@ class ClusterGroup(PermutationGroup):
     def _swap_moves(
         self, in_rep: Representation | None, out_rep: Representation | None
     ) -> tuple[ChannelMoves, ChannelMoves]:
+        check_representations(self, in_rep, out_rep)
         count = 0 if self.swaps is None else self.swaps.num_generators
         moves = []
         for rep in (in_rep, out_rep):
-            if rep is not None:
-                check_representation(rep)
-                rep.check_group(self)
             moves.append(ChannelMoves.still(count) if rep is None else rep.moves)
         return moves[0], moves[1]
 

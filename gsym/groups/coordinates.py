@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,12 +63,20 @@ def _product(out: ChannelMoves, into: ChannelMoves) -> ChannelMoves:
     return ChannelMoves(images.flatten(1), signs.flatten(1))
 
 
-def check_representation(rep: object) -> None:
-    """Refuse what is no representation; the class itself is defined on top of groups."""
-    if not hasattr(rep, "moves_of_generators"):
-        raise TypeError(
-            f"in_rep and out_rep must be a gsym.Representation or None; got {type(rep).__name__}"
-        )
+def check_representations(group: object, *reps: Any) -> None:
+    """Refuse what is neither ``None`` nor a representation of this group.
+
+    The class itself is defined on top of groups.
+    """
+    for rep in reps:
+        if rep is None:
+            continue
+        if not hasattr(rep, "moves_of_generators"):
+            raise TypeError(
+                "in_rep and out_rep must be a gsym.Representation or None; got "
+                f"{type(rep).__name__}"
+            )
+        rep.check_group(group)
 
 
 def mixes_channels(*reps: object) -> bool:

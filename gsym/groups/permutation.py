@@ -28,7 +28,7 @@ from gsym.groups.adapted import Found, find_basis
 from gsym.groups.chain import StabiliserChain
 from gsym.groups.coordinates import (
     ChannelMoves,
-    check_representation,
+    check_representations,
     mixes_channels,
     pair_coordinate_orbits,
 )
@@ -430,17 +430,14 @@ class PermutationGroup:
         """How each generator moves the channels; one that stays without a representation."""
         if rep is None:
             return ChannelMoves.still(self.num_generators)
-        check_representation(rep)
+        check_representations(self, rep)
         return rep.moves_of_generators(self)
 
     def _on_clusters(
         self, clusters: ClusterGroup, *reps: Representation | None
     ) -> list[Representation | None]:
         """The same representations of this group in the form of clusters."""
-        for rep in reps:
-            if rep is not None:
-                check_representation(rep)
-                rep.check_group(self)
+        check_representations(self, *reps)
         return [None if rep is None else rep.on_clusters(clusters) for rep in reps]
 
     def _check_matrix(self, weight: Tensor) -> None:

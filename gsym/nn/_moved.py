@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -21,19 +21,14 @@ from gsym.nn._tied import as_clusters
 
 
 @dataclass(frozen=True)
-class _NodeTies(Tables):
-    tiles: kernels.Tiles
-    own: Tie
-    bias: Tie
-
-
-@dataclass(frozen=True)
 class _MovedTables(Tables):
-    parts: tuple[_NodeTies, ...]
+    tiles: kernels.Tiles
+    own: tuple[Tie, ...]  # of every part of the input
+    bias: Tie
 
     def to(self, device: torch.device) -> Self:
         """The same tables on another device."""
-        return type(self)(tuple(part.to(device) for part in self.parts))
+        return replace(super().to(device), own=tuple(tie.to(device) for tie in self.own))
 
 
 class MovedLinear(NodeMap[_MovedTables]):
@@ -63,13 +58,13 @@ class MovedLinear(NodeMap[_MovedTables]):
         self.in_channels, self.out_channels = sum(part.channels for part in into), out.channels
         self.fan_in = fan_in or self.in_channels
         self.group, self.into, self.out = group, tuple(into), out
-        tables = self._tables(torch.device("cpu")).parts
+        tables = self._tables(torch.device("cpu"))
         self._names = tuple(f"weight_{i}" if i else "weight" for i in range(len(into)))
-        for name, part, ties in zip(self._names, self.into, tables, strict=True):
-            weight = torch.empty(ties.own.free, part.copies, out.copies)
+        for name, part, tie in zip(self._names, self.into, tables.own, strict=True):
+            weight = torch.empty(tie.free, part.copies, out.copies)
             self.register_parameter(name, nn.Parameter(weight))
         if bias:
-            self.bias = nn.Parameter(torch.empty(tables[0].bias.free, out.copies))
+            self.bias = nn.Parameter(torch.empty(tables.bias.free, out.copies))
         else:
             self.register_parameter("bias", None)
 
@@ -78,9 +73,9 @@ class MovedLinear(NodeMap[_MovedTables]):
         k = clusters.partition.num_clusters
         rows = kernels.Segments(clusters.partition.labels, k)
         tiles = kernels.Tiles(rows, self.in_channels, self.out_channels)
-        all_own, bias = torch.ones(k, dtype=torch.bool), bias_tie(clusters, self.out)
-        ties = (own_tie(clusters, part, self.out, all_own) for part in self.into)
-        return _MovedTables(tuple(_NodeTies(tiles, own, bias) for own in ties))
+        all_own = torch.ones(k, dtype=torch.bool)
+        own = tuple(own_tie(clusters, part, self.out, all_own) for part in self.into)
+        return _MovedTables(tiles, own, bias_tie(clusters, self.out))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -105,16 +100,16 @@ class MovedLinear(NodeMap[_MovedTables]):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., n, in_channels]`` to ``[..., n, out_channels]``."""
-        tables = self._tables(x.device).parts
+        tables = self._tables(x.device)
         parts = [
-            own_matrices(ties.own, getattr(self, name), part, self.out)
-            for name, part, ties in zip(self._names, self.into, tables, strict=True)
+            own_matrices(tie, getattr(self, name), part, self.out)
+            for name, part, tie in zip(self._names, self.into, tables.own, strict=True)
         ]
         weight = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         bias = None
         if self.bias is not None:
-            bias = tables[0].bias.expand(self.bias).view(-1, self.out_channels)
-        return kernels.indexed_linear(x, weight, tables[0].tiles, bias)
+            bias = tables.bias.expand(self.bias).view(-1, self.out_channels)
+        return kernels.indexed_linear(x, weight, tables.tiles, bias)
 
     def extra_repr(self) -> str:
         """Channels, for ``repr``."""

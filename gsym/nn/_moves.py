@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -312,18 +310,16 @@ def check_movable(layer: Any, target: Chain | PermutationGroup | None) -> None:
         )
 
 
-@contextmanager
-def undrawn() -> Iterator[None]:
-    """Build a layer whose first weights do not count, and leave the random numbers alone."""
-    with torch.random.fork_rng(devices=[]):
-        yield
+def undrawn() -> torch.device:
+    """Where a layer is built whose first weights do not count: nothing is drawn, nothing stored."""
+    return torch.device("meta")
 
 
 def like(twin: nn.Module, layer: nn.Module) -> None:
-    """Give a new layer the type, device and mode of an old one."""
+    """Give a layer that was built ``undrawn`` room for weights as an old one has them."""
     first = next(layer.parameters(), None)
     if first is not None:
-        twin.to(first.device, first.dtype)
+        twin.to_empty(device=first.device).to(first.dtype)
     twin.train(layer.training)
 
 

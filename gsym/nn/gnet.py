@@ -84,10 +84,16 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
         always.
 
     Raises:
-        GraphError: An ``edge_index`` that is out of range, not int64 or not ``[2, e]``.
+        ValueError: An unknown ``propagate``; ``"pointwise"`` with what it refuses; more than a GiB
+            of weights, as in :class:`OrbitLinear`.
+        TypeError: A ``propagate`` that needs a graph, called without one.
+        GraphError: An ``edge_index`` that is out of range, not int64 or not ``[2, e]``; with
+            ``"none"``, any.
         SignalError: A signal of other channels, of another number of nodes, or not floating point;
             with ``group=None``, several graphs stacked without ``batch`` or ``batch_size``.
-        GroupError: Loading a checkpoint of another group.
+        GroupError: Loading a checkpoint of another group or of other representations; a
+            representation of another group or of other channels. Levels on different numbers of
+            nodes.
 
     Cost:
         That of :class:`OrbitLinear` and ``O(e d')`` per signal (``"pointwise"``: ``O(e d d')``).

@@ -85,9 +85,11 @@ class PenguinConv(ScoredLayer):
 
     Raises:
         ValueError: An alpha outside 0..1 or of an unknown kind.
+        GraphError: As :class:`EGNNConv`.
         SignalError: A given alpha of another shape or, on the CPU, outside 0..1; and as
             :class:`EGNNConv`.
-        GroupError: Loading a checkpoint of another group.
+        GroupError: Loading a checkpoint of another group or of other representations; a
+            representation of another group or of other channels; hidden channels that change signs.
 
     Cost:
         Twice that of :class:`EGNNConv`, and the Estimator.
@@ -289,6 +291,12 @@ class Penguin(ScoredLayer, GeometricStack):
         Coordinates: that of :class:`EGNNConv` where alpha is 1, none where it is 0; in between
         the errors of the layers add up.
         Nodes: that of :class:`EGNNConv`, for every alpha.
+
+    Raises:
+        ValueError: An alpha outside 0..1 or of an unknown kind.
+        GraphError: As :class:`EGNNConv`.
+        SignalError: As :class:`PenguinConv`.
+        GroupError: As :class:`PenguinConv`.
 
     Example:
         >>> net = Penguin(4, 2, hidden_channels=16, num_layers=2, alpha="learned")
