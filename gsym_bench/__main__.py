@@ -145,10 +145,11 @@ def report(*, out: Path = OUT, embed: Path | None = None) -> None:
         embed: Markdown file whose table between the results marks is replaced, and where there are
             lead marks, the sentences between them on where a group wins and where it does not.
     """
+    from gsym_bench.studies.poses import highlights
     from gsym_bench.suite.report.lead import write_lead
     from gsym_bench.suite.report.markdown import write_report
 
-    page = write_report(out, embed)
+    page = write_report(out, embed, highlights(out))
     if embed is not None:
         write_lead(out, embed)
     print(f"The report is in {page}")

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.draw import PALETTE, save
-from gsym_bench.suite.report.markdown import made_with, markdown_table, write_page
+from gsym_bench.suite.report.markdown import Highlight, made_with, markdown_table, write_page
 from gsym_bench.suite.report.tables import Interval, Line, Table, compare, tabulate
 from gsym_bench.suite.results import RESULTS, read_rows
 from gsym_bench.suite.run import run
@@ -28,6 +28,10 @@ STEPS = {50: 600, 100: 600, 200: 700, 400: 800, 1600: 1200, 0: 2200}
 GROUPS = ("trivial", "mirror S_2", REFLECTION)
 RIDGES = ("quadratic ridge", "quadratic ridge, reflected")
 _CHECKS = 10
+# By how much the net with the reflection should lie below the one without symmetry, in per cent.
+AIMS = {100: 12.0, 400: 10.0, 1600: 7.0}
+# Numbers of poses that the front page shows.
+FRONT = (100, 400)
 
 
 class FewPoses(Skeleton):
@@ -97,13 +101,11 @@ def main(out: Path, data: Path | None, counts: Sequence[int], seeds: int, consol
 
 def report(out: Path) -> Path:
     """Write the page and the picture from the results file."""
-    tables = [t for t in tabulate(read_rows(out / FOLDER)) if t.task == FewPoses.name]
+    tables = _tables(out)
     if not tables:
         raise BenchmarkError(
             f"no results in {out / FOLDER / RESULTS}; make some with gsym-bench poses"
         )
-    tables.sort(key=lambda table: _count(table.dataset))
-    first = tables[0].first
     parts = [
         "# Few poses",
         "2D joints of a person are lifted to 3D. Exchanging left and right joints also reflects "
@@ -117,6 +119,8 @@ def report(out: Path) -> Path:
         head = ["poses", "seeds", *names, "reflected against none", "diverged"]
         body = [cells for t in tables if (cells := _cells(t.lines, _count(t.dataset), names))]
         parts += [f"## {title}", markdown_table(head, body)]
+        if title == "Net":
+            parts += _judged(tables)
     weights = {
         line.name: line.rows[0].parameters for line in tables[-1].lines if not line.is_baseline
     }
@@ -130,13 +134,10 @@ def report(out: Path) -> Path:
     parts.append(f"![test error by number of poses]({_draw(out, tables)})")
     rows = [row for table in tables for line in table.lines for row in line.rows]
     counts = [_count(table.dataset) for table in tables]
-    asked = [count if count in STEPS else 0 for count in counts]
-    source = "" if first.source == "embedded" else " --data DIR"
-    seeds = 1 + max(row.seed for row in rows)
-    command = f"gsym-bench poses {' '.join(map(str, asked))}{source} --seeds {seeds}"
+    asked = [_asked(count) for count in counts]
     parts.append(
-        f"{made_with(command, rows)}; Adam at a rate of 0.001 along a cosine, batches of 64, as "
-        "many epochs as make "
+        f"{made_with(_command(tables), rows)}; Adam at a rate of 0.001 along a cosine, batches of "
+        "64, as many epochs as make "
         + ", ".join(
             f"{STEPS[key]:,} steps for {count:,} poses"
             for key, count in zip(asked, counts, strict=True)
@@ -144,6 +145,60 @@ def report(out: Path) -> Path:
         + f", {_CHECKS} looks at validation."
     )
     return write_page(out / PAGE, parts)
+
+
+def highlights(out: Path) -> list[Highlight]:
+    """What the front page shows of the results in ``out``, if there are any."""
+    tables = [table for table in _tables(out) if _count(table.dataset) in FRONT]
+    return [Highlight(_command(tables), tables)] if tables else []
+
+
+def _tables(out: Path) -> list[Table]:
+    """The tables of the study, by number of poses."""
+    tables = [t for t in tabulate(read_rows(out / FOLDER)) if t.task == FewPoses.name]
+    return sorted(tables, key=lambda table: _count(table.dataset))
+
+
+def _command(tables: Sequence[Table]) -> str:
+    """The command that makes these tables."""
+    asked = " ".join(str(_asked(_count(table.dataset))) for table in tables)
+    source = "" if tables[0].first.source == "embedded" else " --data DIR"
+    seeds = 1 + max(row.seed for t in tables for line in t.lines for row in line.rows)
+    return f"gsym-bench poses {asked}{source} --seeds {seeds}"
+
+
+def _asked(count: int) -> int:
+    """How the command line asks for so many poses."""
+    return count if count in STEPS else 0
+
+
+def _judged(tables: Sequence[Table]) -> list[str]:
+    """Which aims the net with the reflection reaches, and whether it wins with all poses."""
+    said = []
+    for table in tables:
+        count = _count(table.dataset)
+        lines = {line.name: line for line in table.lines}
+        reflected, plain = lines.get(GROUPS[-1]), lines.get(GROUPS[0])
+        if reflected is None or plain is None:
+            continue
+        difference = compare(reflected, plain)
+        if difference is None:
+            continue
+        share = 100 * difference.mean / mean(plain.values("test"))
+        if count in AIMS:
+            aim, met = f"{AIMS[count]:g} % at {count:,} poses", -share >= AIMS[count]
+        elif not _asked(count):
+            aim, met = f"an interval below 0 with all {count:,} poses", difference.high < 0
+        else:
+            continue
+        said.append(f"{aim}, {'reached' if met else 'missed'} ({share:+.1f} %)")
+    if not said:
+        return []
+    return [
+        "Aims of the net with the reflection against the one without symmetry: "
+        + "; ".join(said)
+        + "."
+    ]
 
 
 def _count(dataset: str) -> int:

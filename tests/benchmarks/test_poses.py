@@ -1,6 +1,7 @@
 """The study of few poses: its subsets, its schedule and its page."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from gsym_bench.studies import poses as study
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.report.tables import Line, Table
 from gsym_bench.suite.results import read_rows
 
 
@@ -39,9 +41,43 @@ def test_page_of_a_small_run(tmp_path, monkeypatch):
     assert "| 50 | 2 |" in text and (tmp_path / study.PICTURE).is_file()
     assert "`gsym-bench poses 50 --seeds 2`" in text
     assert "2 steps for 50 poses, 10 looks" in text
+    # The front page has a row of it, beside those of tasks.
+    monkeypatch.setattr(study, "FRONT", (50,))
+    (front,) = study.highlights(tmp_path)
+    assert front.command == "gsym-bench poses 50 --seeds 2"
+    assert [table.dataset for table in front.tables] == ["gait (simulated), 50 poses"]
     before = len(rows)
     study.main(tmp_path, None, [50], 2, Console(quiet=True))
     assert len(read_rows(tmp_path / study.FOLDER)) == before
+
+
+def test_the_page_says_which_aims_are_missed(tmp_path, monkeypatch):
+    assert study.highlights(tmp_path) == []
+    said = []
+    for aim in (5.0, 15.0):
+        monkeypatch.setattr(study, "AIMS", {100: aim})
+        tables = [made_up(100, -10.0), made_up(9800, -1.0), made_up(9800, 1.0)]
+        said.append(study._judged(tables)[0])
+    assert "5 % at 100 poses, reached (-10.0 %)" in said[0]
+    assert "15 % at 100 poses, missed (-10.0 %)" in said[1]
+    assert "all 9,800 poses, reached (-1.0 %); " in said[0]
+    assert "all 9,800 poses, missed (+1.0 %)." in said[0]
+    assert study._judged([]) == []
+
+
+def made_up(count, share):
+    """A table whose net with the reflection differs by about so many per cent."""
+
+    def line(name, values):
+        rows = tuple(
+            SimpleNamespace(seed=seed, status="ok", test=v, value=lambda *_, v=v: v)
+            for seed, v in enumerate(values)
+        )
+        return Line(name, rows)
+
+    plain, reflected = [100.0, 100.0, 100.0], [99.9 + share, 100.0 + share, 100.1 + share]
+    lines = (line(study.GROUPS[0], plain), line(study.GROUPS[-1], reflected))
+    return Table("poses", f"cmu-mocap, {count:,} poses", "standard", lines)
 
 
 def test_bad_input(tmp_path):

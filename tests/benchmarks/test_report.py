@@ -12,7 +12,7 @@ from toy_task import ToyTask, change, make_row, make_rows
 from gsym_bench.data import DataError
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.draw import distinct_colors
-from gsym_bench.suite.report.markdown import BEGIN, END
+from gsym_bench.suite.report.markdown import BEGIN, END, Highlight
 from gsym_bench.suite.report.markdown import write_report as report
 from gsym_bench.suite.report.tables import (
     against,
@@ -206,6 +206,13 @@ def test_embed_replaces_the_text_between_the_marks(tmp_path):
     assert "old" not in once and "2.267 ± 0.25 with (S_2)^2 x\\| S_2" in once
     report(tmp_path, readme)
     assert readme.read_text() == once
+    # Tables of a study stand below those of tasks, with the command that made them.
+    rows = [*FULL, *MIDDLE, *TRIVIAL, *COPY]
+    tables = tabulate(change(row, task="study") for row in rows)
+    report(tmp_path, readme, [Highlight("gsym-bench study", tables)])
+    text = readme.read_text()
+    assert text.startswith("\n".join(once.split("\n")[:5]) + "\n| study (")
+    assert " and `gsym-bench study` at commit" in text
 
 
 def test_embed_without_marks_changes_nothing(tmp_path):

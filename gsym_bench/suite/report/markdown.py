@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 from gsym_bench.data import replacing
 from gsym_bench.suite.crossover import crossover_path, read_predictions
@@ -34,13 +35,28 @@ from gsym_bench.suite.results import RESULTS, Row, example_path, read_rows
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def write_report(out: Path, embed: Path | None = None) -> Path:
+class Highlight(NamedTuple):
+    """Tables of a study that the short table shows as well.
+
+    Attributes:
+        command: What makes them.
+        tables: The tables.
+    """
+
+    command: str
+    tables: Sequence[Table]
+
+
+def write_report(
+    out: Path, embed: Path | None = None, highlights: Sequence[Highlight] = ()
+) -> Path:
     """Write ``out/report.md`` and its pictures from ``out/results.csv``.
 
     Args:
         out: Folder of results.
         embed: Markdown file whose text between ``<!-- results:begin -->`` and
             ``<!-- results:end -->`` becomes a short table; ``None`` changes no other file.
+        highlights: Tables of studies, for the short table alone.
 
     Returns:
         Path of the page.
@@ -52,7 +68,7 @@ def write_report(out: Path, embed: Path | None = None) -> Path:
     if not tables:
         raise BenchmarkError(f"no results in {out / RESULTS}; make some with gsym-bench run")
     if embed is not None:
-        _embed(embed, [table for table in tables if table.signals is None] or tables)
+        _embed(embed, [table for table in tables if table.signals is None] or tables, highlights)
     tables.sort(key=lambda table: (table.stem, table.signals or 0))
     sections = [_section(out, list(own)) for _, own in groupby(tables, lambda table: table.stem)]
     return write_page(out / "report.md", ["# Results", *_provenance(tables), *sections])
@@ -300,15 +316,16 @@ def _command(tables: Sequence[Table]) -> str:
     return " && ".join(commands)
 
 
-def _embed(path: Path, tables: Sequence[Table]) -> None:
+def _embed(path: Path, tables: Sequence[Table], highlights: Sequence[Highlight]) -> None:
     """Put a short table between the two marks of a Markdown file."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     start, end = text.find(BEGIN), text.find(END)
     if start < 0 or end < start:
         raise BenchmarkError(f"{path} must hold the line {BEGIN} and, after it, {END}")
     head = ["task", "metric", "S_n", "chosen by validation", "trivial", "best baseline"]
+    shown = [*tables, *(table for highlight in highlights for table in highlight.tables)]
     body = []
-    for table in tables:
+    for table in shown:
         chosen = select(table)
         best = table.best_baseline
         body.append(
@@ -321,9 +338,10 @@ def _embed(path: Path, tables: Sequence[Table]) -> None:
                 f"{spread(best.values('test'))} with {best.name}" if best else "-",
             ]
         )
-    commits = {row.commit for t in tables for line in t.lines for row in line.rows}
+    commits = {row.commit for t in shown for line in t.lines for row in line.rows}
     short = ", ".join(sorted(f"{c[:10]}{'+dirty' * c.endswith('+dirty')}" for c in commits))
-    note = f"Test error, mean ± standard deviation over seeds. Made with `{_command(tables)}`"
+    commands = " and ".join(f"`{c}`" for c in (_command(tables), *(h.command for h in highlights)))
+    note = f"Test error, mean ± standard deviation over seeds. Made with {commands}"
     block = f"{BEGIN}\n{markdown_table(head, body)}\n\n{note} at commit {short}.\n"
     with replacing(path) as file:
         file.write((text[:start] + block + text[end:]).encode())
