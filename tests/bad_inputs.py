@@ -462,7 +462,7 @@ def representations() -> Iterator[Bad]:
 
 
 # Sides that refuse a representation which is right elsewhere.
-_REFUSING = ("channels", "pointwise", "hidden", "S_n")
+_REFUSING = ("channels", "hidden", "S_n")
 
 
 def graphs() -> Iterator[Bad]:

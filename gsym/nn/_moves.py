@@ -282,7 +282,11 @@ def move_conv(conv: Any, twin: Any, group: PermutationGroup | None) -> Move:
     if conv.weight is None:
         move: Move = twin.linear.moved
         return Move(move.exact, move.lost, move.lost_bias + lost_bias * (not move.exact))
-    values, lost = move_orbits(conv.weight, conv.group, group)
+    own = conv.group
+    if conv._tables(conv.weight.device).pair_ties is not None:
+        # With representations every pair of clusters has a matrix of its own.
+        own = ClusterGroup(as_clusters(own).partition)
+    values, lost = move_orbits(conv._pair_matrices(), own, group)
     twin.weight.copy_(values)
     n = _num_nodes(conv.group, group)
     exact = is_subgroup(on_nodes(group, n), on_nodes(conv.group, n))

@@ -198,12 +198,7 @@ class SignedMixing(TabledModule[_MixingTables]):
         self.weight = nn.Parameter(torch.empty(free, into.copies, out.copies))
 
     def _build_tables(self) -> _MixingTables:
-        sides = self.into.base, self.out.base
-        tie: Tie
-        if self.into.mixes or self.out.mixes:
-            tie = MatrixTie.of(self.group.cluster_pair_maps(*sides))
-        else:
-            tie = SignedTie.of(self.group.cluster_pair_orbits(*sides))
+        tie = pair_tie(self.group, self.into, self.out)
         rows = None
         if isinstance(tie, SignedTie) and tie.free and self.out.copies >= _MANY:
             rows = _SignedRows.of(tie, self.into.copies)
@@ -255,6 +250,13 @@ class SignedMixing(TabledModule[_MixingTables]):
         self.weight.sub_(self._tables(own.device).tie.read(table.flatten(0, 3)))
 
 
+def pair_tie(group: ClusterGroup, into: Channels, out: Channels) -> Tie:
+    """The tie ``[t, s, out, in]`` of the matrix from every cluster to every other."""
+    if into.mixes or out.mixes:
+        return MatrixTie.of(group.cluster_pair_maps(into.base, out.base))
+    return SignedTie.of(group.cluster_pair_orbits(into.base, out.base))
+
+
 def own_tie(group: ClusterGroup, into: Channels, out: Channels, has_own: Tensor) -> Tie:
     """The tie ``[k, out, in]`` of the matrix that nodes have for themselves, by cluster.
 
@@ -290,6 +292,41 @@ def draw_own(tie: Tie, weight: Tensor, variance: float, width: int) -> None:
     place = torch.arange(math.prod(tie.shape), device=draw.device).view(tie.shape)
     full = isometric(draw, tie, place, torch.ones(width, dtype=torch.float64, device=draw.device))
     weight.copy_(tie.read(full.flatten(0, 2)).view_as(weight))
+
+
+@dataclass(frozen=True)
+class PairTies(Tables):
+    """Ties of one matrix per ordered pair of clusters, and of one per cluster for a node itself.
+
+    The second are left out for clusters of one node. Free blocks of the first come first.
+    """
+
+    pairs: Tie
+    own: Tie
+    has_own: Tensor
+
+    @classmethod
+    def of(cls, group: ClusterGroup, into: Channels, out: Channels) -> Self:
+        """The ties of a group, on the CPU."""
+        has_own = torch.tensor(group.partition.sizes) > 1
+        return cls(pair_tie(group, into, out), own_tie(group, into, out, has_own), has_own)
+
+    @property
+    def free(self) -> int:
+        """Number of free blocks."""
+        return self.pairs.free + self.own.free
+
+    def matrices(self, weight: Tensor, into: Channels, out: Channels) -> Tensor:
+        """The matrices ``[k * k + own, in, out]``, pairs (t, s) target first."""
+        pairs, own = weight.split([self.pairs.free, self.own.free])
+        alone = own_matrices(self.own, own, into, out)[self.has_own]
+        return torch.cat([own_matrices(self.pairs, pairs, into, out), alone])
+
+    def draw(self, weight: Tensor, variance: float, out: Channels) -> None:
+        """Fill the free blocks so that every matrix keeps lengths, up to this variance."""
+        parts = weight.split([self.pairs.free, self.own.free])
+        for tie, part in zip((self.pairs, self.own), parts, strict=True):
+            draw_own(tie, part, variance, out.width)
 
 
 def hidden_rep(

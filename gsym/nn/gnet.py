@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gsym import kernels
 from gsym._validate import check_widths
 from gsym.errors import GraphError
-from gsym.groups import PermutationGroup, Representation
+from gsym.groups import ClusterGroup, PermutationGroup, Representation
 from gsym.nn._batch import count_graphs, refuse_stacked, unstack
 from gsym.nn._inputs import check_input
 from gsym.nn._last_graph import LastGraph
@@ -24,7 +24,7 @@ from gsym.nn._mixing import check_mixing_memory
 from gsym.nn._modules import Tables, is_plain, own_parameter
 from gsym.nn._moves import Movable, Move, check_movable, like, move_conv, undrawn
 from gsym.nn._neighbours import NeighbourGraph, PairTable
-from gsym.nn._signs import Channels, Tie, bias_tie, hidden_rep
+from gsym.nn._signs import Channels, PairTies, Tie, bias_tie, hidden_rep
 from gsym.nn._tied import TiedLayer, as_clusters
 from gsym.nn.linear import OrbitLinear, permute
 
@@ -36,6 +36,7 @@ class _ConvTables(Tables):
     node_orbit: Tensor  # of every node; its cluster where the bias has signs
     ties: PairTable | None
     bias_tie: Tie | None
+    pair_ties: PairTies | None  # of the matrices by pair of clusters that ``ties`` tells apart
 
 
 class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
@@ -62,7 +63,7 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
         propagate: One of the four ways, or ``"auto"``: ``"adjacency"`` in a call with a graph, and
             the map and bias alone, as ``"none"``, in a call without.
         in_rep: As in :class:`OrbitLinear`: how the group moves the channels of the input.
-        out_rep: How it moves those of the output; ``"pointwise"`` refuses both.
+        out_rep: How it moves those of the output.
         bias: Add one learned vector per node orbit.
         mixing: As in :class:`OrbitLinear`; ``"pointwise"`` has none and refuses the choice.
         rank: As in :class:`OrbitLinear`.
@@ -151,13 +152,9 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
             )
         self.levels = () if chain is None else chain.groups
         self._signed = in_rep is not None or out_rep is not None
-        if self._signed and propagate == "pointwise":
-            raise ValueError(
-                'propagate="pointwise" has no form with representations on channels; use '
-                '"adjacency" or "weighted"'
-            )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.propagate = propagate
+        self._into = Channels.of(in_rep, in_channels, group, "in_rep")
         self._out = Channels.of(out_rep, out_channels, group, "out_rep")
         clusters = as_clusters(group)
         self.num_nodes = None if group is None else clusters.num_nodes
@@ -170,7 +167,10 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
         self.register_parameter("edge_logit", None)
         if ties is not None and propagate == "pointwise":
             check_mixing_memory(ties.num_orbits, in_channels, out_channels, clusters)
-            self.weight = nn.Parameter(torch.empty(ties.num_orbits, in_channels, out_channels))
+            shape = ties.num_orbits, in_channels, out_channels
+            if tables.pair_ties is not None:
+                shape = tables.pair_ties.free, self._into.copies, self._out.copies
+            self.weight = nn.Parameter(torch.empty(*shape))
         else:
             self.linear = OrbitLinear(
                 in_channels,
@@ -199,11 +199,15 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
 
     def _build_tables(self) -> _ConvTables:
         tied = self.propagate in ("weighted", "pointwise")
-        ties = PairTable.build(self.group) if tied else None
         clusters = as_clusters(self.group)
         if not self._signed:
-            return _ConvTables(clusters.node_orbits().index, ties, None)
-        return _ConvTables(clusters.partition.labels, ties, bias_tie(clusters, self._out))
+            ties = PairTable.build(self.group) if tied else None
+            return _ConvTables(clusters.node_orbits().index, ties, None, None)
+        nodes, bias = clusters.partition.labels, bias_tie(clusters, self._out)
+        if self.propagate != "pointwise":
+            return _ConvTables(nodes, PairTable.build(self.group) if tied else None, bias, None)
+        pairs = PairTies.of(clusters, self._into, self._out)
+        return _ConvTables(nodes, PairTable.build(ClusterGroup(clusters.partition)), bias, pairs)
 
     @torch.no_grad()
     def reset_parameters(self, gain: float = math.sqrt(2)) -> None:
@@ -211,7 +215,11 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
         if self.linear is not None:
             self.linear.reset_parameters(gain)
         if self.weight is not None:
-            self.weight.normal_(std=gain / math.sqrt(self.in_channels))
+            ties = self._tables(self.weight.device).pair_ties
+            if ties is None:
+                self.weight.normal_(std=gain / math.sqrt(self.in_channels))
+            else:
+                ties.draw(self.weight, gain**2 / self.in_channels, self._out)
         if self.edge_logit is not None:
             self.edge_logit.zero_()
         if self.bias is not None:
@@ -281,8 +289,15 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
             return y.to(sent.dtype)
         assert self.weight is not None and graph.tiles is not None
         sent = kernels.segment_gather(x.to(weight.dtype), graph.source) * weight
-        messages = kernels.indexed_linear(sent, self.weight.to(weight.dtype), graph.tiles)
+        matrices = self._pair_matrices().to(weight.dtype)
+        messages = kernels.indexed_linear(sent, matrices, graph.tiles)
         return kernels.segment_sum(messages, graph.target).to(x.dtype)
+
+    def _pair_matrices(self) -> Tensor:
+        """The matrices ``[p, in, out]`` of ``"pointwise"``, as the pairs are numbered."""
+        assert self.weight is not None
+        ties = self._tables(self.weight.device).pair_ties
+        return self.weight if ties is None else ties.matrices(self.weight, self._into, self._out)
 
     def _prepare(
         self, edge_index: Tensor | None, x: Tensor, batch_size: int | None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_stays_equivariant, randomised
-from oracles.representations import GROUPS, average, representations
+from oracles.representations import GROUPS, average, by_characters, representations
 from torch import Tensor, nn
 
 from gsym import ClusterGroup, Partition, PermutationGroup, Representation
@@ -118,15 +118,24 @@ def test_layers_span_the_commutant(name: str, kind: str) -> None:
     """The rank over random weights is the dimension that characters give, and no more."""
     group = GROUPS[name]()
     rng = np.random.default_rng(list(map(ord, name + kind)))
-    reps = [small(group, rng), small(group, rng)]
-    if kind != "signed" and name != "trivial":
-        reps = [reps[0] if "signs" in kind else in_basis(reps[0], 3), in_basis(reps[1], 4)]
-    layer = linear(*reps, bias=False).double()
-    dim = group.commutant_dim(*reps)
-    assert sum(p.numel() for p in layer.parameters()) == dim
-    maps = torch.stack([dense(randomised(layer, seed)).flatten() for seed in range(dim + 2)])
-    rank = int(torch.linalg.matrix_rank(maps, rtol=1e-9)) if dim else int(maps.abs().max() > 0)
-    assert rank == dim
+    for _ in range(2):
+        signed = reps = [small(group, rng), small(group, rng)]
+        if kind != "signed" and name != "trivial":
+            reps = [reps[0] if "signs" in kind else in_basis(reps[0], 3), in_basis(reps[1], 4)]
+        dim = round(by_characters(group, *signed))
+        assert group.commutant_dim(*reps) == dim
+        layer = linear(*reps, bias=False).double()
+        assert sum(p.numel() for p in layer.parameters()) == dim
+        eye = torch.eye(group.num_nodes * layer.in_channels, dtype=torch.float64)
+        x, maps = eye.view(-1, group.num_nodes, layer.in_channels), []
+        with torch.no_grad():
+            for _ in range(dim + 2):
+                for p in layer.parameters():
+                    p.normal_()
+                maps.append(layer(x).flatten())
+        table = torch.stack(maps)
+        rank = int(torch.linalg.matrix_rank(table, rtol=1e-9)) if dim else int(table.any())
+        assert rank == dim
 
 
 def small(group: PermutationGroup, rng: np.random.Generator) -> Representation:
@@ -181,7 +190,7 @@ def test_initial_weights_keep_the_size_of_a_signal(rep: Representation) -> None:
 RING = torch.tensor([[0, 1, 2, 3, 3, 3], [1, 2, 0, 0, 1, 2]])
 
 
-@pytest.mark.parametrize("propagate", ["none", "adjacency", "weighted"])
+@pytest.mark.parametrize("propagate", ["none", "adjacency", "weighted", "pointwise"])
 def test_convolutions_and_stacks(propagate: str) -> None:
     graph = () if propagate == "none" else (RING,)
     x = torch.randn(3, 4, 2, dtype=torch.float64)

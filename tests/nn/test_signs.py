@@ -126,7 +126,7 @@ POSE = Representation.from_signs(MIRROR, [[-1, 1]])
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 4], [4, 4, 0, 1, 0, 1]])
 
 
-@pytest.mark.parametrize("propagate", ["none", "adjacency", "weighted", "auto"])
+@pytest.mark.parametrize("propagate", ["none", "adjacency", "weighted", "pointwise", "auto"])
 def test_convolutions_and_stacks(propagate: str) -> None:
     graph = () if propagate == "none" else (EDGES,)
     x = torch.randn(3, 5, 2, dtype=torch.float64)
@@ -136,6 +136,61 @@ def test_convolutions_and_stacks(propagate: str) -> None:
         GNet([2, 8, 6, 2], MIRROR, propagate=propagate, **reps),
     ):
         assert_stays_equivariant(net, MIRROR, x, *graph, **reps)
+
+
+ROTATION = torch.tensor([[-0.5, -(0.75**0.5)], [0.75**0.5, -0.5]], dtype=torch.float64)
+POINTWISE = {
+    **{name: CASES[name] for name in ("mirror", "clusters", "3-cycle", "sign of order 6")},
+    "matrices of order 3": (
+        Representation.from_matrices(TURN, [ROTATION]),
+        Representation.from_permutation(TURN, [[1, 2, 0]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise_spans_all_maps_of_a_complete_graph(name: str) -> None:
+    """Exact, no more symmetric than asked, and complete where every pair is an edge."""
+    first, second = POINTWISE[name]
+    group, n = first.group, first.group.num_nodes
+    widths, reps = (first.num_channels, second.num_channels), {"in_rep": first, "out_rep": second}
+    conv = GNetConv(*widths, group, propagate="pointwise", bias=False, **reps).double()
+    dim = group.commutant_dim(first, second)
+    assert conv.weight.numel() == dim
+    complete = torch.cartesian_prod(torch.arange(n), torch.arange(n)).t()
+    eye = torch.eye(n * widths[0], dtype=torch.float64).view(-1, n, widths[0])
+    maps = []
+    for _ in range(dim + 2):
+        torch.nn.init.normal_(conv.weight)
+        maps.append(conv(eye, complete).detach())
+    assert int(torch.linalg.matrix_rank(torch.stack(maps).flatten(1), rtol=1e-9)) == dim
+    # The same map by its definition, n times: the mean over n neighbours.
+    table = n * maps[-1].view(n, widths[0], n, widths[1]).permute(2, 0, 3, 1)
+    torch.testing.assert_close(group.project(table, first, second), table, rtol=0, atol=1e-12)
+    assert equivariance_error(conv, group, eye, complete, **reps) < 1e-10
+    with pytest.raises(AssertionError, match="not equivariant"):
+        assert_equivariant(conv, group, eye, complete)  # the permutation without the channels
+
+
+def test_pointwise_moves_to_a_group_without_swaps() -> None:
+    conv = randomised(GNetConv(2, 2, MIRROR, propagate="pointwise", in_rep=POSE, out_rep=POSE))
+    x = torch.randn(3, 5, 2, dtype=torch.float64)
+    free = conv.to_group(PermutationGroup.trivial(5))
+    assert free.moved.exact and free.in_rep is None
+    torch.testing.assert_close(free(x, EDGES), conv(x, EDGES), rtol=0, atol=1e-14)
+    wide = conv.to_group(ClusterGroup(Partition.from_labels([0, 0, 1, 1, 2])))
+    assert not wide.moved.exact and 0 < wide.moved.lost < 1
+
+
+def test_initial_pointwise_weights_keep_the_size_of_a_signal() -> None:
+    """Without edges every node sees itself alone, through one matrix."""
+    reps = {"in_rep": 4 * POSE, "out_rep": 2 * Representation.regular(MIRROR)}
+    conv = GNetConv(8, 4, MIRROR, propagate="pointwise", **reps)
+    x, none, sizes = torch.randn(64, 5, 8), torch.empty(2, 0, dtype=torch.int64), []
+    for _ in range(100):
+        conv.reset_parameters()
+        sizes.append(float(conv(x, none).detach().square().mean() / x.square().mean()))
+    assert sum(sizes) / len(sizes) == pytest.approx(2.0, rel=0.15)
 
 
 def test_regular_hidden_channels_keep_odd_information_at_nodes_that_stay() -> None:
@@ -229,9 +284,9 @@ def test_checkpoints_name_the_representation() -> None:
             "no form with representations",
         ),
         (
-            lambda: GNetConv(2, 2, MIRROR, in_rep=POSE, propagate="pointwise"),
-            ValueError,
-            "no form with representations",
+            lambda: GNetConv(3, 2, MIRROR, in_rep=POSE, propagate="pointwise"),
+            GroupError,
+            "in_rep has 2 channels",
         ),
         (lambda: GNet([2, 5, 2], MIRROR, in_rep=POSE), GroupError, "multiples"),
         (lambda: GNet([2, 4, 2], MIRROR, hidden="odd"), ValueError, "trivial"),
