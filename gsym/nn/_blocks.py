@@ -12,7 +12,7 @@ from gsym import kernels
 from gsym.groups import PermutationGroup
 from gsym.groups.adapted import AdaptedBasis, BlockShape
 from gsym.kernels.adapted import AdaptedTables, adapted_linear
-from gsym.nn._modules import Tables
+from gsym.nn._modules import Numbers, Tables
 
 # Least gain over a dense matrix, measured on groups of 6 to 64 nodes: the share of its
 # multiplications that may be left, and how many of its numbers must be saved, lest calls cost more.
@@ -26,22 +26,6 @@ FUSED = 3
 DENSE = 0.05
 # From so many numbers a row on, rows of weights are laid where the products want them.
 WIDE = 32
-
-
-@dataclass(frozen=True)
-class _Numbers(Tables):
-    """The same numbers in double and in single precision."""
-
-    double: Tensor
-    single: Tensor
-
-    @classmethod
-    def of(cls, numbers: Tensor) -> Self:
-        return cls(numbers, numbers.float())
-
-    def like(self, x: Tensor) -> Tensor:
-        """In double precision for double, otherwise in single."""
-        return self.double if x.dtype == torch.float64 else self.single
 
 
 @dataclass(frozen=True)
@@ -60,12 +44,12 @@ class BlockTables(Tables):
         in_torch: Whether blocks pay in calls of torch as well.
     """
 
-    matrix: _Numbers
+    matrix: Numbers
     shapes: tuple[BlockShape, ...]
-    dense: _Numbers | None
+    dense: Numbers | None
     source: kernels.Segments | None
     target: kernels.Segments | None
-    coefficient: _Numbers | None
+    coefficient: Numbers | None
     by_row: bool
     compiled: AdaptedTables
     in_torch: bool
@@ -96,11 +80,11 @@ class BlockTables(Tables):
         sparse = basis.entry, basis.orbit, basis.coefficient
         compiled = AdaptedTables(basis.matrix, basis.shapes, *sparse, index)
         how = compiled, pays(basis.cost, LEAST_IN_TORCH)
-        matrix, entry = _Numbers.of(basis.matrix), _transposed(basis)
+        matrix, entry = Numbers.of(basis.matrix), _transposed(basis)
         if basis.coefficient.numel() > DENSE * basis.num_entries * free:
             full = torch.zeros(basis.num_entries, free, dtype=torch.float64, device="cpu")
             full.index_put_((entry, basis.orbit), basis.coefficient)
-            return cls(matrix, basis.shapes, _Numbers.of(full), None, None, None, False, *how)
+            return cls(matrix, basis.shapes, Numbers.of(full), None, None, None, False, *how)
         target, source, coefficient = entry, basis.orbit, basis.coefficient
         num_rows, num_entries, by_row = free, basis.num_entries, out_channels >= WIDE
         if by_row:
@@ -116,7 +100,7 @@ class BlockTables(Tables):
             None,
             kernels.Segments(source[order], num_rows),
             kernels.Segments(target[order], num_entries),
-            _Numbers.of(coefficient[order]),
+            Numbers.of(coefficient[order]),
             by_row,
             *how,
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gsym import kernels
 from gsym.groups.matrices import TiedMaps
-from gsym.nn._modules import Tables
+from gsym.nn._modules import Numbers, Tables
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class MatrixTie(Tables):
     shape: tuple[int, ...]  # of the positions
     source: kernels.Segments | None  # block of every factor; None if all positions are zero
     target: kernels.Segments | None  # position of every factor
-    factor: Tensor  # float64
+    factor: Numbers
     squares: Tensor  # sum of the squared factors of every block, float64
     free: int  # number of blocks
 
@@ -36,14 +36,14 @@ class MatrixTie(Tables):
         if order.numel():
             source = kernels.Segments(weight, maps.num_weights)
             target = kernels.Segments(entry, math.prod(maps.shape))
-        factor = maps.coefficient[order]
+        factor = Numbers.of(maps.coefficient[order])
         return cls(maps.shape, source, target, factor, maps.squares, maps.num_weights)
 
     def expand(self, weight: Tensor) -> Tensor:
         """The table ``[p, ...]`` of the free blocks ``[free, ...]``."""
         if self.source is None or self.target is None:
             return weight.new_zeros(math.prod(self.shape), *weight.shape[1:])
-        factor = self.factor.to(weight.dtype)
+        factor = self.factor.like(weight)
         rows = kernels.gather_segment_sum(weight.flatten(1), self.source, self.target, factor)
         return rows.unflatten(1, weight.shape[1:])
 
@@ -53,7 +53,7 @@ class MatrixTie(Tables):
         if self.source is None or self.target is None:
             return total
         more = [1] * (table.dim() - 1)
-        scaled = table[self.target.index] * self.factor.to(table.dtype).view(-1, *more)
+        scaled = table[self.target.index] * self.factor.like(table).to(table.dtype).view(-1, *more)
         total = total.index_add(0, self.source.index, scaled)
         return total / self.squares.to(table.dtype).view(-1, *more)
 
@@ -69,7 +69,7 @@ class MatrixTie(Tables):
         """
         if self.source is None or self.target is None:
             return share.new_zeros(*place.shape[:-2], *place.shape[-1:] * 2)
-        return gram(place, share, self.target.index, self.source.index, self.factor)
+        return gram(place, share, self.target.index, self.source.index, self.factor.double)
 
 
 def gram(place: Tensor, share: Tensor, position: Tensor, block: Tensor, factor: Tensor) -> Tensor:

@@ -28,6 +28,23 @@ class Tables:
         return replace(self, **moved)
 
 
+@dataclass(frozen=True)
+class Numbers(Tables):
+    """The same numbers in double and in single precision."""
+
+    double: Tensor
+    single: Tensor
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> Self:
+        """Of numbers in double precision."""
+        return cls(numbers, numbers.float())
+
+    def like(self, x: Tensor) -> Tensor:
+        """In double precision for double, otherwise in single."""
+        return self.double if x.dtype == torch.float64 else self.single
+
+
 T = TypeVar("T", bound=Tables)
 
 

@@ -15,7 +15,7 @@ from gsym.errors import GroupError
 from gsym.groups import ClusterGroup, Orbits, PermutationGroup, Representation
 from gsym.nn._matrix_tie import MatrixTie, gram
 from gsym.nn._mixing import check_mixing_memory
-from gsym.nn._modules import TabledModule, Tables
+from gsym.nn._modules import Numbers, TabledModule, Tables
 from gsym.nn._tied import as_clusters
 
 
@@ -79,7 +79,7 @@ class SignedTie(Tables):
 
     blocks: kernels.Segments | None  # block of every position; None if all are zero
     index: Tensor  # the same as the orbits have it, -1 where nothing may lie
-    sign: Tensor  # 1 or -1, 0 there, float64
+    sign: Numbers  # 1 or -1, 0 there
     first: Tensor  # a position of every block
     free: int  # number of blocks
 
@@ -91,19 +91,19 @@ class SignedTie(Tables):
         found, places = np.unique(index.numpy(), return_index=True)
         first = torch.from_numpy(places[found >= 0])
         blocks = kernels.Segments(index.clamp(min=0), free) if free else None
-        return cls(blocks, orbits.index, orbits.signs.double(), first, free)
+        return cls(blocks, orbits.index, Numbers.of(orbits.signs.double()), first, free)
 
     def expand(self, weight: Tensor) -> Tensor:
         """The table ``[p, ...]`` of the free blocks ``[free, ...]``."""
         if self.blocks is None:
-            return weight.new_zeros(self.sign.numel(), *weight.shape[1:])
+            return weight.new_zeros(self.index.numel(), *weight.shape[1:])
         rows = kernels.segment_gather(weight.flatten(1), self.blocks)
-        signs = self.sign.to(weight.dtype).view(-1, 1)
+        signs = self.sign.like(weight).to(weight.dtype).view(-1, 1)
         return (rows * signs).unflatten(1, weight.shape[1:])
 
     def read(self, table: Tensor) -> Tensor:
         """The free blocks of a table that is tied."""
-        sign = self.sign.view(-1)[self.first].to(table.dtype)
+        sign = self.sign.like(table).view(-1)[self.first].to(table.dtype)
         return table[self.first] * sign.view(-1, *[1] * (table.dim() - 1))
 
     @property
@@ -113,7 +113,7 @@ class SignedTie(Tables):
 
     def gram(self, place: Tensor, share: Tensor) -> Tensor:
         """As :meth:`MatrixTie.gram`."""
-        sign = self.sign.reshape(-1)
+        sign = self.sign.double.reshape(-1)
         position = sign.nonzero()[:, 0]
         return gram(place, share, position, self.index.reshape(-1)[position], sign[position])
 
@@ -148,13 +148,12 @@ class _SignedRows(Tables):
 
     source: kernels.Segments
     target: kernels.Segments
-    double: Tensor
-    single: Tensor
+    sign: Numbers
 
     @classmethod
     def of(cls, tie: SignedTie, copies: int) -> Self:
         """Of entries ``[t, s, out, in]``, for rows ``[s, in, copy, t, out]``."""
-        index, sign = (v.permute(1, 3, 0, 2).unsqueeze(2) for v in (tie.index, tie.sign))
+        index, sign = (v.permute(1, 3, 0, 2).unsqueeze(2) for v in (tie.index, tie.sign.double))
         copy = torch.arange(copies, device="cpu").view(-1, 1, 1)
         rows = (index * copies + copy).reshape(-1)
         signs = sign.expand(*sign.shape[:2], copies, *sign.shape[3:]).reshape(-1)
@@ -162,13 +161,12 @@ class _SignedRows(Tables):
         return cls(
             kernels.Segments(rows[kept], tie.free * copies),
             kernels.Segments(kept.nonzero()[:, 0], kept.numel()),
-            signs[kept],
-            signs[kept].float(),
+            Numbers.of(signs[kept]),
         )
 
     def lay(self, weight: Tensor) -> Tensor:
         """The rows, of blocks ``[free, copies, copies]``."""
-        sign = self.double if weight.dtype == torch.float64 else self.single
+        sign = self.sign.like(weight)
         return kernels.gather_segment_sum(weight.flatten(0, 1), self.source, self.target, sign)
 
 

@@ -348,9 +348,9 @@ def test_lengths_are_those_of_the_definition() -> None:
     """The mean of ``W^T diag(share) W``, entry by entry: those of one orbit are one number."""
     pose = POSE.on_clusters(MIRROR.as_clusters())
     tie = SignedTie.of(MIRROR.as_clusters().cluster_pair_orbits(pose, pose))
-    place = torch.randperm(tie.sign.numel()).view(5, 2, 10)
+    place = torch.randperm(tie.sign.double.numel()).view(5, 2, 10)
     share = torch.rand(2, dtype=torch.float64)
-    index, sign = tie.index.reshape(-1)[place], tie.sign.reshape(-1)[place]
+    index, sign = tie.index.reshape(-1)[place], tie.sign.double.reshape(-1)[place]
     same = (index[..., None] == index[..., None, :]) * sign[..., None] * sign[..., None, :]
     expected = (same * share[:, None, None]).sum(dim=-3)
     torch.testing.assert_close(tie.gram(place, share), expected, rtol=0, atol=1e-12)
