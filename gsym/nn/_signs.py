@@ -289,7 +289,7 @@ def draw_own(tie: Tie, weight: Tensor, variance: float, width: int) -> None:
     draw = torch.randn_like(weight).flatten(1) * math.sqrt(variance * width)
     place = torch.arange(math.prod(tie.shape), device=draw.device).view(tie.shape)
     full = isometric(draw, tie, place, torch.ones(width, dtype=torch.float64, device=draw.device))
-    weight.copy_(tie.read(full.flatten(0, 2)).view_as(weight))
+    weight.copy_(tie.read(full.flatten(0, -2)).view_as(weight))
 
 
 @dataclass(frozen=True)
