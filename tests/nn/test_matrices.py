@@ -119,7 +119,7 @@ def test_layers_span_the_commutant(name: str, kind: str) -> None:
     group = GROUPS[name]()
     rng = np.random.default_rng(list(map(ord, name + kind)))
     for _ in range(2):
-        signed = reps = [small(group, rng), small(group, rng)]
+        signed = reps = [representations(group, rng, count, most=4) for count in (1, 2)]
         if kind != "signed" and name != "trivial":
             reps = [reps[0] if "signs" in kind else in_basis(reps[0], 3), in_basis(reps[1], 4)]
         dim = round(by_characters(group, *signed))
@@ -136,15 +136,6 @@ def test_layers_span_the_commutant(name: str, kind: str) -> None:
         table = torch.stack(maps)
         rank = int(torch.linalg.matrix_rank(table, rtol=1e-9)) if dim else int(table.any())
         assert rank == dim
-
-
-def small(group: PermutationGroup, rng: np.random.Generator) -> Representation:
-    """A random representation on few channels."""
-    for _ in range(200):
-        rep = representations(group, rng)
-        if rep.num_channels <= 3:
-            return rep
-    return Representation.trivial(group, 2)
 
 
 def test_equals_brute_force_averaging() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from gsym import ClusterGroup, Partition, PermutationGroup, Representation
@@ -95,8 +97,9 @@ GROUPS = {
 }
 
 
-def representations(group: PermutationGroup, rng: np.random.Generator) -> Representation:
-    """A random direct sum of what the group has, in mixed order of channels."""
+@cache
+def summands(group: PermutationGroup) -> list[Representation]:
+    """What the group has: trivial, all signs, regular, by permutations, and an odd one."""
     acting = group
     if isinstance(group, ClusterGroup):
         acting = group.swaps or PermutationGroup(group.partition.num_clusters)
@@ -115,8 +118,21 @@ def representations(group: PermutationGroup, rng: np.random.Generator) -> Repres
         if len(parts) > 4:
             turn, base = parts[1].signs, Representation.from_permutation(group, acting.generators)
             parts.append(Representation(group, base.images, base.signs * turn))
-    drawn = [parts[i] for i in rng.integers(len(parts), size=2)]
-    total = drawn[0] + drawn[1]
+    return parts
+
+
+def representations(
+    group: PermutationGroup, rng: np.random.Generator, count: int = 2, most: int | None = None
+) -> Representation:
+    """A random direct sum of what the group has, in mixed order of channels.
+
+    ``count`` summands, of at most so many channels each.
+    """
+    parts = [p for p in summands(group) if most is None or p.num_channels <= most]
+    drawn = [parts[i] for i in rng.integers(len(parts), size=count)]
+    total = drawn[0]
+    for part in drawn[1:]:
+        total = total + part
     order = rng.permutation(total.num_channels)
     place = np.argsort(order)
     images, signs = total.images.numpy(), total.signs.numpy()
