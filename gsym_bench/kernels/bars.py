@@ -273,6 +273,8 @@ HELD_BACK = {
     "the mirror a dense product multiplies less than twice as many numbers.",
     "C13": "For so few nodes the calls from Python count.",
     "C15": "With signs the matrix between cluster means is made whole; channels that stay are "
-    "mixed block by block in a basis adapted to the group.",
+    "mixed block by block in a basis adapted to the group. With few clusters both take the same "
+    "calls on rows, and what differs is a table of some thousand numbers: a ratio that is not near "
+    "1 there is noise of the machine.",
 }
 """Why a bar or its stretch is not reached, where it is not."""
