@@ -184,14 +184,18 @@ def _judged(tables: Sequence[Table]) -> list[str]:
         difference = compare(reflected, plain)
         if difference is None:
             continue
-        share = 100 * difference.mean / mean(plain.values("test"))
+        scale = 100 / mean(plain.values("test"))
+        share, low, high = (
+            scale * value for value in (difference.mean, difference.low, difference.high)
+        )
         if count in AIMS:
             aim, met = f"{AIMS[count]:g} % at {count:,} poses", -share >= AIMS[count]
         elif not _asked(count):
             aim, met = f"an interval below 0 with all {count:,} poses", difference.high < 0
         else:
             continue
-        said.append(f"{aim}, {'reached' if met else 'missed'} ({share:+.1f} %)")
+        how = f"{share:+.1f} %, interval {low:+.1f} to {high:+.1f} %"
+        said.append(f"{aim}, {'reached' if met else 'missed'} ({how})")
     if not said:
         return []
     return [

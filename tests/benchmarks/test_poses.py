@@ -58,10 +58,10 @@ def test_the_page_says_which_aims_are_missed(tmp_path, monkeypatch):
         monkeypatch.setattr(study, "AIMS", {100: aim})
         tables = [made_up(100, -10.0), made_up(9800, -1.0), made_up(9800, 1.0)]
         said.append(study._judged(tables)[0])
-    assert "5 % at 100 poses, reached (-10.0 %)" in said[0]
-    assert "15 % at 100 poses, missed (-10.0 %)" in said[1]
-    assert "all 9,800 poses, reached (-1.0 %); " in said[0]
-    assert "all 9,800 poses, missed (+1.0 %)." in said[0]
+    assert "5 % at 100 poses, reached (-10.0 %, interval -10.2 to -9.8 %)" in said[0]
+    assert "15 % at 100 poses, missed (-10.0 %, " in said[1]
+    assert "all 9,800 poses, reached (-1.0 %, interval -1.2 to -0.8 %); " in said[0]
+    assert "all 9,800 poses, missed (+1.0 %, interval +0.8 to +1.2 %)." in said[0]
     assert study._judged([]) == []
 
 
