@@ -1,6 +1,6 @@
 """Download the benchmark data from their official addresses, verify and convert them.
 
-    python data_scripts/fetch.py fashion-mnist|mnist|metr-la|cmu|all --out DIR [--from DIR]
+    python -m data_scripts.fetch fashion-mnist|mnist|metr-la|cmu|all --out DIR [--from DIR]
 
 An interrupted download goes on where it stopped; what is there and verified is kept. ``--from``
 reads raw or finished files that lie in a folder already, and needs no network. Every file has a

@@ -44,7 +44,7 @@ class Images:
 
 def fetch_command(dataset: str, out: Path | str) -> str:
     """What to type to get ``dataset`` into the folder ``out``."""
-    return f"python data_scripts/fetch.py {dataset} --out {shlex.quote(str(out))}"
+    return f"python -m data_scripts.fetch {dataset} --out {shlex.quote(str(out))}"
 
 
 def find(data: Path, relative: str, dataset: str) -> Path:
@@ -53,7 +53,7 @@ def find(data: Path, relative: str, dataset: str) -> Path:
     Args:
         data: The data directory.
         relative: Path of the file below it.
-        dataset: What ``data_scripts/fetch.py`` calls the data set the file belongs to.
+        dataset: What ``data_scripts.fetch`` calls the data set the file belongs to.
 
     Raises:
         DataError: If there is no such file; says how to get it.
@@ -221,5 +221,5 @@ def _too_large(path: Path, size: int) -> DataError:
 
 def _damaged(path: Path, reason: str) -> DataError:
     return DataError(
-        f"{path}: {reason}; delete the file and fetch it again: see data_scripts/fetch.py"
+        f"{path}: {reason}; delete the file and fetch it again, see data_scripts/fetch.py"
     )

@@ -39,7 +39,7 @@ def test_find_names_the_missing_file_and_the_command(tmp_path):
         with pytest.raises(DataError) as caught:
             data.find(folder, "traffic/b.npz", "metr-la")
         assert str(folder / "traffic" / "b.npz") in str(caught.value)
-        assert f"python data_scripts/fetch.py metr-la --out {folder}" in str(caught.value)
+        assert f"python -m data_scripts.fetch metr-la --out {folder}" in str(caught.value)
 
 
 def test_the_command_can_be_pasted_when_the_folder_has_spaces():
@@ -239,7 +239,7 @@ def test_load_images(tmp_path, dataset):
 def test_load_images_says_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match="'cifar'"):
         data.load_images(tmp_path, "cifar")
-    with pytest.raises(DataError, match=r"train-images.*fetch\.py mnist"):
+    with pytest.raises(DataError, match=r"train-images.*data_scripts\.fetch mnist"):
         data.load_images(tmp_path, "mnist")
     write_images(tmp_path / "mnist", size=27)
     with pytest.raises(DataError, match=r"train-images.*\[3, 27, 27\]"):

@@ -195,7 +195,7 @@ def test_all_hosts_down_says_what_to_do(monkeypatch, tmp_path):
     assert f"{closed.url}/two" in message
     assert "the files of mnist (a.gz) by other means" in message
     assert f"into the folder {by_hand}" in message
-    assert f"python data_scripts/fetch.py mnist --out {tmp_path} --from {by_hand}" in message
+    assert f"python -m data_scripts.fetch mnist --out {tmp_path} --from {by_hand}" in message
     by_hand.mkdir()
     (by_hand / "a.gz").write_bytes(CONTENT)
     fetch.fetch("mnist", tmp_path, by_hand)
@@ -290,7 +290,7 @@ def test_from_finds_the_file_whose_checksum_fits(monkeypatch, tmp_path):
 def test_from_says_what_is_missing_and_keeps_what_is_wrong(monkeypatch, tmp_path):
     serve(monkeypatch)
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match=r"a\.gz: not in .*in\n.*fetch\.py mnist"):
+    with pytest.raises(DataError, match=r"a\.gz: not in .*in\n.*data_scripts\.fetch mnist"):
         fetch.fetch("mnist", tmp_path / "out", tmp_path / "in")
     (tmp_path / "in" / "a.gz").write_bytes(b"wrong")
     with pytest.raises(DataError, match=r"in/a\.gz: expected sha256"):

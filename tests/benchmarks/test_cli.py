@@ -54,7 +54,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(toy, tmp_path, capsys, args, me
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (None, b"", "fetch.py metr-la"),
+        (None, b"", "data_scripts.fetch metr-la"),
         ("traffic/metr_la.npz", b"PK nonsense", "metr_la.npz"),
     ],
 )

@@ -65,7 +65,7 @@ def with_gaps(speed):
 
 
 def test_a_missing_file_is_named_with_the_way_to_get_it(tmp_path):
-    with pytest.raises(DataError, match=r"traffic.metr_la\.npz.*fetch\.py metr-la --out"):
+    with pytest.raises(DataError, match=r"traffic.metr_la\.npz.*data_scripts\.fetch metr-la --out"):
         TASK.load(tmp_path, "quick", 0)
 
 
