@@ -1,6 +1,6 @@
 """Runs of a tiny suite that are killed, interrupted or held off; prints what became of them.
 
-    python tests/lives.py FOLDER --kills 30
+    python tests/lives.py FOLDER --kills 30 --moments 30
 
 Torch is imported once; every life is a fork. A run is killed at a random step, or while it saves a
 checkpoint, which then is half written, or while it renames a file or flushes one to the disk.
@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -159,6 +160,56 @@ def kill(folder: Path, kills: int, seed: int) -> dict:
             }
 
 
+def moments(folder: Path, kills: int, seed: int) -> dict:
+    """Kill trainings of a real task at random moments, wherever their processes are."""
+    rng, task = random.Random(seed), tasks.TASKS["inpainting"]
+
+    def go(out: Path):
+        quiet = Console(file=io.StringIO())
+        options = {"seeds": 1, "device": "cpu", "checkpoint_seconds": 0.0, "console": quiet}
+        return lambda: run([task], out=out, groups=("trivial",), **options)
+
+    start = time.monotonic()
+    assert wait(fork(go(folder / "real"))) == 0
+    usual, whole, died, equal = time.monotonic() - start, rows_of(folder / "real"), 0, []
+    for number in itertools.count():
+        out = folder / f"real-{number}"
+        while True:
+            pid = fork(go(out))
+            until = time.monotonic() + rng.uniform(0, 1.2 * usual)
+            while time.monotonic() < until and psutil.Process(pid).status() != "zombie":
+                time.sleep(0.01)
+            os.kill(pid, signal.SIGKILL)
+            code = wait(pid)
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, code
+            died += 1
+        equal.append(rows_of(out) == whole)
+        if died >= kills:
+            return {"rows": len(whole), "died": died, "equal": equal, "seconds": usual}
+
+
+def full(folder: Path) -> dict:
+    """Let the disk take no byte more in mid-training, then go on with room."""
+    folder.mkdir()
+    out = folder / "out"
+
+    def on_step(step: int) -> None:
+        if step == 20:  # in the second training
+            size = (out / "results.csv").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, resource.RLIM_INFINITY))
+
+    code = wait(fork(command(out, Task(on_step)), folder / "told"))
+    first = len(read_rows(out))
+    again = wait(fork(command(out, Task())))
+    return {"code": code, "told": (folder / "told").read_text(), "first": first} | {
+        "again": again,
+        "equal": rows_of(out) == rows_of(folder.parent / "whole"),
+        "left": [p.name for p in out.rglob("*") if p.suffix == ".tmp"],
+    }
+
+
 def command(out: Path, task: Task):
     def body():
         tasks.TASKS["toy"] = task
@@ -265,10 +316,14 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--moments", type=int, default=0, help="kills of a real task; minutes")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     found = {"killed": kill(chosen.folder, chosen.kills, chosen.seed)}
     found |= {n.name: interrupt(chosen.folder / n.name, n) for n in (signal.SIGINT, signal.SIGTERM)}
     found["compete"] = compete(chosen.folder / "compete")
     found["share"] = share(chosen.folder / "share")
+    found["full"] = full(chosen.folder / "full")
+    if chosen.moments:
+        found["moments"] = moments(chosen.folder, chosen.moments, chosen.seed)
     sys.stdout.write(json.dumps(found))

@@ -60,3 +60,10 @@ def test_two_processes_share_batches_and_change_no_metric(told):
     assert found["cells"][0] == found["cells"][1] and found["values"] == 32
     assert found["difference"] < 1e-5
     assert found["devices"] == ["2 x cpu", "cpu"]
+
+
+def test_a_disk_that_is_full_in_mid_training_costs_no_row(told):
+    found = told["full"]
+    assert found["code"] == 2 and "make room, then go on with gsym-bench" in found["told"]
+    assert found["told"].count("\n") == 1 and found["first"] == 2 and found["left"] == []
+    assert found["again"] == 0 and found["equal"]
