@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gsym.groups import PermutationGroup
 from gsym.nn import OrbitLinear
-from gsym.nn._mixing import FullMixing
+from gsym.nn._cluster_map import ClusterMap, write
 
 # A chain of nested levels needs one sweep, and another that finds nothing left.
 _SWEEPS, _LEFT = 1000, 1e-14
@@ -174,21 +174,9 @@ def _over(index: Tensor, values: Tensor) -> Tensor:
 
 def write_map(layer: OrbitLinear, tied: TiedMap) -> None:
     """Set the weights of an ``OrbitLinear(1, 1, group)`` so that it is this map."""
-    assert layer.group is not None and isinstance(layer.mixing, FullMixing)
-    clusters = layer.group.as_clusters()
-    sizes = torch.tensor(clusters.partition.sizes, device="cpu")
-    with torch.no_grad():
-        across = tied.pair * sizes  # the layer multiplies means, the map sums
-        weight = layer.mixing.weight
-        if weight.dim() == 4:
-            weight.copy_(across.T[:, None, :, None])
-        else:
-            tied_weight = across.new_empty(weight.size(0))
-            tied_weight[clusters.cluster_pair_orbits().index] = across
-            weight.copy_(tied_weight[:, None, None])
-        if layer.weight_self is not None:
-            large = sizes > 1
-            _, place = torch.unique(clusters.cluster_orbits().index[large], return_inverse=True)
-            own = across.new_empty(layer.weight_self.size(0))
-            own[place] = tied.own[large]
-            layer.weight_self.copy_(own[:, None, None])
+    assert layer.group is not None
+    partition = layer.group.as_clusters().partition
+    # The layer multiplies means, the map sums.
+    mixed = tied.pair * torch.tensor(partition.sizes, device="cpu")
+    own, bias = tied.own[:, None, None], torch.zeros_like(tied.own)[:, None]
+    write(layer, ClusterMap(partition, own, mixed.T[:, None, :, None], bias))
