@@ -95,7 +95,8 @@ def run(
         devices: Devices, or processes on the CPU, that share each batch of a model; also under
             torchrun.
         batched_seeds: Train the seeds of a cell together, as one model of stacked weights; rows
-            agree with those of seeds alone to rounding.
+            agree with those of seeds alone to rounding. Pays for tiny models, whose
+            time goes into calls; on a CPU, larger ones gain little, as compiled kernels rest.
         out: Folder of results.
     """
     from gsym_bench.suite import run as running

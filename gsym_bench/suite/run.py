@@ -382,7 +382,7 @@ class TaskTraining(Training):
             for index in order.split(self.schedule.batch_size):
                 yield train.batch(index)
 
-    def loss(self, model: nn.Module, batch: Split) -> Tensor:
+    def loss(self, model: Any, batch: Split) -> Tensor:
         return self.task.loss(model(batch.inputs), batch)
 
     def inputs(self, batch: Split | None) -> Tensor:

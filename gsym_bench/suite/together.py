@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class _Told(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         start, self._place = self._place, self._place + len(inputs)
         return self._predictions[start : self._place]
+
+
+def _told(predictions: Tensor, inputs: Tensor) -> Tensor:
+    return predictions
 
 
 class Together:
@@ -104,7 +109,7 @@ class Together:
         inputs = [t.inputs(batch) for t, batch in zip(self.trainings, batches, strict=True)]
         self._base.train()
         pairs = zip(self.trainings, self.predict(inputs), batches, strict=True)
-        return [training.loss(_Told(said), batch) for training, said, batch in pairs]
+        return [t.loss(partial(_told, said), batch) for t, said, batch in pairs]
 
     @torch.no_grad()
     def validate(self, size: int) -> list[Measured]:
@@ -188,8 +193,8 @@ def fit_together(trainer: Trainer, recipes: Sequence[tuple[Training, Schedule, i
             for batches in _batches(both):
                 optimizer.zero_grad()
                 losses = both.losses(batches)
-                for place, loss in enumerate(losses):
-                    if own[place]["stopped"] is None and not loss.isfinite():
+                for place, finite in enumerate(torch.stack(losses).isfinite().tolist()):
+                    if own[place]["stopped"] is None and not finite:
                         stop(place, trainings[place].contents(batches[place]))
                 going = [
                     loss for one, loss in zip(own, losses, strict=True) if one["stopped"] is None
@@ -240,19 +245,18 @@ def fit_together(trainer: Trainer, recipes: Sequence[tuple[Training, Schedule, i
 
 
 def _batches(both: Together) -> Any:
-    """The next batch of every seed, each drawn from the generators of its own seed."""
+    """The next batch of every seed, in the order that the generators of its own seed gave."""
     streams = [iter(training.batches()) for training in both.trainings]
-    while True:
-        batches = []
-        for place, stream in enumerate(streams):
-            both.generators[place].use()
-            batches.append(next(stream, None))
-            both.generators[place] = Generators()
-        if all(batch is None for batch in batches):
-            return
+    batches = []
+    for place, stream in enumerate(streams):
+        both.generators[place].use()
+        batches.append(next(stream, None))
+        both.generators[place] = Generators()
+    while any(batch is not None for batch in batches):
         if any(batch is None for batch in batches):
             raise NotTogetherError("some have fewer batches than others")
         yield batches
+        batches = [next(stream, None) for stream in streams]
 
 
 def _resuming(both: Together, optimizer: torch.optim.Optimizer) -> Callable[[dict[str, Any]], None]:

@@ -47,7 +47,7 @@ class Training(ABC):
         """The batches of one epoch; may draw from the global generators."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def loss(self, model: Any, batch: Any) -> Tensor:
         """The scalar that training minimises."""
 
     @abstractmethod
@@ -61,8 +61,9 @@ class Training(ABC):
     def inputs(self, batch: Any) -> Tensor:
         """What the model is called with, on a batch or, for ``None``, on the validation split.
 
-        Only models that say so can train together with those of other seeds. ``loss`` and
-        ``validate`` call theirs with these, whole or in consecutive parts.
+        Only models that say so can train together with those of other seeds. ``loss`` calls its
+        model once, ``validate`` on consecutive parts, and ``batches`` draws from generators no
+        more once it has given a batch.
         """
         raise NotImplementedError
 
