@@ -307,7 +307,7 @@ def motion(
 
     Args:
         out: Folder of results.
-        profile: quick (300 training windows) or standard (2,000).
+        profile: quick (300 training windows) or standard (1,000).
         data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
         seeds: Number of seeds.
     """

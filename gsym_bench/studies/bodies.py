@@ -47,7 +47,7 @@ class Size:
     epochs: int
 
 
-SIZES = {"quick": Size((300, 100, 400), 10), "standard": Size((2000, 500, 2000), 30)}
+SIZES = {"quick": Size((300, 100, 400), 10), "standard": Size((1000, 300, 1000), 20)}
 
 
 class Still(nn.Module):
