@@ -370,3 +370,14 @@ def test_pictures_tell_groups_of_equal_orbits_apart(tmp_path):
     for name, (moves, *_) in panels.items():
         if count[name] == 1:
             assert groups["mirror S_2"].contains(torch.from_numpy(moves))
+
+
+def test_a_mixture_may_beat_both_ends(tmp_path):
+    """It is as free as the trivial group, and may not be taken for it."""
+    mixture = make_rows("mixture", 16, 0.0, [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+    write(tmp_path, [*FULL, *TRIVIAL, *mixture])
+    page = report(tmp_path).read_text()
+    assert "Better than both S_n and trivial" in page and "exclude zero: mixture" in page
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other", [*FULL, *TRIVIAL])
+    assert "Better than both" not in report(tmp_path / "other").read_text()

@@ -244,7 +244,8 @@ def _beside(line: Line, other: Line | None, name: str) -> str:
 
 def _beats_both(table: Table, line: Line) -> bool:
     full, trivial = table.ends(line)
-    if full is None or trivial is None or line.dim <= full.dim or line.dim >= trivial.dim:
+    # A mixture is as free as the trivial group, and is not that group.
+    if full is None or trivial is None or line is full or line is trivial:
         return False
     values = differences(line, full), differences(line, trivial)
     return all(v is not None and bootstrap(v).high < 0 for v in values)
