@@ -211,19 +211,24 @@ class FailedSensors(Gaps):
         sensor = int(problem.train.targets[..., 0].std(0).argmax())
         seen = day[..., 0] > 0
         seen[:, sensor] = False
-        # Nothing follows from a step at which no other sensor worked.
+        # Nothing follows from a step at which no other sensor worked: there, lines break.
         steps = seen.any(1)
-        day, seen, hours = day[steps], seen[steps], 24 * np.arange(DAY)[steps] / DAY
-        filled, variance = self._fit(symmetric(objective="auto"), problem)(day, seen)
+        filled, variance = self._fit(symmetric(objective="auto"), problem)(day[steps], seen[steps])
         assert variance is not None
-        middle, reach = filled[:, sensor, 0], NINETY * np.sqrt(variance[:, sensor, 0])
+
+        def line(values: NDArray) -> NDArray:
+            out = np.full(DAY, np.nan)
+            out[steps] = values[:, sensor, 0]
+            return out
+
+        middle, reach = line(filled), line(NINETY * np.sqrt(variance))
         others = {
-            name: self._fit(WAYS[name].fit, problem)(day, seen)[0][:, sensor, 0]
+            name: line(self._fit(WAYS[name].fit, problem)(day[steps], seen[steps])[0])
             for name in ("kernel mean", "Ledoit-Wolf")
         }
         ours = {MIXTURE: np.stack([middle, middle - reach, middle + reach], axis=1)}
         truth = np.where(day[:, sensor, 0] > 0, day[:, sensor, 0], np.nan)
-        return draw_day(hours, truth, ours, others)
+        return draw_day(24 * np.arange(DAY) / DAY, truth, ours, others)
 
 
 @register
@@ -342,13 +347,18 @@ def _most(source: Source) -> int:
 
 
 def _eventful_day(recording: Recording) -> dict[str, Tensor]:
-    """The later day whose readings vary most, ``[t, n, 1]`` with 0 where there is none."""
+    """The later day of few gaps whose readings vary most, ``[t, n, 1]`` with 0 in gaps."""
     start = math.ceil(0.7 * len(recording.speed) / DAY) * DAY
-    days = recording.speed[start : len(recording.speed) // DAY * DAY].view(
-        -1, DAY, recording.speed.size(1)
-    )
-    varies = [float(day[day > 0].std()) if (day > 0).all(-1).any() else -1.0 for day in days]
-    return {"day": days[int(np.argmax(varies))][..., None].double()} if varies else {}
+    days = recording.speed[start : len(recording.speed) // DAY * DAY]
+    if not len(days):
+        return {}
+    days = days.view(-1, DAY, recording.speed.size(1))
+    read = (days > 0).float().mean((1, 2))
+    varies = [
+        float(day[day > 0].std()) if share >= 0.98 * read.max() else -1.0
+        for day, share in zip(days, read, strict=True)
+    ]
+    return {"day": days[int(np.argmax(varies))][..., None].double()}
 
 
 def framed(
