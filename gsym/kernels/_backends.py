@@ -51,6 +51,8 @@ class Backend:
       ``linear_pair_grads(tensors, by_y, by_z)``: of tensors in the order of the operators;
     - ``edge_mlp_sum(stage, tables)``: messages and moves, which are empty without ``coord``, and
       ``edge_mlp_grads(stage, tables, grad_total, grad_moved)``: the gradients by name;
+    - ``egnn_step(step)``: features, coordinates and what ``egnn_step_grads(step, kept, grad_x,
+      grad_pos)``, the gradients by name, needs of them, see :mod:`gsym.kernels.steps`;
     - ``subgraph_linear(tensors, tables)`` and ``subgraph_linear_grads(tensors, tables, grad)``:
       the map of pairs to pairs, of tensors in the order of the operator;
     - ``lifted_maps(tensors, tables)`` and ``lifted_maps_grads(tensors, tables, by_pair, by_node,

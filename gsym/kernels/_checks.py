@@ -85,7 +85,7 @@ def check_edges(
             )
         check_shape("edge_attr", attr, (entries, attr.size(-1)), batch)
     check_shape("sender", sender, receiver.shape)
-    for name, shape in _shapes(tensors).items():
+    for name, shape in edge_shapes(receiver.size(-1), attr).items():
         if name in tensors:
             check_shape(_SAID.get(name, name), tensors[name], shape)
     return tensors
@@ -120,16 +120,15 @@ def fits_edges(tensors: dict[str, Tensor], source: Segments, segments: Segments)
         own = entries, attr.size(-1)
         if attr.shape != own and attr.shape != (*batch, *own):
             return False
-    for name, shape in _shapes(tensors).items():
+    for name, shape in edge_shapes(receiver.size(-1), attr).items():
         x = tensors.get(name)
         if x is not None and x.shape != shape:
             return False
     return True
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight of an edge stage."""
-    h, attr = tensors["receiver"].size(-1), tensors.get("attr")
+def edge_shapes(h: int, attr: Tensor | None) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of an edge stage of width h."""
     square, vector, row = (h, h), (h,), (1, h)
     return {
         "weight": square,

@@ -85,6 +85,34 @@ class EdgeStage:
         }
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of EGNN: projections of the nodes, their edge stage, and the update of the nodes.
+
+    Attributes:
+        tensors: ``x [..., n, in]``, ``target [1, in, h]``, ``target_bias [1, h]`` and ``source [1,
+            in, h]`` of both projections, ``first``, ``first_bias``, ``last`` and ``last_bias`` of
+            the update, as in :func:`gsym.kernels.row_mlp`, and those of :class:`EdgeStage` but for
+            both ends.
+        tables: As :class:`EdgeTables` has them.
+        options: Those of the edge stage.
+        residual: Whether the update is added to ``x``.
+        stores: Whether the forward pass keeps the arguments of activations for the gradient, which
+            else computes them again.
+    """
+
+    tensors: dict[str, Tensor]
+    tables: list[Tensor]
+    options: EdgeOptions
+    residual: bool
+    stores: bool
+
+    def stage(self, receiver: Tensor, sender: Tensor) -> EdgeStage:
+        """The edge stage between both projections."""
+        own = {name: self.tensors[name] for name in NAMES[2:] if name in self.tensors}
+        return EdgeStage({"receiver": receiver, "sender": sender, **own}, self.options)
+
+
 class EdgeMaps(NamedTuple):
     """The linear maps of an edge stage, those that it has."""
 

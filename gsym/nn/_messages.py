@@ -151,14 +151,49 @@ class EdgeMLP(nn.Module):
             target, source = self.target(x), self.source(x)
         if axis_part is not None:
             target, source = target + axis_part, source - axis_part
+        if self._may_be_fused():
+            return self._fused(target, source, graph, edge_attr, pos)
+        return self._by_modules(target, source, graph, edge_attr, pos)
+
+    def may_be_read(self) -> bool:
+        """Whether nobody notices that no map is called, nor this module, but all weights read."""
+        return (
+            is_plain(EdgeMLP, self)
+            and may_be_read(self.target, self.source)
+            and self._may_be_fused()
+        )
+
+    def tensors(self, edge_attr: Tensor | None) -> dict[str, Tensor]:
+        """All weights, and the sorted attributes, as :class:`gsym.kernels.edges.Step` names them.
+
+        Of an edge stage that moves coordinates.
+        """
+        assert self.distance is not None and self.coord is not None and self.coord_last is not None
+        found = {
+            "target": self.target.weight,
+            "target_bias": self.target.bias,
+            "source": self.source.weight,
+            "weight": self.second.weight,
+            "bias": self.second.bias,
+            "distance": self.wide(self.distance),
+            "coord": self.coord.weight,
+            "coord_bias": self.coord.bias,
+            "coord_last": self.coord_last.weight,
+        }
+        if edge_attr is not None and self.attr is not None:
+            found |= {"attr": edge_attr, "attr_weight": self.wide(self.attr)}
+        if self.gate is not None:
+            found |= {"gate": self.gate.weight, "gate_bias": self.gate.bias}
+        return found
+
+    def _may_be_fused(self) -> bool:
+        """Whether nobody notices that the maps of edges are not called."""
         parts: list[nn.Module] = [self.second]
         if self.gate is not None:
             parts.append(self.gate)
         if self.coord is not None and self.coord_last is not None:
             parts += self.coord, self.coord_last
-        if is_plain(nn.Linear if self.widen is None else HiddenLinear, *parts):
-            return self._fused(target, source, graph, edge_attr, pos)
-        return self._by_modules(target, source, graph, edge_attr, pos)
+        return is_plain(nn.Linear if self.widen is None else HiddenLinear, *parts)
 
     def wide(self, weight: Tensor) -> Tensor:
         """Weights ``[h, ...]`` of the hidden channels, which exchanges of these may tie."""

@@ -137,6 +137,10 @@ class NodeMLP(nn.Module):
         if gain is not None:
             self.last.reset_small(gain)
 
+    def may_be_read(self) -> bool:
+        """Whether nobody notices that neither map is called, nor this module."""
+        return is_plain(NodeMLP, self) and may_be_read(self.first, self.last)
+
     def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         """Map ``[..., n, in_channels]``, or two parts of that, to ``[..., n, out_channels]``."""
         first, last = self.first, self.last

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from gsym._validate import check_clamp, check_like_weights
 from gsym.errors import SignalError
 from gsym.groups import PermutationGroup, Representation
+from gsym.kernels.steps import egnn_step
 from gsym.nn._geometric import (
     GeometricLayer,
     GeometricStack,
+    Inputs,
     check_residual,
     draw_direction,
     short_repr,
@@ -248,14 +250,26 @@ class EGNNConv(GeometricLayer):
             wide = torch.promote_types(pos.dtype, torch.float32)
             centre = pos.mean(-2, keepdim=True, dtype=wide).to(pos.dtype)
             axis_part = (pos - centre) @ vectors.t() @ self.edges.wide(self.axis_weight.t()).t()
-        messages, moves = self.edges(x, given.graph, given.edge_attr, pos, axis_part)
-        new_pos = pos + moves
+        if vectors is None and self.edges.may_be_read() and self.update.may_be_read():
+            new, new_pos = self._step(given)
+        else:
+            messages, moves = self.edges(x, given.graph, given.edge_attr, pos, axis_part)
+            new, new_pos = self.update(x, messages), pos + moves
+            new = x + new if self.residual else new
         if given.velocity is not None and self.velocity_mlp is not None:
             new_pos = new_pos + self.velocity_mlp(x) * given.velocity
         if vectors is not None and self.axis_mlp is not None:
             new_pos = new_pos + self.axis_mlp(x) @ vectors
-        new = self.update(x, messages)
-        return given.stack(x + new if self.residual else new, new_pos)
+        return given.stack(new, new_pos)
+
+    def _step(self, given: Inputs) -> tuple[Tensor, Tensor]:
+        """Features and coordinates by all weights at once."""
+        first, last = self.update.first, self.update.last
+        tensors = {"x": given.x, "pos": given.pos, **self.edges.tensors(given.edge_attr)}
+        tensors |= {"first": first.weight, "first_bias": first.bias}
+        tensors |= {"last": last.weight, "last_bias": last.bias}
+        ends = given.graph.source, given.graph.target
+        return egnn_step(tensors, *ends, self.edges.options, self.residual)
 
     def _like(self) -> Tensor | None:
         return own_parameter(self.edges, "distance")

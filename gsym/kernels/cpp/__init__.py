@@ -35,12 +35,15 @@ from gsym.kernels.cpp.rows import (
     segment_sum,
     tie_spread,
 )
+from gsym.kernels.cpp.steps import egnn_step, egnn_step_grads
 
 __all__ = [
     "adapted_linear",
     "adapted_linear_grads",
     "edge_mlp_grads",
     "edge_mlp_sum",
+    "egnn_step",
+    "egnn_step_grads",
     "elu_norm",
     "elu_norm_grads",
     "gather_dot",
@@ -65,7 +68,7 @@ __all__ = [
 
 
 # Whose channels are multiples of the SIMD width.
-_WHOLE = ("row_mlp", "linear_pair", "elu_norm", "adapted_linear")
+_WHOLE = ("row_mlp", "linear_pair", "egnn_step", "elu_norm", "adapted_linear")
 
 
 def takes(op: str, *given: Any, dtype: torch.dtype | None = None) -> bool:

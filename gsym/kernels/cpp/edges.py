@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from ctypes import Structure, c_double, c_int64, c_void_p
 
 import torch
@@ -25,7 +26,7 @@ _SIZES = (
     *("batch", "nodes", "senders", "edges", "hidden", "width", "dims", "attributes"),
     *("attr_stride", "threads", "normalize", "tanh", "clamped", "mean"),
 )
-_TENSORS = (
+TENSORS = (
     *("receiver", "sender", "pos", "distance", "attr", "attr_weight"),
     *("weight", "bias", "gate", "gate_bias", "coord", "coord_bias", "coord_last"),
 )
@@ -41,24 +42,54 @@ def edge_mlp_grads(
     return CppPipeline.of(stage, tables).backward(grad_total, grad_moved)
 
 
-class _Edges(Structure):
+class Edges(Structure):
+    """Mirrors that of the source."""
+
     _fields_ = (
         *((name, c_int64) for name in _SIZES),
         ("clamp", c_double),
-        *((name, c_void_p) for name in ("index", "columns", "pointers", *_TENSORS)),
+        *((name, c_void_p) for name in ("index", "columns", "pointers", *TENSORS)),
+        *((name, c_void_p) for name in ("second", "third")),
     )
 
 
-class _Sums(Structure):
+class Sums(Structure):
+    """Mirrors that of the source."""
+
     _fields_ = (("total", c_void_p), ("moved", c_void_p))
 
 
-class _Grads(Structure):
+class Grads(Structure):
+    """Mirrors that of the source."""
+
     _fields_ = (
         *(("total", c_void_p), ("moved", c_void_p)),
         *((name, c_void_p) for name in ("receiver", "sender", "received", "sent")),
         *(("attr", c_void_p), ("weights", c_void_p)),
     )
+
+
+def weight_rows(hidden: int, attributes: int) -> int:
+    """Rows of the gradients of all weights, one after another."""
+    return 2 * hidden + 1 + attributes + 5
+
+
+def weight_grads(weights: Tensor, hidden: int, given: Container[str]) -> dict[str, Tensor]:
+    """The gradient of every weight that is given, by name, of all their rows."""
+    first_rows = weights.size(0) - 2 * hidden - 5
+    parts = weights[:, :hidden].split_with_sizes([hidden, hidden, first_rows, 5])
+    weight, coord, first, rest = parts
+    bias, coord_bias, coord_last, gate, gate_bias = rest.unbind()
+    grads = {"weight": weight, "bias": bias}
+    if "pos" in given:
+        grads["distance"] = first[0]
+    if "attr" in given:
+        grads["attr_weight"] = first[1:].t()
+    if "gate" in given:
+        grads["gate"], grads["gate_bias"] = gate[None], gate_bias[:1]
+    if "coord" in given:
+        grads |= {"coord": coord, "coord_bias": coord_bias, "coord_last": coord_last[None]}
+    return grads
 
 
 class CppPipeline(Pipeline):
@@ -70,7 +101,7 @@ class CppPipeline(Pipeline):
     def forward(self) -> tuple[Tensor, Tensor]:
         dims = self.dims if self.moves else 0
         total, moved = self._zeros((self.n, self.width), (self.n, dims))
-        self._run("forward", _Sums, (total, moved))
+        self._run("forward", Sums, (total, moved))
         return self._cut(total), moved
 
     def backward(self, grad_total: Tensor, grad_moved: Tensor) -> dict[str, Tensor]:
@@ -79,27 +110,18 @@ class CppPipeline(Pipeline):
         attributes, width = self.attributes, self.width
         ends = (self.n, width), (self.m, width), (self.n, self.dims), (self.m, self.dims)
         receiver, sender, received, sent, attr = self._zeros(*ends, (self.e, attributes))
-        weights = receiver.new_zeros(2 * h + 1 + attributes + 5, width)
+        weights = receiver.new_zeros(weight_rows(h, attributes), width)
         outer = self._filled(grad_total), grad_moved.contiguous()
-        self._run("backward", _Grads, (*outer, receiver, sender, received, sent, attr, weights))
-        weight, coord, first, rest = weights[:, :h].split_with_sizes([h, h, 1 + attributes, 5])
-        bias, coord_bias, coord_last, gate, gate_bias = rest.unbind()
+        self._run("backward", Grads, (*outer, receiver, sender, received, sent, attr, weights))
         grads = {
             "receiver": self._cut(receiver),
             "sender": self._cut(sender),
-            "weight": weight,
-            "bias": bias,
+            **weight_grads(weights, h, given),
         }
         if "pos" in given:
             grads["pos"] = received.sub_(sent)
-            grads["distance"] = first[0]
         if "attr" in given:
             grads["attr"] = attr.sum(0) if given["attr"].dim() == 2 else attr
-            grads["attr_weight"] = first[1:].t()
-        if "gate" in given:
-            grads["gate"], grads["gate_bias"] = gate[None], gate_bias[:1]
-        if self.moves:
-            grads |= {"coord": coord, "coord_bias": coord_bias, "coord_last": coord_last[None]}
         return grads
 
     def __post_init__(self) -> None:
@@ -141,11 +163,11 @@ class CppPipeline(Pipeline):
         check_sizes(columns=(self.columns, self.e), pointers=(self.pointers, self.n + 1))
         tables = alike(self.index, self.columns, self.pointers)
         shared = "attr" not in given or given["attr"].dim() == 2
-        edges = _Edges(
+        edges = Edges(
             *(self.batch, self.n, self.m, self.e, self.h, self.width, self.dims, self.attributes),
             *(0 if shared else self.e * self.attributes, torch.get_num_threads()),
             *(self.normalize, self.tanh, self.clamp is not None, self.mean, self.clamp or 0.0),
-            *addresses((*tables, *map(tensors.get, _TENSORS))),
+            *addresses((*tables, *map(tensors.get, TENSORS))),
         )
         number, index = NUMBER_TYPES[given["receiver"].dtype], INDEX_TYPES[tables[0].dtype]
         call(f"edges_{direction}_{number}_{index}", edges, record(*addresses(results)))

@@ -17,14 +17,18 @@ from gsym.kernels.cpp.library import NUMBER_TYPES, addresses, call, library
 from gsym.kernels.native.memory import new_empty
 
 
-class _Mlp(Structure):
-    _sizes = ("rows", "in_channels", "extra", "hidden", "out_channels", "threads")
-    _tensors = ("x", "more", "first", "first_bias", "last", "last_bias")
+class Mlp(Structure):
+    """Mirrors that of the source."""
+
+    _sizes = ("rows", "in_channels", "extra", "hidden", "out_channels", "threads", "residual")
+    _tensors = ("x", "more", "first", "first_bias", "last", "last_bias", "argument")
     _fields_ = (*((n, c_int64) for n in _sizes), *((n, c_void_p) for n in _tensors))
 
 
-class _Pair(Structure):
-    _sizes = ("rows", "in_channels", "out_channels", "threads")
+class Pair(Structure):
+    """Mirrors that of the source."""
+
+    _sizes = ("rows", "in_channels", "out_channels", "threads", "adds")
     _tensors = ("x", "first", "first_bias", "second")
     _fields_ = (*((n, c_int64) for n in _sizes), *((n, c_void_p) for n in _tensors))
 
@@ -79,21 +83,21 @@ def linear_pair_grads(tensors: list[Tensor], by_y: Tensor, by_z: Tensor) -> list
     return [by_x, *by_weights]
 
 
-def _mlp(tensors: Any) -> tuple[_Mlp, list[Tensor | None]]:
+def _mlp(tensors: Any) -> tuple[Mlp, list[Tensor | None]]:
     """The record of a call, and the tensors that it points to."""
     x, first, first_bias, last, last_bias, *extra = map(Tensor.contiguous, tensors)
     more = extra[0] if extra else None
     width = 0 if more is None else more.size(-1)
-    sizes = (x.shape[:-1].numel(), x.size(-1), width, *last.shape[-2:], torch.get_num_threads())
+    sizes = x.shape[:-1].numel(), x.size(-1), width, *last.shape[-2:], torch.get_num_threads()
     kept = [x, more, first, first_bias, last, last_bias]
-    return _Mlp(*sizes, *addresses(kept)), kept
+    return Mlp(*sizes, False, *addresses(kept)), kept
 
 
-def _pair(tensors: Any) -> tuple[_Pair, list[Tensor]]:
+def _pair(tensors: Any) -> tuple[Pair, list[Tensor]]:
     kept = list(map(Tensor.contiguous, tensors))
     x, weight = kept[:2]
     sizes = (x.shape[:-1].numel(), *weight.shape[-2:], torch.get_num_threads())
-    return _Pair(*sizes, *addresses(kept)), kept
+    return Pair(*sizes, False, *addresses(kept)), kept
 
 
 def _flat(weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

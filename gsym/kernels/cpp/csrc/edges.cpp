@@ -25,6 +25,9 @@ template <typename T, typename I> struct Edges {
   const T *attr, *attr_weight;                   // [batch or 1, edges, a], [a, width]
   const T *weight, *bias, *gate, *gate_bias;     // [hidden, width], [width], [width], [1]
   const T *coord, *coord_bias, *coord_last;      // [hidden, width], [width], [width]
+  // Where the forward pass leaves the arguments of the second and third activation, [batch, edges,
+  // width], for the gradient; nowhere, and it computes them again.
+  T *second, *third;
 
   // What an edge counts among the moves of its receiver.
   T share(int64_t node) const {
@@ -146,7 +149,7 @@ template <typename T, typename I> struct Walk {
     return g.attr + sample * g.attr_stride + local * g.attributes;
   }
 
-  // u and its slope, then v and its slope, and the message m.
+  // u, then v and the message m; for the gradient, the slopes of both as well.
   void messages(bool slopes) {
     for (int64_t e = 0; e < count; e++) {
       const T *p = g.receiver + to[e] * w, *q = g.sender + from[e] * w;
@@ -171,9 +174,11 @@ template <typename T, typename I> struct Walk {
             at(out + j) += a[k] * at(g.attr_weight + k * w + j);
       }
     }
-    activate(u, slopes ? du : nullptr);
-    product(count, u, w, g.hidden, weight_turned, w, g.bias, 0, v);
-    activate(v, slopes ? dv : nullptr);
+    activate(u, u, slopes ? du : nullptr);
+    T *argument = g.second ? g.second + first * w : v;
+    if (!g.second || !slopes)
+      product(count, u, w, g.hidden, weight_turned, w, g.bias, 0, argument);
+    activate(argument, v, slopes ? dv : nullptr);
     if (!g.gate) return;
     for (int64_t e = 0; e < count; e++) {
       Vec<T> open = Vec<T>{} + (dot(v + e * w, g.gate) + *g.gate_bias);
@@ -185,10 +190,12 @@ template <typename T, typename I> struct Walk {
 
   const T *message() const { return g.gate ? m : v; }
 
-  // The factor of every move; its hidden layer stays in c, with its slope.
+  // The factor of every move; its hidden layer stays in c, for the gradient with its slope.
   void sizes(bool slopes) {
-    product(count, message(), w, g.hidden, coord_turned, w, g.coord_bias, 0, c);
-    activate(c, slopes ? dc : nullptr);
+    T *argument = g.third ? g.third + first * w : c;
+    if (!g.third || !slopes)
+      product(count, message(), w, g.hidden, coord_turned, w, g.coord_bias, 0, argument);
+    activate(argument, c, slopes ? dc : nullptr);
     for (int64_t e = 0; e < count; e++) size[e] = dot(c + e * w, g.coord_last);
   }
 
@@ -234,10 +241,16 @@ template <typename T, typename I> struct Walk {
     return g.tanh ? grad_size * (1 - f * f) : grad_size;
   }
 
-  // x becomes its SiLU, and slope the derivative.
-  void activate(T *x, T *slope) const {
-    for (int64_t i = 0; i < count * w; i += LANES<T>)
-      at(x + i) = slope ? silu<T>(at(x + i), at(slope + i)) : silu<T>(at(x + i));
+  // y is the SiLU of x, which may be the same memory, and slope the derivative.
+  void activate(const T *x, T *y, T *slope) const {
+    const int64_t numbers = count * w;
+    if (!slope)
+      for (int64_t i = 0; i < numbers; i += LANES<T>) at(y + i) = silu<T>(at(x + i));
+    for (int64_t i = 0; slope && i < numbers; i += LANES<T>) {
+      Vec<T> derivative;
+      at(y + i) = silu<T>(at(x + i), derivative);
+      at(slope + i) = derivative;
+    }
   }
 
   T dot(const T *x, const T *y) const {

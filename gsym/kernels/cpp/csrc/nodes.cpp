@@ -15,13 +15,18 @@ constexpr int64_t PIECE = 16;
 // Mirrored in _cpp_nodes.py.
 template <typename T> struct Mlp {
   int64_t rows, in, extra, hidden, out, threads;
-  const T *x, *more;          // [rows, in], [rows, extra]
+  int64_t residual;             // whether the result is added to x
+  const T *x, *more;            // [rows, in], [rows, extra]
   const T *first, *first_bias;  // [in + extra, hidden], [hidden]
   const T *last, *last_bias;    // [hidden, out], [out]
+  // Where the forward pass leaves the argument of SiLU, [rows, hidden], for the gradient; nowhere,
+  // and it computes that again.
+  T *argument;
 };
 
 template <typename T> struct Pair {
   int64_t rows, in, out, threads;
+  int64_t adds;  // whether the gradient by x is added to what is there
   const T *x, *first, *first_bias, *second;  // [rows, in], [in, out], [out], [in, out]
 };
 
@@ -85,10 +90,12 @@ template <typename T> void mlp_forward(const Mlp<T> &g, T *y) {
   int64_t h = g.hidden;
   by_blocks<T>(g.rows, g.threads, ROWS * h, 0, nullptr,
                [&](int64_t row, int64_t count, T *, T *hidden) {
-                 first_layer(g, row, count, hidden);
+                 T *argument = g.argument ? g.argument + row * h : hidden, *out = y + row * g.out;
+                 first_layer(g, row, count, argument);
                  for (int64_t i = 0; i < count * h; i += LANES<T>)
-                   at(hidden + i) = silu<T>(at(hidden + i));
-                 product(count, hidden, h, h, g.last, g.out, g.last_bias, 0, y + row * g.out);
+                   at(hidden + i) = silu<T>(at(argument + i));
+                 product(count, hidden, h, h, g.last, g.out, g.last_bias, 0, out);
+                 if (g.residual) add(out, g.x + row * g.in, count * g.in);
                });
 }
 
@@ -104,18 +111,20 @@ void mlp_backward(const Mlp<T> &g, const T *grad, T *by_x, T *by_more, T *weight
       [&](int64_t row, int64_t count, T *sums, T *hidden) {
         T *by_hidden = hidden + ROWS * h;
         const T *given = grad + row * g.out;
-        first_layer(g, row, count, hidden);
+        T *argument = g.argument ? g.argument + row * h : hidden;
+        if (!g.argument) first_layer(g, row, count, hidden);
         product(count, given, g.out, g.out, last_turned.data, h, nothing.data(), 0, by_hidden);
         for (int64_t i = 0; i < count * h; i += LANES<T>) {
           Vec<T> slope;
-          at(hidden + i) = silu<T>(at(hidden + i), slope);
+          at(hidden + i) = silu<T>(at(argument + i), slope);
           at(by_hidden + i) *= slope;
         }
         add_outer(h, hidden, h, count, given, g.out, sums + last);
         add_rows(count, given, g.out, sums + last_bias);
         add_outer(g.in, g.x + row * g.in, g.in, count, by_hidden, h, sums);
         add_rows(count, by_hidden, h, sums + bias);
-        product(count, by_hidden, h, h, turned.data, g.in, nothing.data(), 0, by_x + row * g.in);
+        product(count, by_hidden, h, h, turned.data, g.in, g.residual ? given : nothing.data(),
+                g.residual ? g.in : 0, by_x + row * g.in);
         if (!g.more) return;
         add_outer(g.extra, g.more + row * g.extra, g.extra, count, by_hidden, h, sums + g.in * h);
         product(count, by_hidden, h, h, more_turned.data, g.extra, nothing.data(), 0,
@@ -142,7 +151,8 @@ void pair_backward(const Pair<T> &g, const T *by_y, const T *by_z, T *by_x, T *w
                [&](int64_t row, int64_t count, T *sums, T *) {
                  const T *x = g.x + row * g.in, *y = by_y + row * g.out, *z = by_z + row * g.out;
                  T *out = by_x + row * g.in;
-                 product(count, y, g.out, g.out, turned.data, g.in, nothing.data(), 0, out);
+                 product(count, y, g.out, g.out, turned.data, g.in, g.adds ? out : nothing.data(),
+                         g.adds ? g.in : 0, out);
                  product(count, z, g.out, g.out, second_turned.data, g.in, out, g.in, out);
                  add_outer(g.in, x, g.in, count, y, g.out, sums);
                  add_rows(count, y, g.out, sums + bias);

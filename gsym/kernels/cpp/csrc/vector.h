@@ -82,9 +82,12 @@ template <typename T> inline void add_scaled(T *to, const T *from, T factor, int
 }
 
 template <typename T> inline T sum(Vec<T> x) {
-  T total = 0;
-  for (int i = 0; i < LANES<T>; i++) total += x[i];
-  return total;
+  // By halves: one after another, every addition would wait for the one before.
+  T parts[LANES<T>];
+  at(parts) = x;
+  for (int half = LANES<T> / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+  return parts[0];
 }
 
 // Written past the caches, which keep what is read; the address is that of a whole vector.
