@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
 from torch import Tensor
 
 from gsym._validate import (
@@ -113,7 +112,7 @@ def as_graph(
         return Graph(plain, edge_weight, n)
     if isinstance(graph, Graph):
         found = graph
-    elif issparse(graph):
+    elif _is_sparse(graph):
         found = _from_sparse(graph)
     elif isinstance(graph, np.ndarray):
         found = _from_dense(graph)
@@ -206,6 +205,12 @@ def _sum(values: list[float]) -> float:
             return float(sum(map(Fraction, values)))
         except OverflowError:
             return math.inf
+
+
+def _is_sparse(graph: Any) -> bool:
+    # Who holds a sparse matrix has imported its module, which takes long.
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and bool(sparse.issparse(graph))
 
 
 def _is(value: object, module: str, name: str) -> bool:

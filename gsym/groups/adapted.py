@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym.groups._host import lives_on_cpu
@@ -334,6 +332,9 @@ class _Search:
             norms = np.add.reduceat(np.add.reduceat(draw**2, starts, 0), starts, 1)
             links.append(np.sqrt(norms / np.sqrt(np.outer(dims, dims))))
         near = _NEAR * max(float(link.max()) for link in links)
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         _, kinds = connected_components(coo_array(np.max(links, axis=0) > near), directed=False)
         found = []
         for kind in range(kinds.max() + 1):

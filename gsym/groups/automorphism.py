@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym import _child
@@ -157,6 +155,9 @@ def _twins_by_hash(graph: ColouredGraph, salt: int) -> Array:
     one, two, code = graph.owner, graph.neighbour, graph.code
     joined = row[one] + mix(salt, one, code) == row[two] + mix(salt, two, code)
     links = np.concatenate([apart, np.stack([one[joined], two[joined]])], axis=1)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     matrix = coo_array((np.ones(links.shape[1], dtype=bool), tuple(links)), shape=(n, n))
     _, classes = connected_components(matrix, directed=False)
     return Orbits.from_keys(torch.from_numpy(classes.astype(np.int64))).index.numpy()

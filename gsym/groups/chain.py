@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from gsym.errors import GroupError
@@ -197,6 +195,9 @@ class StabiliserChain:
         n = self._n
         keys, first = np.unique(point * n + image, return_index=True)
         pointer = np.searchsorted(keys, np.arange(n + 1) * n)
+        from scipy.sparse import csr_array
+        from scipy.sparse.csgraph import breadth_first_order
+
         graph = csr_array((np.ones(keys.size, dtype=np.int8), keys % n, pointer), shape=(n, n))
         orbit, parent = breadth_first_order(graph, root)
         move = np.full(n, -2, dtype=np.int32)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym.errors import GroupError
@@ -103,6 +101,9 @@ class Orbits:
         """Orbits of points ``0..p-1`` under maps; ``images`` is ``[m, p]``, row i being map i."""
         count, points = images.shape
         source = np.tile(np.arange(points), count)
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         links = coo_array(
             (np.ones(source.size, dtype=bool), (source, images.reshape(-1).numpy())),
             shape=(points, points),

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gsym._graphs import as_graph, exact_sums, weights_of
@@ -180,6 +178,9 @@ class Partition:
     def join(self, other: Partition) -> Partition:
         """The finest partition that both refine, clusters numbered by first occurrence."""
         self._check_same_nodes(other)
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         links = coo_array(
             (
                 np.ones(self.num_nodes, dtype=bool),

@@ -8,7 +8,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from gsym import kernels
@@ -89,6 +88,8 @@ def gram(place: Tensor, share: Tensor, position: Tensor, block: Tensor, factor: 
     values = factor.cpu().numpy() * np.sqrt(share.cpu().numpy())[row]
     maps = math.prod(more)
     shape = int(mark.max(initial=0)) + 1, maps * s
+    from scipy.sparse import csr_array
+
     marks = csr_array((values, (mark.reshape(-1), which * s + column)), shape)
     found = (marks.T @ marks).tocoo()
     full = np.zeros((maps, s, s))

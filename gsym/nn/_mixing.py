@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from gsym import kernels
@@ -271,6 +270,8 @@ def _gram(orbit: Tensor, share: Tensor) -> Tensor:
     entry = share.cpu().double().sqrt()[:, None].expand(k, k)
     _, compact = np.unique(row.numpy(), return_inverse=True)
     column = np.tile(np.arange(k), k)
+    from scipy.sparse import csr_array
+
     marks = csr_array((entry.reshape(-1).numpy(), (compact.reshape(-1), column)))
     return torch.from_numpy((marks.T @ marks).toarray())
 
