@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 # pip knows where local wheels lie from its own configuration; uv has to be told.
 INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt
 
-.PHONY: bench test test-scatter gate-extras mutants asan soak registers lint docs lock clean
+.PHONY: bench test test-scatter gate-extras mutants asan soak registers lint docs lock matrix release clean
 
 bench: $(VENV)/.ok  ## run the suite on embedded data: four tasks, every group, three seeds
 	@echo "Running the benchmark suite on embedded data; it says how many minutes are left."
@@ -35,6 +35,13 @@ soak: $(VENV)/.ok  ## run 30,000 steps and 300 choices, and watch memory and ope
 
 registers: $(VENV)/.ok  ## compile all Triton kernels for sm_90, and hold their registers
 	GSYM_EVERY_KERNEL=1 $(RUN) -m pytest -q tests/kernels/test_triton_sm90.py
+
+matrix:  ## test every Python found with the oldest and the newest torch; long
+	bash tools/matrix.sh
+
+release: $(VENV)/.ok  ## build and check sdist and wheel, and tag the commit
+	$(INSTALL) hatchling twine
+	PYTHON=$(RUN) bash tools/release.sh
 
 lint: $(VENV)/.ok  ## check style and types
 	$(RUN) -m ruff check .
