@@ -293,7 +293,7 @@ class Inpainting(Task):
         low, high = samples.targets.min().item(), samples.targets.max().item()
         grey = colormaps["gray"].with_extremes(bad="#56B4E9")
         for column, (name, values) in enumerate(panels.items()):
-            axes[0, column].set_title(fill(name, 13), fontsize=7)
+            axes[0, column].set_title(fill(name, 14, break_long_words=False), fontsize=6)
             for row, image in enumerate(values[..., 0].view(-1, size, size)):
                 axes[row, column].imshow(image, cmap=grey, vmin=low, vmax=high)
                 axes[row, column].set_axis_off()

@@ -221,7 +221,8 @@ def _who(table: Table) -> str:
     if chosen is None:
         return ""
     unit = table.first.metric
-    text = f"With {_at(table)} validation chooses {chosen.name}, test {unit} {chosen.test:.4g}"
+    begin = "Validation" if table.signals is None else f"With {_at(table)} validation"
+    text = f"{begin} chooses {chosen.name}, test {unit} {chosen.test:.4g}"
     for name, other in zip(("S_n", "trivial"), table.ends(chosen), strict=True):
         text += _beside(chosen, other, name)
     best = table.best_baseline
