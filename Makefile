@@ -8,9 +8,9 @@ INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VEN
 
 .PHONY: bench test test-scatter gate-extras mutants asan soak registers lint docs lock matrix release clean
 
-bench: $(VENV)/.ok  ## run the suite on embedded data: four tasks, every group, three seeds
+bench: $(VENV)/.ok  ## run the suite on embedded data: every task, group and baseline
 	@echo "Running the benchmark suite on embedded data; it says how many minutes are left."
-	$(RUN) -m gsym_bench run --profile quick --seeds 3 --out $(OUT)
+	$(RUN) -m gsym_bench run --profile quick --out $(OUT)
 
 test: $(VENV)/.ok  ## run all tests and the examples in the documentation
 	@echo "Running the tests; some minutes on two cores."

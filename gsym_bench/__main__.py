@@ -46,7 +46,7 @@ def run(
     profile: str = "quick",
     data: Path | None = None,
     groups: tuple[str, ...] = (),
-    seeds: int = 3,
+    seeds: int | None = None,
     signals: Numbers = (),
     as_published: bool = False,
     device: str = "auto",
@@ -83,7 +83,7 @@ def run(
         profile: quick (minutes), standard, or paper (the published protocol, where a task has it).
         data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
         groups: Names of groups, see `list`; all if none is given.
-        seeds: Number of seeds.
+        seeds: Number of seeds; by default more where cells are cheap, and at least 5 in standard.
         signals: Numbers of training signals, with commas between: every cell is run with each, and
             the report draws error against the number of signals.
         as_published: Add faulty models and data as they were published, beside the correct ones.

@@ -47,7 +47,7 @@ def run(
     profile: str = "quick",
     data: Path | None = None,
     groups: Sequence[str] = (),
-    seeds: int = 3,
+    seeds: int | None = None,
     signals: Sequence[int] = (),
     as_published: bool = False,
     device: str = "auto",
@@ -69,7 +69,7 @@ def run(
         profile: One of `PROFILES`.
         data: Folder of downloaded data, or ``None`` for embedded data.
         groups: Names of groups to run; all if empty. A task runs those that it has.
-        seeds: Number of seeds of every cell: 0, 1, ...
+        seeds: Number of seeds of every cell: 0, 1, ...; ``None`` takes that of the task.
         signals: Numbers of training signals, for each of which every cell is run; the number that
             belongs to the profile if empty.
         as_published: Whether to add faulty models and data as they were published.
@@ -91,7 +91,7 @@ def run(
             of seeds or workers below one, a cluster that does not answer, an ``out`` that cannot be
             written, that another process writes to, or that holds results of other code.
     """
-    check_request(profile, PROFILES, seeds)
+    check_request(profile, PROFILES, 1 if seeds is None else seeds)
     check_means(engine, address, workers, devices, batched_seeds)
     how: dict[str, Any] = {"devices": devices} if devices > 1 else {}
     how |= {"batched seeds": True} if batched_seeds else {}
@@ -105,9 +105,12 @@ def run(
                 f"task {task.name!r} needs files; name their folder with --data DIR"
             )
 
+    def count(task: Task) -> int:
+        return task.seeds[profile] if seeds is None else seeds
+
     def cells(task: Task, seed: int) -> Iterator[Cells]:
-        for count in signals or (None,):
-            loaded = Loaded(task, data, profile, seed, count)
+        for few in signals or (None,):
+            loaded = Loaded(task, data, profile, seed, few)
             yield Cells(task, loaded, as_published, out.resolve(), how)
 
     firsts: list[Cells] = []
@@ -122,18 +125,23 @@ def run(
         if signals:
             for task in tasks:
                 _predict(out, [first for first in firsts if first.task is task])
-        return seeds * sum(len(list(first.jobs(groups))) for first in firsts), jobs()
+        total = 0
+        for first in firsts:
+            every = len(list(first.jobs(groups)))
+            quoted = len(first.problem.published) if first.signals is None else 0
+            total += count(first.task) * (every - quoted) + quoted
+        return total, jobs()
 
     def jobs() -> Iterator[Job | Unit]:
         if batched_seeds:
             for first in firsts:
-                others = [cells(first.task, seed) for seed in range(1, seeds)]
+                others = [cells(first.task, seed) for seed in range(1, count(first.task))]
                 same = [next(c for c in own if c.signals == first.signals) for own in others]
                 for unit in zip(*(each.jobs(groups) for each in (first, *same)), strict=True):
                     yield from [unit] if unit[0].recipe else unit
             return
         for task in tasks:
-            for seed in range(seeds):
+            for seed in range(count(task)):
                 own = cells(task, seed) if seed else [f for f in firsts if f.task is task]
                 for each in own:
                     yield from each.jobs(groups)

@@ -149,6 +149,7 @@ class Task(ABC):
         model_name: Written to every row.
         needs_data: Whether it has no embedded data; such a task runs only when it is named.
         profiles: The profiles it has.
+        seeds: Number of seeds by profile, where a run is not told.
         shown: Test samples whose predictions a run keeps for `picture`.
         choosing: Further arguments of `gsym.choose_group` for its signals.
     """
@@ -161,6 +162,7 @@ class Task(ABC):
     model_name: ClassVar[str]
     needs_data: ClassVar[bool] = False
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
+    seeds: ClassVar[Mapping[str, int]] = {"quick": 3, "standard": 5, "paper": 3}
     shown: ClassVar[tuple[int, ...]] = ()
     choosing: ClassVar[Mapping[str, Any]] = {}
 

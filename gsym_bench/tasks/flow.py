@@ -97,6 +97,10 @@ class FlowInpainting(Inpainting):
             in_rep=in_rep,
             out_rep=out_rep,
         )
+        if name == FILL:
+            # Training begins at the fill itself.
+            for parameter in net.convs[-1].parameters():
+                nn.init.zeros_(parameter)
         return Filler(net, 2)
 
     def levels(self, problem: Problem) -> list[Any]:

@@ -305,9 +305,9 @@ def _command(tables: Sequence[Table]) -> str:
     commands = []
     for profile in dict.fromkeys(table.profile for table in tables):
         own = [table for table in tables if table.profile == profile]
-        for source, few in dict.fromkeys((t.first.source, t.signals is not None) for t in own):
-            same = [t for t in own if t.first.source == source and (t.signals is not None) == few]
-            seeds = max(row.seed for t in same for line in t.lines for row in line.rows) + 1
+        for kind in dict.fromkeys(map(_kind, own)):
+            same = [table for table in own if _kind(table) == kind]
+            source, _, seeds = kind
             words = ["gsym-bench run", *dict.fromkeys(table.task for table in same)]
             words.append(f"--profile {profile} --seeds {seeds}")
             counts = sorted({table.signals for table in same if table.signals is not None})
@@ -316,6 +316,12 @@ def _command(tables: Sequence[Table]) -> str:
             words += ["--data DIR"] if source == "files" else []
             commands.append(" ".join(words))
     return " && ".join(commands)
+
+
+def _kind(table: Table) -> tuple[str, bool, int]:
+    """What tables of one command share: source, whether signals are told, and number of seeds."""
+    seeds = max(row.seed for line in table.lines for row in line.rows) + 1
+    return table.first.source, table.signals is not None, seeds
 
 
 def _embed(path: Path, tables: Sequence[Table], highlights: Sequence[Highlight]) -> None:
