@@ -100,8 +100,9 @@ class EGNNConv(GeometricLayer):
 
     Cost:
         ``O(n d h + e h^2)`` for width h. The edges run through
-        :func:`gsym.kernels.edge_mlp_sum`, which stores nothing per edge and hidden channel. The
-        graph is prepared as in :class:`GNetConv`: once, and before
+        :func:`gsym.kernels.edge_mlp_sum`, which stores nothing per edge and hidden channel, or on
+        the CPU with projections and update through one operator, which stores what fits in 4 MiB.
+        The graph is prepared as in :class:`GNetConv`: once, and before
         ``torch.compile(fullgraph=True)``.
 
     Example:
