@@ -9,7 +9,8 @@ INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VEN
 .PHONY: bench test test-scatter gate-extras mutants asan soak registers lint docs lock matrix release clean
 
 bench: $(VENV)/.ok  ## run the suite on embedded data: every task, group and baseline
-	@echo "Running the benchmark suite on embedded data; it says how many minutes are left."
+	@echo "Running the benchmark suite on embedded data. It says how many minutes are left, from the"
+	@echo "mean time of what is done: too few at the beginning, and more on a busy machine."
 	$(RUN) -m gsym_bench run --profile quick --out $(OUT)
 
 test: $(VENV)/.ok  ## run all tests and the examples in the documentation

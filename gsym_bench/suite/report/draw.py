@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -125,21 +126,22 @@ def draw_phases(out: Path, tables: Sequence[Table], predictions: Sequence[Predic
                 edgecolor="black",
                 zorder=5,
             )
+    counts = [table.signals or 1 for table in tables]
+    left, right = 0.85 * min(counts), 1.5 * max(counts)
     told = []
     if predictions:
         start = predictions[0]
         told.append(f"from {start.signals} signals choose_group predicts {start.now}")
         for name, count, low, high in start.crossings:
-            told.append(f"{name} from n* = {count:.2g}")
-            axes.axvline(count, color="0.3", linestyle="--", linewidth=1)
-            axes.axvspan(max(low or 1.0, 1.0), high or 10 * count, color="0.5", alpha=0.08)
-            axes.annotate(
-                f" n* {name}", (count, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8
-            )
-    counts = [table.signals or 1 for table in tables]
+            told.append(f"{name} from n* = {count:,.0f}")
+            axes.axvspan(max(low or left, left), min(high or right, right), color="0.5", alpha=0.08)
+            if left < count < right:
+                axes.axvline(count, color="0.3", linestyle="--", linewidth=1)
+                label = axes.text(count, 0.99, f"n* {name}", transform=axes.get_xaxis_transform())
+                label.set(rotation=90, va="top", ha="right", fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(0.85 * min(counts), 1.5 * max(counts))
+    axes.set_xlim(left, right)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     low, high = axes.get_ylim()
@@ -149,7 +151,7 @@ def draw_phases(out: Path, tables: Sequence[Table], predictions: Sequence[Predic
     axes.set_ylabel(f"test {first.metric} ({first.unit})")
     axes.set_title(
         f"{first.task}, {first.dataset}: bands are 95 % bootstrap intervals over seeds, rings are "
-        f"the winners, dots are baselines\n{'; '.join(told)}",
+        f"the winners, dots are baselines\n{fill('; '.join(told), 110)}",
         fontsize=9,
         loc="left",
     )
