@@ -7,6 +7,7 @@ what came in, and chooses if it settles which back-end or which loop runs.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import torch
 import gsym
 from gsym import ClusterGroup, Partition, nn
 
-ROOT = str(Path(gsym.__file__).parent)
+ROOT = f"{Path(gsym.__file__).parent}{os.sep}"
 BATCH, NODES, CHANNELS = 8, 40, 16
 # Functions that look at what came in, by the start of their names, and files that only do so.
 CHECKS = ("check_", "_check", "are_alike", "fits_", "_fits", "_like", "own_parameter", "is_plain")
