@@ -30,6 +30,24 @@ def test_epochs_make_the_steps(poses, epochs):
     assert schedule.epochs == epochs and schedule.eval_every == epochs // 10
 
 
+def test_a_smaller_first_layer_learns_faster_and_maps_alike():
+    """A norm takes its size out: Adam changes what the net does by more, and nothing else."""
+    task = study.FewPoses(50)
+    problem = task.load(None, "standard", 0)
+    x = problem.train.inputs[:32]
+    torch.manual_seed(0)
+    net = task.model(problem, "trivial", "standard").train()
+    before = net.first(x, None)
+    weight = net.first.conv.linear.mixing.weight
+    usual = study.Skeleton().model(problem, "trivial", "standard").first.conv.linear.mixing.weight
+    assert float(usual.detach().std() / weight.detach().std()) == pytest.approx(
+        study.FIRST, rel=0.1
+    )
+    with torch.no_grad():
+        weight.mul_(study.FIRST)
+    torch.testing.assert_close(net.first(x, None), before, rtol=0, atol=0.1)
+
+
 def test_page_of_a_small_run(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "STEPS", {50: 2})
     page = study.main(tmp_path, None, [50], 2, Console(quiet=True))
@@ -41,6 +59,7 @@ def test_page_of_a_small_run(tmp_path, monkeypatch):
     assert "| 50 | 2 |" in text and (tmp_path / study.PICTURE).is_file()
     assert "`gsym-bench poses 50 --seeds 2`" in text
     assert "2 steps for 50 poses, 10 looks" in text
+    assert f"; PoseNet, first layer at {study.FIRST} times the rate; Adam at" in text
     # The front page has a row of it, beside those of tasks.
     monkeypatch.setattr(study, "FRONT", (50,))
     (front,) = study.highlights(tmp_path)
