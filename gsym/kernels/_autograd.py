@@ -156,10 +156,12 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A gradient in the types of its forward pass, wherever ``backward`` is called."""
 
     @wraps(backward)
-    def call(ctx: Any, *grads: Tensor) -> Any:
-        if not torch._C._is_any_autocast_enabled():
+    def call(ctx: Any, *grads: Tensor | None) -> Any:
+        # Results that do not enter the loss may have no gradient.
+        given = next((grad for grad in grads if grad is not None), None)
+        if given is None or not torch._C._is_any_autocast_enabled():
             return backward(ctx, *grads)
-        with torch.autocast(grads[0].device.type, enabled=False):
+        with torch.autocast(given.device.type, enabled=False):
             return backward(ctx, *grads)
 
     return call

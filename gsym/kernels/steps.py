@@ -44,7 +44,13 @@ def egnn_step(
         segments: The receiver of every edge; the edges are sorted by it.
         options: Those of the edge stage.
         residual: Add the update to the features.
+
+    Raises:
+        ValueError: A residual where the update is wider or narrower than the features.
     """
+    ins, out = tensors["x"].size(-1), tensors["last"].size(-1)
+    if residual and ins != out:
+        raise ValueError(f"a residual needs as many channels out as in; got {ins} and {out}")
     if are_alike(*tensors.values()) and _fits(tensors, source, segments):
         x = tensors["x"]
         chosen = choose("auto", "egnn_step", x.device.type)

@@ -261,3 +261,26 @@ def test_no_more_is_kept_than_the_limit(monkeypatch):
         monkeypatch.setattr(steps, "STORED", bytes_)
         steps.egnn_step(*arguments)
         assert stored[-1][-1].numel() == expected * h
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_backward_within_autocast_of_some_results(which):
+    tensors, *rest = case(torch.float32)
+
+    def grads(enabled):
+        found = steps.egnn_step(tensors, *rest)
+        loss = sum(found[i].square().sum() for i in which)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            return torch.autograd.grad(loss, tensors.values(), materialize_grads=True)
+
+    for got, known in zip(grads(True), grads(False), strict=True):
+        assert torch.equal(got, known)
+
+
+@pytest.mark.parametrize("out", [8, 64])
+def test_a_residual_needs_one_width(out):
+    conv = EGNNConv(32, out, hidden_channels=16)
+    conv.residual = True
+    edges = torch.stack([torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2])])
+    with pytest.raises(ValueError, match=f"as many channels out as in; got 32 and {out}"):
+        conv(torch.randn(3, 32), torch.randn(3, 3), edges)
