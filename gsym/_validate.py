@@ -411,10 +411,10 @@ def check_edge_attr(edge_attr: Tensor | None, x: Tensor, num_edges: int, edge_di
         if edge_dim:
             raise GraphError(f"the layer takes edge_attr [e, {edge_dim}] (edge_dim); got None")
         return
-    if not edge_dim:
-        raise GraphError("edge_attr was given to a layer without; build it with edge_dim=")
     if not isinstance(edge_attr, Tensor):
         raise TypeError(f"edge_attr must be a tensor [e, a]; got {type(edge_attr).__name__}")
+    if not edge_dim and edge_attr.shape[-1:] != (0,):
+        raise GraphError("edge_attr was given to a layer without; build it with edge_dim=")
     check_dense("edge_attr", edge_attr, GraphError, values=False)
     one = (num_edges, edge_dim)
     if edge_attr.shape not in (one, (*x.shape[:-2], *one)):

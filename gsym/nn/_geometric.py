@@ -124,10 +124,10 @@ class GeometricLayer(TiedLayer[Tables]):
         if velocity is not None:
             check_positions(velocity, x, pos.size(-1), "velocity", values=self._reads_values)
         graph = self._graph.get(edge_index, x, batch_size, EdgeGraph.build, EdgeGraph.trace)
-        if edge_attr is not None and not self.edge_dim and edge_attr.shape[-1:] == (0,):
-            edge_attr = None  # as PyG gives edges without features
         edge_attr = unstack_rows(edge_attr, batch_size, graph.num_edges)
         check_edge_attr(edge_attr, x, graph.num_edges, self.edge_dim)
+        if not self.edge_dim:
+            edge_attr = None  # PyG gives edges without features as [e, 0]
         check_like_weights(self._like(), x=x, pos=pos, edge_attr=edge_attr, velocity=velocity)
         if edge_attr is not None:
             edge_attr = graph.sort(edge_attr)

@@ -20,6 +20,10 @@ def test_edges_without_features(layer):
         assert torch.equal(found, known)
     with pytest.raises(ValueError, match="edge_attr was given to a layer without"):
         conv(x, pos, EDGES, edge_attr=torch.zeros(4, 1))
+    with pytest.raises(ValueError, match=r"each of 4 edges, \[4, 0\].*got \[99, 0\]"):
+        conv(x, pos, EDGES, edge_attr=torch.zeros(99, 0))
+    with pytest.raises(TypeError, match=r"edge_attr must be a tensor .*got list"):
+        conv(x, pos, EDGES, edge_attr=[[], [], [], []])
 
 
 def test_what_is_refused():
