@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data, Dataset
 
 from gsym._files import replacing
 from gsym.errors import FileError
@@ -49,8 +49,8 @@ _FASHION_FILES = dict(
 _FASHION = "https://fashion-mnist.s3.eu-central-1.amazonaws.com/"
 
 
-class _Signals(InMemoryDataset):
-    """Signals on one graph: item ``i`` is ``Data(x=..., edge_index=...)``, the graph is shared."""
+class _Signals(Dataset):
+    """Signals on one graph: item ``i`` is ``Data(x=..., edge_index=...)``, with its own memory."""
 
     folder = ""
     files: dict[str, str] = {}  # noqa: RUF012  # SHA-256 of each
@@ -61,6 +61,7 @@ class _Signals(InMemoryDataset):
         root: str | None = None,
         transform: Callable[[Data], Any] | None = None,
         pre_transform: Callable[[Data], Any] | None = None,
+        force_reload: bool = False,
     ) -> None:
         if root is None:
             root = os.environ.get("GSYM_DATA")
@@ -70,7 +71,12 @@ class _Signals(InMemoryDataset):
                 "that data_scripts/fetch.py wrote"
             )
         self._processed_to = Path(root) / "gsym" / type(self).__name__.lower()
-        super().__init__(root, transform, pre_transform)
+        try:
+            super().__init__(root, transform, pre_transform, force_reload=force_reload)
+        except OSError as cause:
+            raise FileError(
+                f"{type(self).__name__}: {cause}; give root=, a folder that can be written to"
+            ) from cause
         with np.load(self.processed_paths[0], allow_pickle=False) as held:
             self.arrays: dict[str, np.ndarray] = {key: held[key] for key in held.files}
         self._fill()
@@ -117,7 +123,7 @@ class _Signals(InMemoryDataset):
 
     def _process(self) -> None:
         # PyG's own reads a note of its earlier transforms in a way that could run code.
-        if not Path(self.processed_paths[0]).exists():
+        if self.force_reload or not Path(self.processed_paths[0]).exists():
             self._processed_to.mkdir(parents=True, exist_ok=True)
             self.process()
 
@@ -144,6 +150,8 @@ class _Signals(InMemoryDataset):
         item = Data(x=self.x[idx], edge_index=self.edge_index, num_nodes=self.num_nodes)
         for key, value in self._of(idx).items():
             item[key] = value
+        # To write to an item must change neither the graph nor windows that overlap.
+        item = item.clone()
         return item if self.pre_transform is None else self.pre_transform(item)
 
     def _of(self, idx: int) -> dict[str, Any]:
@@ -151,6 +159,11 @@ class _Signals(InMemoryDataset):
 
     x: Tensor
     edge_index: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 where items have none."""
+        return 0
 
     @property
     def num_nodes(self) -> int:
@@ -165,6 +178,9 @@ class MetrLa(_Signals):
     horizon]``, those of the next steps, ``observed``, False where a target is missing (0), and the
     directed graph of DCRNN, ``edge_index`` and ``edge_weight``, without loops.
 
+    The windows are split, not the time steps, as is the field's protocol: those next to a cut share
+    time steps with the next split.
+
     Args:
         root: Folder that holds ``traffic/metr_la.npz``; by default that of ``GSYM_DATA``.
         split: ``"train"`` (the first 70 %), ``"val"`` or ``"test"`` (the last 20 %), in time.
@@ -172,6 +188,7 @@ class MetrLa(_Signals):
         horizon: Steps of a target.
         transform: As in PyG.
         pre_transform: As in PyG, but at each access: nothing processed holds objects.
+        force_reload: Process the raw files again.
 
     Raises:
         FileError: No such file, with the command that gets it, or one of another SHA-256.
@@ -196,11 +213,12 @@ class MetrLa(_Signals):
         horizon: int = 12,
         transform: Callable[[Data], Any] | None = None,
         pre_transform: Callable[[Data], Any] | None = None,
+        force_reload: bool = False,
     ) -> None:
         self.split, self.lag, self.horizon = _check_split(split), lag, horizon
         if min(lag, horizon) < 1:
             raise ValueError(f"lag and horizon must be at least 1; got {lag} and {horizon}")
-        super().__init__(root, transform, pre_transform)
+        super().__init__(root, transform, pre_transform, force_reload)
 
     def _read(self, paths: dict[str, Path]) -> dict[str, np.ndarray]:
         with np.load(paths["metr_la.npz"], allow_pickle=False) as held:
@@ -238,6 +256,7 @@ class CmuMocap(_Signals):
         split: ``"train"``, ``"val"`` or ``"test"``: whole sequences, as the suite splits them.
         transform: As in PyG.
         pre_transform: As in PyG, but at each access: nothing processed holds objects.
+        force_reload: Process the raw files again.
 
     Raises:
         FileError: No such file, with the command that gets it, or one of another SHA-256.
@@ -260,9 +279,10 @@ class CmuMocap(_Signals):
         split: str = "train",
         transform: Callable[[Data], Any] | None = None,
         pre_transform: Callable[[Data], Any] | None = None,
+        force_reload: bool = False,
     ) -> None:
         self.split = _check_split(split)
-        super().__init__(root, transform, pre_transform)
+        super().__init__(root, transform, pre_transform, force_reload)
 
     def _read(self, paths: dict[str, Path]) -> dict[str, np.ndarray]:
         keys = ("positions", "seq_start", "seq_len", "action", "bench_split", "parents", "mirror")
@@ -284,6 +304,11 @@ class CmuMocap(_Signals):
         bones = np.stack([child, held["parents"][child].astype(np.int64)])
         self.edge_index = torch.from_numpy(np.hstack([bones, bones[::-1]]))
 
+    @property
+    def num_classes(self) -> int:
+        """Number of actions."""
+        return len(self.actions)
+
     def _of(self, idx: int) -> dict[str, Any]:
         return {"pos": self.x[idx], "action": self.action[idx]}
 
@@ -300,6 +325,7 @@ class FashionGrid(_Signals):
         train: The 60,000 images to train on, or the 10,000 to test on.
         transform: As in PyG.
         pre_transform: As in PyG, but at each access: nothing processed holds objects.
+        force_reload: Process the raw files again.
 
     Raises:
         FileError: A download that fails, or a file of another SHA-256.
@@ -319,9 +345,10 @@ class FashionGrid(_Signals):
         train: bool = True,
         transform: Callable[[Data], Any] | None = None,
         pre_transform: Callable[[Data], Any] | None = None,
+        force_reload: bool = False,
     ) -> None:
         self.train = train
-        super().__init__(root, transform, pre_transform)
+        super().__init__(root, transform, pre_transform, force_reload)
 
     def _read(self, paths: dict[str, Path]) -> dict[str, np.ndarray]:
         return {name.split("-ubyte")[0]: _read_idx(path) for name, path in paths.items()}
@@ -341,6 +368,11 @@ class FashionGrid(_Signals):
         self.edge_index = torch.cat([one_way, one_way.flip(0)], dim=1)
         place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(1)
         self.pos = place * torch.tensor([1.0, -1.0])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of kinds of clothes."""
+        return int(self.targets.max()) + 1
 
     def _of(self, idx: int) -> dict[str, Any]:
         return {"x": self.x[idx] / 255.0, "y": self.targets[idx], "pos": self.pos}
@@ -368,18 +400,15 @@ def download(url: str, path: Path, sha256: str) -> None:
         FileError: The address cannot be read, or gives another file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, part.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, replacing(path) as file:
             shutil.copyfileobj(answer, file)
-        check_sha256(part, sha256)
-        part.replace(path)
+            file.flush()
+            check_sha256(Path(file.name), sha256)
     except OSError as cause:
         raise FileError(
             f"{url}: {cause}; get the file by other means and put it at {path}"
         ) from cause
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -109,6 +109,7 @@ def test_images_are_downloaded_and_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.FashionGrid, "url", (tmp_path / "served").as_uri() + "/")
     found = gsym.datasets.FashionGrid(str(tmp_path / "root"))
     item = found[1]
+    assert found.num_classes == 4
     assert len(found) == 4 and item.x.shape == (784, 1) and item.y == 1
     assert float(item.x[0]) == pytest.approx(784 % 250 / 255)
     # 28 rows of 27 neighbours each way, and as many columns.
@@ -119,6 +120,53 @@ def test_images_are_downloaded_and_verified(tmp_path, monkeypatch):
     with pytest.raises(FileError, match=f"{name}.*expected SHA-256"):
         gsym.datasets.FashionGrid(str(tmp_path / "other"))
     assert not list((tmp_path / "other").rglob(name + "*"))
+
+
+def test_items_share_no_memory_and_subsets_are_right(tmp_path, monkeypatch):
+    speed = metr_la(tmp_path)
+    known(monkeypatch, datasets.MetrLa, tmp_path)
+    found = gsym.datasets.MetrLa(str(tmp_path), lag=2, horizon=3)
+    item = found[3]
+    for key in ("x", "y", "edge_index", "edge_weight"):
+        item[key].zero_()
+    np.testing.assert_array_equal(found[3].x.numpy(), speed[3:5].T)
+    np.testing.assert_array_equal(found[4].x.numpy(), speed[4:6].T)
+    assert found[3].edge_index.tolist() == [[0, 2], [1, 0]]
+    assert found[3].edge_weight.tolist() == [0.5, 0.25]
+    subset = found[[4, 2]]
+    assert len(subset) == 2 and torch.equal(subset[1].x, found[2].x)
+    assert found.num_classes == 0 and found.num_features == 2
+    # What PyG offers for data sets that keep all items as one is not there, rather than wrong.
+    assert not hasattr(found, "copy")
+
+
+def test_force_reload_processes_again(tmp_path, monkeypatch):
+    metr_la(tmp_path)
+    known(monkeypatch, datasets.MetrLa, tmp_path)
+    gsym.datasets.MetrLa(str(tmp_path), lag=1, horizon=1)
+    metr_la(tmp_path, steps=40)
+    known(monkeypatch, datasets.MetrLa, tmp_path)
+    for reload, steps in ((False, 30), (True, 40)):
+        found = gsym.datasets.MetrLa(str(tmp_path), lag=1, horizon=1, force_reload=reload)
+        assert len(found.arrays["speed"]) == steps
+
+
+def test_a_folder_that_cannot_be_written_asks_for_root(tmp_path, monkeypatch):
+    metr_la(tmp_path)
+    known(monkeypatch, datasets.MetrLa, tmp_path)
+    monkeypatch.setenv("GSYM_DATA", str(tmp_path))
+    (tmp_path / "gsym").touch()  # a file in the way, which stops the superuser too
+    with pytest.raises(FileError, match="give root=, a folder that can be written to"):
+        gsym.datasets.MetrLa()
+
+
+def test_several_downloads_at_once_keep_apart(tmp_path, monkeypatch):
+    (tmp_path / "served").write_bytes(b"right")
+    own, other = tmp_path / "own", tmp_path / "own.part"
+    other.write_bytes(b"what another process has so far")
+    sha256 = hashlib.sha256(b"right").hexdigest()
+    datasets.download((tmp_path / "served").as_uri(), own, sha256)
+    assert own.read_bytes() == b"right" and other.exists()
 
 
 def test_real_data_where_they_are(tmp_path):
