@@ -113,9 +113,9 @@ def test_choice_among_small_groups_is_made_with_signs():
     assert choice.out_rep == out_rep
     assert choice.signs is None
     assert "with x0 -> -x0, y1 -> -y1" in choice.best.name
-    assert str(choice).endswith(
-        "Nodes 0 and 1, 2 and 3 are interchangeable if channel 0 of x and 1 of y change sign."
-    )
+    sentence = "Nodes 0 and 1, 2 and 3 are interchangeable if channel 0 of x and 1 of y change sign"
+    assert f"\n{sentence}.\n" in str(choice) and str(choice).endswith(choice.answer)
+    assert choice.answer.startswith(sentence)
     # No symmetry, and the exchange without signs, are among the candidates.
     names = {candidate.name for candidate in choice.candidates}
     assert {str(PermutationGroup.trivial(6)), str(MIRROR)} <= names
