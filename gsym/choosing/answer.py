@@ -21,7 +21,7 @@ def answer(choice: Any) -> str:
     The interval is that of the paired difference of left-out errors, as a share of the error
     without symmetry; until when the group pays is known with ``soft=True`` only.
     """
-    parts = [f"{_treat(choice.best)}: {_weights(choice.best)}", _gain(choice)]
+    parts = [f"{_treat(choice.best)}: {_weights(choice)}", _gain(choice)]
     until = _until(choice)
     return ", ".join(part for part in parts if part) + (f", and {until}" if until else "") + "."
 
@@ -51,8 +51,8 @@ def next_steps(choice: Any, unit: str = "") -> list[str]:
     if choice.simplest is not best:
         steps.append(
             f"Where size or explanation count, take {describe(choice.simplest)}: "
-            f"{_count(choice.simplest.commutant_dim, 'weight')}, and an error that these signals "
-            "cannot tell from the lowest."
+            f"{_count(_num_weights(choice, choice.simplest), 'weight')}, and an error that these "
+            "signals cannot tell from the lowest."
         )
     steps += _later(choice)
     return steps
@@ -113,6 +113,10 @@ def _treat(candidate: Any) -> str:
     if not isinstance(candidate.group, ClusterGroup):
         return f"Treat as a symmetry what {candidate.name} exchanges"
     sizes = np.bincount(candidate.group.partition.labels.numpy())
+    swaps, together = candidate.group.swaps, False
+    if sizes.max() == 1 and swaps is not None:
+        # Clusters of one node: exchanges of clusters are exchanges of nodes.
+        sizes, together = np.bincount(candidate.group.node_orbits().index.numpy()), True
     shared, alone = int((sizes > 1).sum()), int((sizes == 1).sum())
     if sizes.size == 1:
         text = f"Treat all {n:,} nodes as interchangeable"
@@ -123,16 +127,30 @@ def _treat(candidate: Any) -> str:
         text = f"Treat the nodes of {those} as interchangeable"
         if alone:
             text += f" and the other {alone:,} by {'itself' if alone == 1 else 'themselves'}"
-    if candidate.group.swaps is not None:
+    if together:
+        text += ", in exchanges that leave the graph the same"
+    elif swaps is not None:
         text += ", and exchange whole groups where the graph looks the same from them"
     return text
 
 
-def _weights(candidate: Any) -> str:
-    n = candidate.group.num_nodes
-    if candidate.group.log_order() == 0:
-        return _count(n * n, "weight")
-    return f"{_count(candidate.commutant_dim, 'weight')} instead of {n * n:,}"
+def _weights(choice: Any) -> str:
+    n = choice.best.group.num_nodes
+    own, whole = _num_weights(choice, choice.best), n if _is_one_number(choice) else n * n
+    if choice.best.group.log_order() == 0:
+        return _count(whole, "weight")
+    return f"{_count(own, 'weight')} instead of {whole:,}"
+
+
+def _num_weights(choice: Any, candidate: Any) -> int:
+    """Free weights of a linear map; to one number per signal, a weight for every orbit of nodes."""
+    if _is_one_number(choice) and candidate.in_rep is None:
+        return int(candidate.group.node_orbits().num_orbits)
+    return int(candidate.commutant_dim)
+
+
+def _is_one_number(choice: Any) -> bool:
+    return choice.task is not None and choice.task.out_channels == 0
 
 
 def _gain(choice: Any) -> str:
@@ -141,6 +159,8 @@ def _gain(choice: Any) -> str:
         return ""
     _, name = _reference(choice)
     mean, low, high = found
+    if not choice.words.squared and choice.words.score != "error":
+        return _lower_score(choice, found, name)
     if math.isinf(low):
         return f"{_percent(mean)} % less error than {name}"
     if low > 0:
@@ -150,6 +170,19 @@ def _gain(choice: Any) -> str:
         f"as much error as {name}, as far as these signals tell (95 % interval "
         f"{_percent(high)} % less to {_percent(-low)} % more)"
     )
+
+
+def _lower_score(choice: Any, found: tuple[float, float, float], name: str) -> str:
+    """The gain in the criterion's own words: shares of what is no error say nothing."""
+    other, _ = _reference(choice)
+    mean, low, high = (part * other.score for part in found)
+    score = choice.words.score
+    if math.isinf(low):
+        return f"a {score} lower by {mean:.3g} than that of {name}"
+    interval = f"95 % interval {low:.3g} to {high:.3g}"
+    if low > 0:
+        return f"a {score} lower by {mean:.3g} than that of {name} ({interval})"
+    return f"no other {score} than {name}, as far as these signals tell (lower by: {interval})"
 
 
 def _until(choice: Any) -> str:

@@ -102,3 +102,28 @@ def test_a_choice_prints_its_answer():
     assert found.task == Task(1, 1)
     assert str(found).endswith(found.answer)
     assert "2 weights instead of 36" in found.answer
+
+
+def test_single_nodes_that_swaps_exchange_are_interchangeable():
+    swaps = gsym.PermutationGroup.from_cycles(5, [(0, 1, 2)])
+    group = gsym.ClusterGroup(gsym.Partition.singletons(5), swaps=swaps)
+    text = answer(choice([candidate(group, 0.1, partition=group.partition)]))
+    assert text.startswith(
+        "Treat the nodes of this group as interchangeable and the other 2 by themselves, in "
+        "exchanges that leave the graph the same"
+    )
+
+
+def test_weights_of_a_map_to_one_number_are_those_of_the_orbits():
+    shown = chain(scores=(0.5, 0.48, 0.4, 0.41, 0.8))
+    shown.task = Task(out_channels=0)
+    assert ": 3 weights instead of 12, " in answer(shown)
+    assert any("take 2 clusters: 2 weights," in step for step in next_steps(shown))
+
+
+def test_a_score_that_is_no_error_is_no_percentage():
+    shown = chain(scores=(0.5, 0.48, 0.4, 0.41, 0.8))
+    shown.words = replace(shown.words, score="score", squared=False)
+    text = answer(shown)
+    assert "a score lower by 0.1 than that of no symmetry (95 % interval 0.0" in text
+    assert "error" not in text and "%" not in text.replace("95 %", "")
