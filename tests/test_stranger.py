@@ -48,7 +48,7 @@ def test_from_an_empty_folder_to_a_trained_model(tmp_path, monkeypatch, capsys):
     assert answer in out and answer.startswith("Treat ")
     (tmp_path / "train.py").write_text(script.replace("epochs = 60", "epochs = 3"))
     ran = runpy.run_path(str(tmp_path / "train.py"))
-    assert ran["lowest"] < ran["plain"], "it learned more than the mean"
+    assert ran["error"] < ran["plain"], "it learned more than the mean"
     table = pandas.read_csv(urlopen(saved))
     assert table["node"].tolist() == names
     assert table["cluster"].tolist() == ran["group"].partition.labels.tolist()

@@ -82,15 +82,16 @@ def load_code(
     plain = (None, False, "auto")
     given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value not in plain)
     lines = [
-        "# Run this where the files are.",
+        "# Run this in the folder where you ran gsym choose.",
         f"data = gsym.read_inputs({given})",
         "x = data.x",
     ]
     if options["mask"] is not None:
         lines.append('x[~data.mask] = float("nan")')
     number = missing is not None and not math.isnan(missing)
+    value = repr(missing) if number and math.isfinite(missing) else f'float("{missing}")'
     if number:
-        lines.append(f'x[x == {missing!r}] = float("nan")')
+        lines.append(f'x[x == {value}] = float("nan")')
     if steps is not None:
         lag, horizon = steps
         lines += [
@@ -100,5 +101,5 @@ def load_code(
     elif options["targets"] is not None:
         lines.append("y = data.y")
         if number:
-            lines.append(f'y[y == {missing!r}] = float("nan")')
+            lines.append(f'y[y == {value}] = float("nan")')
     return "\n".join(lines)

@@ -302,10 +302,11 @@ def read_latlon(source: str, names: Sequence[str] | None, num_nodes: int) -> np.
     """Latitude and longitude ``[n, 2]`` of every node, in degrees.
 
     A table has columns ``latitude`` and ``longitude`` (or ``lat``, ``lon``, ``lng``); where another
-    column holds the names of all nodes, its rows are put in their order.
+    column holds the names of the nodes, its rows are put in their order.
 
     Raises:
-        FileError: No such columns, nodes that are not there, or another number of rows.
+        FileError: No such columns, nodes that are not there or there twice, or another number of
+            rows.
     """
     path, _ = split_source(source)
     if path.suffix.lower() not in SUFFIXES:
@@ -328,11 +329,9 @@ def read_latlon(source: str, names: Sequence[str] | None, num_nodes: int) -> np.
                 f"{path}: expected a header with columns latitude and longitude; got "
                 f"{', '.join(columns)[:200]}"
             )
-        for column in range(len(columns)):
-            place = {row[column].strip(): row for row in rows}
-            if names is not None and column not in both and set(names) <= place.keys():
-                rows = [place[name] for name in names]
-                break
+        if names is not None:
+            others = [column for column in range(len(columns)) if column not in both]
+            rows = _by_names(path, rows, others, names)
         try:
             degrees = np.array([[float(row[i or 0]) for i in both] for row in rows])
         except ValueError as cause:
@@ -343,6 +342,33 @@ def read_latlon(source: str, names: Sequence[str] | None, num_nodes: int) -> np.
             f"signals or by their names; got {list(degrees.shape)}"
         )
     return degrees
+
+
+def _by_names(
+    path: Path, rows: list[list[str]], columns: Sequence[int], names: Sequence[str]
+) -> list[list[str]]:
+    """The rows in the order of the names, by the column that holds most of them.
+
+    Rows stay as they are where no column holds a name.
+    """
+    wanted = set(names)
+    held = [[row[column].strip() for row in rows] for column in columns]
+    cells = max(held, key=lambda column: len(wanted & set(column)), default=[])
+    if wanted.isdisjoint(cells):
+        return rows
+    place: dict[str, list[str]] = {}
+    for name, row in zip(cells, rows, strict=True):
+        if name in wanted and name in place:
+            raise FileError(f"{path}: names must differ; {name!r:.60} stands there twice")
+        place[name] = row
+    missing = [name for name in names if name not in place]
+    if missing:
+        shown = ", ".join(f"{name!r:.60}" for name in missing[:8]) + ", ..." * (len(missing) > 8)
+        raise FileError(
+            f"{path}: must give latitude and longitude of every node; {len(missing)} of "
+            f"{len(names)} are missing: {shown}"
+        )
+    return [place[name] for name in names]
 
 
 def read_names(source: str) -> list[str]:

@@ -14,7 +14,12 @@ import torch
 
 import gsym
 from gsym import __main__ as entry
+from gsym._cli._forecast import load_code
+from gsym._files.signals import read_latlon
+from gsym.choosing.choice import Task
 from gsym.choosing.page import write_page
+from gsym.choosing.page.script import training_script
+from gsym.errors import FileError
 
 N = 8
 
@@ -130,3 +135,38 @@ def test_the_scale_leaves_judged_signals_out(tmp_path, monkeypatch):
     ran = train(tmp_path, printed(write_page(shown, tmp_path / "page.html", load=load)))
     assert 0.3 < float(ran["scale"]) < 3 and not ran["seen"][:2].any()
     assert ran["plain"] > 900
+
+
+def test_marks_in_names_of_files_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load = 'made = "LABELS #LAST# #GROUP# #NET#.csv"\nx = torch.randn(200, 6)\n'
+    levels = [gsym.Partition.singletons(6), gsym.Partition.from_labels([0, 1, 0, 1, 2, 2])]
+    found = gsym.choose_group(levels[1:], np.random.default_rng(0).normal(size=(40, 6)))
+    page = write_page(found, tmp_path / "page.html", load=load)
+    assert load in printed(page) and "from_labels([0, 1, 0, 1, 2, 2])" in printed(page)
+    (tmp_path / "train.py").write_text(printed(page).replace("epochs = 60", "epochs = 1"))
+    ran = runpy.run_path(str(tmp_path / "train.py"))
+    assert ran["group"].partition == levels[1]
+
+
+def test_signals_that_judge_choose_no_epoch():
+    script = "".join(training_script(Task(), 6, None))
+    learning = script[script.index("epochs = 60") : script.index("torch.save")]
+    assert "judged" not in learning and script.count("predict(judged)") == 1
+
+
+def test_positions_by_names_of_all_nodes_or_an_error(folder):
+    names = [f"s, {i}" for i in range(N)]
+    assert read_latlon("where.csv", names, N)[:, 0].tolist() == [34 + i / 100 for i in range(N)]
+    with pytest.raises(FileError, match=r"1 of 8 are missing: 'other'"):
+        read_latlon("where.csv", ["other", *names[1:]], N)
+    with (folder / "where.csv").open("a") as file:
+        file.write('"s, 3",0,0\n')
+    with pytest.raises(FileError, match=r"'s, 3' stands there twice"):
+        read_latlon("where.csv", names, N)
+
+
+def test_an_infinite_mark_of_missing_values_is_python():
+    options = dict.fromkeys(["signals", "targets", "mask"])
+    lines = load_code(options | {"signals": "x.csv"}, float("inf"), None)
+    assert 'x[x == float("inf")] = float("nan")' in lines

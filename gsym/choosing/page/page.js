@@ -127,8 +127,10 @@
   // Labels are written out here, so that the file holds them once.
   const withLabels = (c, text) =>
     c.listed ? text.replace("LABELS", () => Array.from(c.labels).join(", ")) : text;
-  const fullScript = (c) =>
-    withLabels(c, data.script.replace("#GROUP#", () => c.group).replace("#NET#", () => c.net));
+  const fullScript = (c) => {
+    const [first, between, end] = data.script;
+    return first + withLabels(c, c.group) + between + c.net + end;
+  };
 
   const address = (kind, text) => {
     const bytes = Array.from(new TextEncoder().encode(text), (b) => String.fromCharCode(b));

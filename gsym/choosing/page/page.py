@@ -147,6 +147,7 @@ def render(
     row = data["candidates"][kept.index(best)]
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    unused = "score" if choice.words.score == "risk" else "risk"
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -165,7 +166,7 @@ def render(
         edges="" if choice.edge_index is None else count_edges(choice.edge_index),
         answer=answer(choice),
         steps=next_steps(choice, unit),
-        terms=TERMS,
+        terms={of: meaning for of, meaning in TERMS.items() if of != unused},
         total=len(candidates),
         kept=kept,
         best=best,
@@ -186,7 +187,8 @@ def render(
         curve=curve,
         data=data,
         best_code=_written_out(row["code"], row, best),
-        best_script=data["script"] and _written_out(filled(data["script"], row), row, best),
+        best_script=data["script"]
+        and filled(data["script"], _written_out(row["group"], row, best), row["net"]),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         digest=digest,

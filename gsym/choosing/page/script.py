@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,23 +54,26 @@ def squared_error(predicted, rows):
 
 
 optimizer = torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=1e-4)
-judged, lowest = torch.arange(cut, len(x)), float("inf")
 epochs = 60
 for epoch in range(epochs):
+    losses = []
     for batch in train[torch.randperm(len(train))].split(64):
         optimizer.zero_grad()
         loss = squared_error(predict(batch), batch) / scale.square().mean()
         loss.backward()
         optimizer.step()
-    with torch.no_grad():
-        error = squared_error(predict(judged), judged).sqrt().item()
-    if error < lowest:
-        lowest = error
-        torch.save(net.state_dict(), "model.pt")
+        losses.append(loss.item())
     if epoch % 10 == 0 or epoch == epochs - 1:
-        print(f"epoch {epoch}: root mean square error {error:.4g}")
+        print(f"epoch {epoch}: training loss {sum(losses) / len(losses):.4g}")
+torch.save(net.state_dict(), "model.pt")
+
+# The signals that judge are looked at once, when all is learned.
+judged = torch.arange(cut, len(x))
+with torch.no_grad():
+    error = squared_error(predict(judged), judged).sqrt().item()
 plain = squared_error(0.0, judged).sqrt().item()
-print(f"lowest {lowest:.4g}, in model.pt; the mean of the training signals errs {plain:.4g}")
+print(f"root mean square error {error:.4g}; the mean of the training signals errs {plain:.4g}")
+print("the net is in model.pt")
 '''
 _MADE_UP = """# Made-up signals: put yours here, [samples, nodes] or [samples, nodes, channels].
 x = torch.randn(200, {n}, {channels})
@@ -121,8 +126,8 @@ def training_code(candidate: Any, task: Task, cells: tuple[int, int] | None) -> 
     return "\n".join(lines), f'gsym.nn.GNet({widths}, group, propagate="none"{reps})'
 
 
-def training_script(task: Task, num_nodes: int, load: str | None) -> str:
-    """A whole script, with marks where the group and the net of a candidate go.
+def training_script(task: Task, num_nodes: int, load: str | None) -> tuple[str, str, str]:
+    """A whole script: what stands before, between and after a candidate's group and its net.
 
     Args:
         task: What is predicted from what.
@@ -157,15 +162,21 @@ def training_script(task: Task, num_nodes: int, load: str | None) -> str:
         "#DATA#": "\n".join(tensors),
         "#PREDICTED#": "net(x[rows])" if task.out_channels else "net(x[rows]).mean(-2)",
     }
-    script = _SCRIPT
-    for mark, text in marks.items():
-        script = script.replace(mark, text)
-    return script
+    first, _, rest = _SCRIPT.partition(GROUP)
+    between, _, end = rest.partition(NET)
+    first, between, end = (_in_one_pass(part, marks) for part in (first, between, end))
+    return first, between, end
 
 
-def filled(script: str, row: dict[str, Any]) -> str:
+def filled(script: Sequence[str], group: str, net: str) -> str:
     """The script of a candidate, as the page writes it when the slider moves."""
-    return script.replace(GROUP, row["group"]).replace(NET, row["net"])
+    first, between, end = script
+    return first + group + between + net + end
+
+
+def _in_one_pass(text: str, marks: dict[str, str]) -> str:
+    """Put texts in the place of marks; what looks like a mark in such a text stays."""
+    return re.sub("|".join(map(re.escape, marks)), lambda found: marks[found[0]], text)
 
 
 def group_code(candidate: Any, cells: tuple[int, int] | None) -> tuple[list[str] | None, bool]:
