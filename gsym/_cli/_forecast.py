@@ -88,9 +88,10 @@ def load_code(
     ]
     if options["mask"] is not None:
         lines.append('x[~data.mask] = float("nan")')
-    number = missing is not None and not math.isnan(missing)
-    value = repr(missing) if number and math.isfinite(missing) else f'float("{missing}")'
-    if number:
+    value = ""
+    if missing is not None and not math.isnan(missing):
+        value = repr(missing) if math.isfinite(missing) else f'float("{missing}")'
+    if value:
         lines.append(f'x[x == {value}] = float("nan")')
     if steps is not None:
         lag, horizon = steps
@@ -100,6 +101,6 @@ def load_code(
         ]
     elif options["targets"] is not None:
         lines.append("y = data.y")
-        if number:
+        if value:
             lines.append(f'y[y == {value}] = float("nan")')
     return "\n".join(lines)
