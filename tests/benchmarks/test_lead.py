@@ -43,6 +43,19 @@ def test_no_win_where_a_baseline_or_an_end_is_better(middle, copy):
     assert ("while copy" in loss) == (copy < middle)
 
 
+def test_no_win_that_may_be_chance():
+    made = rows(2.0, 8.0)
+    noisy = {0: 2.4, 1: 1.6}  # -0.1 and -0.9 against none: one sign, and p = 0.29
+    made = [change(r, test=noisy[r.seed]) if r.group == "(S_2)^2" else r for r in made]
+    assert said(*made)[0].endswith("on none of the tasks below.")
+
+
+def test_a_mixture_is_not_called_a_group():
+    made = [change(r, group="mixture") if r.group == "(S_2)^2" else r for r in rows(2.0, 8.0)]
+    win, _ = said(*(change(r, group_order_log=0.0) if r.group == "mixture" else r for r in made))
+    assert "with the mixture of groups, MSE" in win and "20.0% less than no symmetry" in win
+
+
 def test_the_largest_of_each_is_told():
     tasks = {"small": (2.4, 2.5), "large": (1.0, 9.0), "lost": (2.0, 1.8), "worst": (2.0, 0.5)}
     made = [

@@ -12,7 +12,7 @@ from toy_task import ToyTask, change, make_row, make_rows
 from gsym_bench.data import DataError
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.draw import distinct_colors
-from gsym_bench.suite.report.markdown import BEGIN, END, Highlight
+from gsym_bench.suite.report.markdown import BEGIN, END, Highlight, _command, _when
 from gsym_bench.suite.report.markdown import write_report as report
 from gsym_bench.suite.report.tables import (
     against,
@@ -62,6 +62,73 @@ def test_rows_of_earlier_settings_are_left_out(tmp_path):
     assert table.superseded == 4
     write(tmp_path, rows)
     assert "Left out: 4 results of earlier settings." in report(tmp_path).read_text()
+
+
+def test_rows_of_other_data_are_left_out():
+    def of(rows, name, **changes):
+        return [change(row, key=f"{name}{row.key}", **changes) for row in rows]
+
+    def hashed(rows, name, seeds=(0, 1, 2)):
+        own = [row for row in rows if row.seed in seeds]
+        return [change(r, key=f"{name}{r.key}", checksum=f"{name}{r.seed}") for r in own]
+
+    # Rows without a checksum are one table, until one with a checksum comes, and the other way.
+    (table,) = tabulate([*FULL, *MIDDLE])
+    assert [line.name for line in table.lines] == ["S_4", MIDDLE[0].group] and not table.superseded
+    (table,) = tabulate([*FULL, *hashed(MIDDLE, "a")])
+    assert [line.name for line in table.lines] == [MIDDLE[0].group] and table.superseded == 3
+    (table,) = tabulate([*hashed(MIDDLE, "a"), *FULL])
+    assert [line.name for line in table.lines] == ["S_4"] and table.superseded == 3
+    # The data of each seed differ; new data of one seed replace those of that seed alone.
+    new = hashed(MIDDLE, "b", [1])
+    (table,) = tabulate([*hashed(FULL, "a"), *hashed(MIDDLE, "a"), *new])
+    assert [[row.seed for row in line.rows] for line in table.lines] == [[0, 2], [0, 1, 2]]
+    assert table.lines[1].rows[1] == new[0] and table.superseded == 2
+    (table,) = tabulate([*of(FULL, "e", source="embedded"), *of(MIDDLE, "f", source="files")])
+    assert [line.name for line in table.lines] == [MIDDLE[0].group] and table.superseded == 3
+
+
+@pytest.mark.parametrize("name", ["mixture", "soft chain"])
+def test_a_mixture_is_no_end(name):
+    mixture = make_rows(name, 16, 0.0, [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+    (table,) = tabulate([*FULL, *mixture, *TRIVIAL])
+    assert table.trivial.name == "trivial" and table.ends(table.lines[1])[1] is table.trivial
+    assert list(against(table, 1)) == ["S_4", name]
+    assert tabulate([*FULL, *mixture])[0].trivial is None
+    finest = [change(row, group="finest") for row in TRIVIAL]
+    assert tabulate([*FULL, *mixture, *finest])[0].trivial.name == "finest"
+
+
+def test_a_model_without_ends_is_compared_with_none():
+    levels = [change(row, key=f"l{row.key}", model="dense + sum of levels") for row in MIDDLE]
+    (table,) = tabulate([*FULL, *TRIVIAL, *levels])
+    assert table.ends(table.lines[-1]) == (None, None)
+    assert not any("levels" in name for end in (0, 1) for name in against(table, end))
+
+
+def test_three_seeds_of_one_sign_may_be_chance():
+    close = [
+        change(row, test=row.test - d) for row, d in zip(TRIVIAL, (0.9, 0.1, 0.5), strict=True)
+    ]
+    close = [change(row, key=f"c{row.key}", group="G", group_order_log=1.0) for row in close]
+    close = [change(row, commutant_dim=5, val=0.5) for row in close]
+    (table,) = tabulate([*FULL, *close, *TRIVIAL])
+    interval, p = against(table, 1)["G"]
+    assert interval.high < 0 and p > 0.05  # what the interval alone would say
+    said = _when([table])
+    assert "against trivial -0.5" in said and "which may be chance" in said
+    assert "No group between S_n and trivial is better than both" in said
+
+
+def test_the_command_is_one_that_runs(monkeypatch):
+    published = [change(row, model="dense + linear, as published") for row in FULL]
+    assert _command(tabulate(published)) == ""
+    monkeypatch.setitem(TASKS, "toy", ToyTask())
+    run_toy = "gsym-bench run toy --profile quick --seeds 3"
+    assert _command(tabulate(FULL)) == run_toy
+    assert _command(tabulate(published)) == f"{run_toy} --as-published"
+    own = [change(row, task="own") for row in FULL]
+    assert _command(tabulate([*own, *FULL])) == run_toy
 
 
 def test_intervals_equal_scipy():
@@ -162,7 +229,8 @@ def test_nothing_is_selected_when_every_group_failed(tmp_path):
     assert "validation selects none" in report(tmp_path).read_text()
 
 
-def test_page_says_what_the_numbers_say(tmp_path):
+def test_page_says_what_the_numbers_say(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "toy", ToyTask())
     write(tmp_path, [*FULL, *MIDDLE, *TRIVIAL, *COPY])
     page = report(tmp_path).read_text()
     assert "Validation selects **(S_2)^2 x| S_2**" in page
@@ -196,7 +264,8 @@ def test_report_of_a_run_draws_the_graph(tmp_path):
     assert table.row_count == 4
 
 
-def test_embed_replaces_the_text_between_the_marks(tmp_path):
+def test_embed_replaces_the_text_between_the_marks(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "toy", ToyTask())
     write(tmp_path, [*FULL, *MIDDLE, *TRIVIAL, *COPY])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -277,9 +346,10 @@ def test_differences_are_to_the_ends_with_the_same_model():
     assert p < 1
 
 
-def test_tables_by_number_of_signals(tmp_path):
+def test_tables_by_number_of_signals(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "toy", ToyTask())
     beaten = [change(row, test=4.2) for row in COPY]
-    wins = [change(row, test=row.test - 1.5) for row in MIDDLE]
+    wins = [change(row, test=row.test - 1.9) for row in MIDDLE]
     rows = [*few(FULL, 25), *few(wins, 25), *few(TRIVIAL, 25), *few(beaten, 25)]
     rows += [*few(FULL, 100), *few(MIDDLE, 100), *few(TRIVIAL, 100), *few(beaten, 100)]
     tables = tabulate(rows)
@@ -289,11 +359,11 @@ def test_tables_by_number_of_signals(tmp_path):
     page = report(tmp_path).read_text()
     assert page.count("## toy: noise, quick") == 1
     assert "| group | 25 signals | 100 signals |" in page
-    assert "| (S_2)^2 x\\| S_2 | **0.7667 ± 0.25** | **2.267 ± 0.25** |" in page
+    assert "| (S_2)^2 x\\| S_2 | **0.3667 ± 0.25** | **2.267 ± 0.25** |" in page
     assert "--seeds 3 --signals 25,100`" in page
     last = next(line for line in page.splitlines() if line.startswith("**When this group won.**"))
-    assert "With 25 signals validation chooses (S_2)^2 x| S_2, test MSE 0.7667" in last
-    assert "exclude zero: (S_2)^2 x| S_2 (25 signals)." in last
+    assert "With 25 signals validation chooses (S_2)^2 x| S_2, test MSE 0.3667" in last
+    assert "below 0.05: (S_2)^2 x| S_2 (25 signals)." in last
     assert "with 100 signals" not in last.split("Better than both")[1]
     assert (tmp_path / "toy_noise_quick_signals.png").stat().st_size > 10_000
 
@@ -377,7 +447,7 @@ def test_a_mixture_may_beat_both_ends(tmp_path):
     mixture = make_rows("mixture", 16, 0.0, [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
     write(tmp_path, [*FULL, *TRIVIAL, *mixture])
     page = report(tmp_path).read_text()
-    assert "Better than both S_n and trivial" in page and "exclude zero: mixture" in page
+    assert "Better than both S_n and trivial" in page and "below 0.05: mixture" in page
     (tmp_path / "other").mkdir()
     write(tmp_path / "other", [*FULL, *TRIVIAL])
     assert "Better than both" not in report(tmp_path / "other").read_text()

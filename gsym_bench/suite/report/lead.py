@@ -8,8 +8,18 @@ from statistics import mean
 
 from gsym_bench.data import replacing
 from gsym_bench.suite.errors import BenchmarkError
-from gsym_bench.suite.report.tables import Line, Table, select, spread, tabulate
-from gsym_bench.suite.results import read_rows
+from gsym_bench.suite.report.tables import (
+    MIXED,
+    Line,
+    Table,
+    against,
+    is_sure,
+    paired,
+    select,
+    spread,
+    tabulate,
+)
+from gsym_bench.suite.results import VARIANT, read_rows
 
 BEGIN, END = "<!-- lead:begin -->", "<!-- lead:end -->"
 
@@ -45,7 +55,9 @@ def sentences(tables: Sequence[Table]) -> str:
         ends = [end for end in reversed(table.ends(chosen)) if end and end is not chosen]
         rivals = [line for line in (*ends, baseline) if line.finished]
         gain = min(_less(chosen, line) for line in rivals)
-        if len(ends) == 2 and gain > 0:
+        found = [against(table, end).get(chosen.name) for end in (0, 1)]
+        sure = all(map(is_sure, (*found, paired(chosen, baseline))))
+        if len(ends) == 2 and gain > 0 and sure:
             wins.append((gain, _win(table, chosen, rivals)))
         if _less(baseline, chosen) > 0:
             losses.append((_less(baseline, chosen), _loss(table, chosen, baseline)))
@@ -83,7 +95,10 @@ def _called(table: Table, line: Line) -> str:
         return "no symmetry"
     if line is full:
         return "all permutations"
-    return f"the best baseline, {line.name}" if line.is_baseline else f"the group {line.name}"
+    if line.is_baseline:
+        return f"the best baseline, {line.name}"
+    variant = line.model.partition(VARIANT)[2]
+    return MIXED.get(line.group) or MIXED.get(variant) or f"the group {line.name}"
 
 
 def _less(line: Line, other: Line) -> float:

@@ -23,14 +23,15 @@ from gsym_bench.suite.report.tables import (
     Line,
     Table,
     against,
-    bootstrap,
-    differences,
+    is_sure,
+    paired,
     select,
     spread,
     tabulate,
     thousands,
 )
-from gsym_bench.suite.results import RESULTS, Row, example_path, read_rows
+from gsym_bench.suite.results import RESULTS, VARIANT, Row, example_path, read_rows
+from gsym_bench.suite.task import TASKS
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -121,8 +122,7 @@ def _section(out: Path, tables: Sequence[Table]) -> str:
     example = example_path(out, table.stem)
     if example.exists():
         parts.append(f"![an example]({example.name})")
-    parts.append(_when(tables))
-    parts.append(f"Made with `{_command(tables)}`.")
+    parts += [_when(tables), *_made_with(tables)]
     return "\n\n".join(parts)
 
 
@@ -195,18 +195,20 @@ def _when(tables: Sequence[Table]) -> str:
     said = [text for table in tables if (text := _who(table))]
     where: dict[str, list[str]] = {}
     for table in tables:
+        winners = _better_than_both(table)
         for line in table.groups:
-            if _beats_both(table, line):
+            if line.name in winners:
                 where.setdefault(line.name, []).append(_at(table))
     if where:
         listed = "; ".join(f"{name} ({', '.join(at)})" for name, at in where.items())
         said.append(
             "Better than both S_n and trivial with the same model, with intervals that exclude "
-            f"zero: {listed}."
+            f"zero and adjusted p-values below 0.05: {listed}."
         )
     else:
         said.append(
-            "No group between S_n and trivial is better than both with intervals that exclude zero."
+            "No group between S_n and trivial is better than both with intervals that exclude zero "
+            "and adjusted p-values below 0.05."
         )
     return f"**When this group won.** {' '.join(said)}"
 
@@ -223,33 +225,35 @@ def _who(table: Table) -> str:
     unit = table.first.metric
     begin = "Validation" if table.signals is None else f"With {_at(table)} validation"
     text = f"{begin} chooses {chosen.name}, test {unit} {chosen.test:.4g}"
-    for name, other in zip(("S_n", "trivial"), table.ends(chosen), strict=True):
-        text += _beside(chosen, other, name)
+    for end, name in enumerate(("S_n", "trivial")):
+        text += _beside(against(table, end).get(chosen.name), name)
     best = table.best_baseline
     if best is not None:
-        text += _beside(chosen, best, f"the baseline {best.name}")
+        text += _beside(paired(chosen, best), f"the baseline {best.name}")
     winner = min((g for g in table.groups if g.finished), key=lambda line: line.test)
     if winner is not chosen:
         text += f"; the least test {unit} is that of {winner.name}, {winner.test:.4g}"
     return f"{text}."
 
 
-def _beside(line: Line, other: Line | None, name: str) -> str:
-    values = differences(line, other)
-    if values is None:
+def _beside(found: tuple[Interval, float] | None, name: str) -> str:
+    if found is None:
         return ""
-    found = bootstrap(values)
-    sure = "" if found.low > 0 or found.high < 0 else ", which may be chance"
-    return f"; against {name} {found}{sure}"
+    sure = "" if is_sure(found) else ", which may be chance"
+    return f"; against {name} {found[0]}{sure}"
 
 
-def _beats_both(table: Table, line: Line) -> bool:
-    full, trivial = table.ends(line)
-    # A mixture is as free as the trivial group, and is not that group.
-    if full is None or trivial is None or line is full or line is trivial:
-        return False
-    values = differences(line, full), differences(line, trivial)
-    return all(v is not None and bootstrap(v).high < 0 for v in values)
+def _better_than_both(table: Table) -> set[str]:
+    """Names of the groups that surely err less than both ends with the same model."""
+    full, trivial = (
+        {
+            name
+            for name, found in against(table, end).items()
+            if is_sure(found) and found[0].mean < 0
+        }
+        for end in (0, 1)
+    )
+    return full & trivial
 
 
 def _sentences(table: Table, truth: str) -> list[str]:
@@ -297,31 +301,41 @@ def _provenance(tables: Sequence[Table]) -> list[str]:
         "Versions": {f"gsym {row.gsym}, torch {row.torch}, Python {row.python}" for row in rows},
     }
     lines = [f"- {name}: {'; '.join(sorted(values))}" for name, values in facts.items()]
-    return [f"Made with `{_command(tables)}`.", "\n".join(lines)]
+    return [*_made_with(tables), "\n".join(lines)]
+
+
+def _made_with(tables: Sequence[Table]) -> list[str]:
+    """Which command makes these tables, if one does."""
+    command = _command(tables)
+    return [f"Made with `{command}`."] if command else []
 
 
 def _command(tables: Sequence[Table]) -> str:
-    """The command that makes these tables."""
+    """The command that makes these tables; empty if none is of a task that it knows."""
+    tables = [table for table in tables if table.task in TASKS]
     commands = []
     for profile in dict.fromkeys(table.profile for table in tables):
         own = [table for table in tables if table.profile == profile]
         for kind in dict.fromkeys(map(_kind, own)):
             same = [table for table in own if _kind(table) == kind]
-            source, _, seeds = kind
+            source, _, seeds, published = kind
             words = ["gsym-bench run", *dict.fromkeys(table.task for table in same)]
             words.append(f"--profile {profile} --seeds {seeds}")
             counts = sorted({table.signals for table in same if table.signals is not None})
             if counts:
                 words.append(f"--signals {','.join(map(str, counts))}")
+            words += ["--as-published"] if published else []
             words += ["--data DIR"] if source == "files" else []
             commands.append(" ".join(words))
     return " && ".join(commands)
 
 
-def _kind(table: Table) -> tuple[str, bool, int]:
-    """What tables of one command share: source, whether signals are told, and number of seeds."""
-    seeds = max(row.seed for line in table.lines for row in line.rows) + 1
-    return table.first.source, table.signals is not None, seeds
+def _kind(table: Table) -> tuple[str, bool, int, bool]:
+    """What one command shares: source, whether signals are told, seeds, faulty variants."""
+    rows = [row for line in table.lines for row in line.rows]
+    published = any(row.model.partition(VARIANT)[2].endswith("as published") for row in rows)
+    seeds = max(row.seed for row in rows) + 1
+    return table.first.source, table.signals is not None, seeds, published
 
 
 def _embed(path: Path, tables: Sequence[Table], highlights: Sequence[Highlight]) -> None:
@@ -348,8 +362,10 @@ def _embed(path: Path, tables: Sequence[Table], highlights: Sequence[Highlight])
         )
     commits = {row.commit for t in shown for line in t.lines for row in line.rows}
     short = ", ".join(sorted(f"{c[:10]}{'+dirty' * c.endswith('+dirty')}" for c in commits))
-    commands = " and ".join(f"`{c}`" for c in (_command(tables), *(h.command for h in highlights)))
-    note = f"Test error, mean ± standard deviation over seeds. Made with {commands}"
+    made = (_command(tables), *(h.command for h in highlights))
+    commands = " and ".join(f"`{c}`" for c in made if c)
+    note = "Test error, mean ± standard deviation over seeds. Made"
+    note += f" with {commands}" if commands else ""
     block = f"{BEGIN}\n{markdown_table(head, body)}\n\n{note} at commit {short}.\n"
     with replacing(path) as file:
         file.write((text[:start] + block + text[end:]).encode())

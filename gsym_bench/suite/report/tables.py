@@ -134,14 +134,13 @@ class Table:
 
     @property
     def trivial(self) -> Line | None:
-        """The line of the trivial group: the only one of order one."""
-        return next((g for g in self.groups if _is_trivial(g)), None)
+        """The line of the trivial group, the only one of order one; a mixture is none."""
+        return _trivial(self.groups)
 
     def ends(self, line: Line) -> tuple[Line | None, Line | None]:
-        """Full and trivial group with the model of a line, or with the first model without such."""
+        """Full and trivial group with the model of a line; ``None`` where that model has none."""
         same = [g for g in self.groups if g.model == line.model]
-        full = next((g for g in same if g.dim <= 2), self.full)
-        return full, next((g for g in same if _is_trivial(g)), self.trivial)
+        return next((g for g in same if g.dim <= 2), None), _trivial(same)
 
     @property
     def best_baseline(self) -> Line | None:
@@ -156,24 +155,37 @@ class Table:
         return file_stem(self.task, self.dataset, self.profile)
 
 
-def _is_trivial(line: Line) -> bool:
-    return (line.rows[0].group_order_log or 0) < 1e-9
+# Sums over many groups: as free as the trivial group, of order one in the file, and no group.
+MIXED = {
+    "mixture": "the mixture of groups",
+    "soft chain": "the sum over the levels of a chain",
+    "sum of levels": "the sum over the levels of a chain",
+}
+
+
+def _trivial(lines: Sequence[Line]) -> Line | None:
+    found = [g for g in lines if (g.rows[0].group_order_log or 0) < 1e-9 and g.group not in MIXED]
+    return next((g for g in found if g.group == "trivial"), found[0] if found else None)
 
 
 def tabulate(rows: Iterable[Row]) -> list[Table]:
     """Sort rows into tables: one for each task, data set, profile and number of signals.
 
-    Means over different settings say nothing, so only rows with the schedule of a table's newest
-    row count, and of two rows for one seed the newer one.
+    Means over different settings or data say nothing, so only rows with the schedule and the
+    source of a table's newest row count, and of two rows for one seed the newer one. All rows of
+    a seed have the checksum of its newest one. Rows without a checksum stand beside none that has
+    one, because nobody can tell whether their data agree.
     """
     cells: dict[tuple[str, str, str, int | None], list[Row]] = {}
     for row in rows:
         cells.setdefault((row.task, row.dataset, row.profile, row.signals), []).append(row)
     tables = []
     for (task, dataset, profile, signals), own in cells.items():
+        alike = [row for row in own if _setting(row) == _setting(own[-1])]
+        checksums = {row.seed: row.checksum for row in alike}  # of the newest row
         lines: dict[str, dict[int, Row]] = {}
-        for row in own:
-            if row.schedule == own[-1].schedule:
+        for row in alike:
+            if row.checksum == checksums[row.seed]:
                 lines.setdefault(row.name, {})[row.seed] = row
         models = list(dict.fromkeys(row.model for row in own))
         sorted_lines = sorted(
@@ -184,6 +196,11 @@ def tabulate(rows: Iterable[Row]) -> list[Table]:
         found = Table(task, dataset, profile, tuple(sorted_lines), superseded, signals)
         tables.append(found)
     return tables
+
+
+def _setting(row: Row) -> tuple[str, str, bool]:
+    """What all rows of a table share."""
+    return row.schedule, row.source, bool(row.checksum)
 
 
 def select(table: Table) -> Line | None:
@@ -264,6 +281,21 @@ def against(table: Table, end: int) -> Mapping[str, tuple[Interval, float]]:
         name: (bootstrap(values), p)
         for (name, values), p in zip(found.items(), adjusted, strict=True)
     }
+
+
+def is_sure(found: tuple[Interval, float] | None) -> bool:
+    """Whether a difference is hardly chance: its interval excludes 0, its p-value is below 0.05.
+
+    The interval alone does not decide: over three seeds a bootstrap excludes 0 whenever the three
+    differences have one sign, by chance once in four times.
+    """
+    return found is not None and (found[0].low > 0 or found[0].high < 0) and found[1] < 0.05
+
+
+def paired(line: Line, reference: Line | None) -> tuple[Interval, float] | None:
+    """As `against`, for a single pair chosen beforehand; ``None`` as for `differences`."""
+    values = differences(line, reference)
+    return None if values is None else (bootstrap(values), paired_p(values))
 
 
 def paired_p(values: NDArray) -> float:
