@@ -95,6 +95,11 @@ def run(
     check_means(engine, address, workers, devices, batched_seeds)
     how: dict[str, Any] = {"devices": devices} if devices > 1 else {}
     how |= {"batched seeds": True} if batched_seeds else {}
+    if as_published and profile != "paper":
+        raise BenchmarkError(
+            f"--as-published adds models to the published protocol alone; got --profile {profile}: "
+            "add --profile paper"
+        )
     for task in tasks:
         if profile not in task.profiles:
             raise BenchmarkError(
@@ -137,7 +142,7 @@ def run(
             for first in firsts:
                 others = [cells(first.task, seed) for seed in range(1, count(first.task))]
                 same = [next(c for c in own if c.signals == first.signals) for own in others]
-                for unit in zip(*(each.jobs(groups) for each in (first, *same)), strict=True):
+                for unit in _units([first, *same], groups):
                     yield from [unit] if unit[0].recipe else unit
             return
         for task in tasks:
@@ -160,6 +165,15 @@ def run(
     for first in firsts if leads() else ():
         _save_example(out, first)
     return rows
+
+
+def _units(seeds: Sequence[Cells], groups: Sequence[str]) -> Iterator[tuple[Job, ...]]:
+    """The same cell of all seeds; rows that are quoted belong to the first seed alone."""
+    units: dict[tuple[str, str], list[Job]] = {}
+    for own in seeds:
+        for job in own.jobs(groups):
+            units.setdefault((job.columns["model"], job.columns["group"]), []).append(job)
+    yield from map(tuple, units.values())
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ class Together:
         device: Where to train.
 
     Raises:
-        NotTogetherError: The models differ in their weights, draw random numbers when called, or
-            hold what cannot be stacked.
+        NotTogetherError: The models differ in their weights or in their groups, draw random
+            numbers when called, or hold what cannot be stacked.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Together:
         if any(named != shapes[0] for named in shapes):
             raise NotTogetherError("their weights have other shapes")
         self.weights, buffers = stack_module_state(self.models)
-        # Tables of a group are no state and the same for all seeds; they stay what they are.
+        # Tables of a group are no state; those that are the same for all stay what they are.
         kept = self.models[0].state_dict().keys()
         self.buffers = {
             name: stacked
@@ -149,10 +149,36 @@ class Together:
         try:
             self._base.train()
             device = next(iter(self.weights.values())).device
-            self.predict([t.inputs(None)[:2].to(device) for t in self.trainings])
+            inputs = [t.inputs(None)[:2].to(device) for t in self.trainings]
+            self.predict(inputs)
+            same = self._agrees(inputs)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as cause:
             raise NotTogetherError(str(cause).strip().splitlines()[0]) from cause
         self.buffers = before
+        if not same:
+            raise NotTogetherError("they differ in more than their weights, such as their groups")
+
+    def _agrees(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether stacked models say what each says alone, at weights where no layer is silent."""
+        self._base.eval()
+        rng = torch.Generator().manual_seed(0)
+        kept, weights = self.weights, {}
+        for name, weight in kept.items():
+            noise = torch.randn(weight.shape[1:], generator=rng).to(weight)
+            weights[name] = weight + 0.1 * noise
+        try:
+            self.weights = weights
+            stacked = self.predict(inputs)
+        finally:
+            self.weights = kept
+        for place, (model, x) in enumerate(zip(self.models, inputs, strict=True)):
+            own = {name: v[place] for name, v in {**weights, **self.buffers}.items()}
+            alone = functional_call(model.eval(), own, (x,))
+            model.train()
+            size = float(alone.abs().amax())
+            if not torch.allclose(stacked[place], alone, 1e-3, 1e-3 * size, equal_nan=True):
+                return False
+        return True
 
 
 def fit_together(trainer: Trainer, recipes: Sequence[tuple[Training, Schedule, int]]) -> list[Fit]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from toy_task import ToyTask
 
+from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import Schedule
 
@@ -118,3 +119,53 @@ def test_seeds_with_fewer_samples_train_one_by_one(go):
     with pytest.warns(UserWarning, match="one by one: their batches have other shapes"):
         together = go(Fewer(), "together", seeds=2, batched_seeds=True)
     assert values(together) == values(alone)
+
+
+class Tied(nn.Module):
+    """Weights of one size whatever the group: the nodes that exchange are a table, no state."""
+
+    def __init__(self, cycle):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))  # silent at first
+        perm = torch.arange(4)
+        perm[cycle] = torch.tensor(cycle[1:] + cycle[:1])
+        self.register_buffer("perm", perm, persistent=False)
+        self.cycle = perm.tolist()
+
+    def forward(self, x):
+        return self.weight[0] * x + self.weight[1] * x[:, self.cycle]
+
+
+def test_seeds_with_other_groups_train_one_by_one(go):
+    class Other(Smooth):
+        def load(self, data, profile, seed):
+            return dataclasses.replace(
+                super().load(data, profile, seed), extra={"seed": torch.tensor(seed)}
+            )
+
+        def model(self, problem, group, profile):
+            self.fits += 1
+            return Tied([0, 1, 2] if int(problem.extra["seed"]) == 0 else [1, 2, 3])
+
+    alone = go(Other(), "alone", seeds=2)
+    with pytest.warns(UserWarning, match="one by one: they differ in more than their weights"):
+        together = go(Other(), "together", seeds=2, batched_seeds=True)
+    assert values(together) == values(alone)
+
+
+def test_quoted_rows_stand_beside_batched_seeds(go):
+    class Quoted(Smooth):
+        def load(self, data, profile, seed):
+            problem = super().load(data, profile, seed)
+            return dataclasses.replace(problem, published={"theirs": {self.metric: 1.0}})
+
+    alone = go(Quoted(), "alone")
+    together = go(Quoted(), "together", batched_seeds=True)
+    assert comparable(together) == comparable(alone)
+    assert [row.seed for row in together if row.model == "theirs, as published"] == [0]
+    assert sorted(row.seed for row in together if row.group) == [0, 1, 2]
+
+
+def test_faults_are_added_to_the_published_protocol_alone(go):
+    with pytest.raises(BenchmarkError, match="got --profile quick"):
+        go(Smooth(), "out", as_published=True)
