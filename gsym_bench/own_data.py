@@ -80,12 +80,24 @@ def read_own(
     else:
         hierarchy = coarsen(edge_index, n, read.graph.edge_weight)
         found = [hierarchy[k] for k in spread_levels(hierarchy.levels, LEVELS)]
-    found = sorted({*found, Partition.single(n), Partition.singletons(n)}, key=_clusters)
+    found = [Partition.single(n), *found, Partition.singletons(n)]
+    found = sorted(dict.fromkeys(found), key=_clusters)
     place = None if positions is None else torch.from_numpy(read_positions(positions, n)).float()
     times = load_signals(signals).times
-    digest = hashlib.sha256(read.x.numpy().tobytes() + edge_index.numpy().tobytes()).hexdigest()
+    told: list[Tensor | None] = [
+        read.x,
+        edge_index,
+        read.graph.edge_weight,
+        place,
+        *(p.labels for p in found),
+    ]
+    digest = hashlib.sha256()
+    for one in told:
+        # Shapes keep what is absent apart from what is empty.
+        digest.update(b"none" if one is None else repr(tuple(one.shape)).encode())
+        digest.update(b"" if one is None else one.numpy().tobytes())
     return Own(
-        name=f"{Path(signals.partition(':')[0]).stem} ({digest[:8]})",
+        name=f"{Path(signals.partition(':')[0]).stem} ({digest.hexdigest()[:8]})",
         x=read.x,
         times=None if times is None else np.sort(times),
         is_series=read.is_series,
@@ -93,7 +105,7 @@ def read_own(
         edge_weight=read.graph.edge_weight,
         positions=_layout(edge_index, n) if place is None else place,
         is_placed=place is not None,
-        groups={_name(p): ClusterGroup(p) for p in found},
+        groups=_named(found),
     )
 
 
@@ -175,16 +187,19 @@ class OwnForecast(Forecast):
     name = "forecast"
     title = "Forecasting"
     metric = "MAE"
+    apart = True  # series may be short
 
     def __init__(self, own: Own, unit: str, history: int, horizon: int) -> None:
         vars(self).update(unit=unit, history=history, horizon=horizon)
         steps, _, channels = own.x.shape
         if channels != 1:
             raise BenchmarkError(f"{own.name}: expected one channel per node, got {channels}")
-        if min(history, horizon) < 1 or steps - history - horizon + 1 < FEWEST:
+        # Two stretches of a window, less a step, are left out between the parts.
+        if min(history, horizon) < 1 or steps - 3 * (history + horizon - 1) < FEWEST:
             raise BenchmarkError(
                 f"{own.name}: {steps} steps of time give fewer than {FEWEST} windows of "
-                f"--history {history} and --horizon {horizon}"
+                f"--history {history} and --horizon {horizon}, once training, validation and test "
+                "share no step"
             )
         self.own = own
 
@@ -224,6 +239,19 @@ def _clusters(partition: Partition) -> int:
 def _name(partition: Partition) -> str:
     k, n = partition.num_clusters, partition.num_nodes
     return "trivial" if k == n else f"S_{n}" if k == 1 else f"{k} clusters"
+
+
+def _named(partitions: Sequence[Partition]) -> dict[str, ClusterGroup]:
+    """Groups by name; further ones of as many clusters are numbered."""
+    groups: dict[str, ClusterGroup] = {}
+    for partition in partitions:
+        first = name = _name(partition)
+        number = 1
+        while name in groups:
+            number += 1
+            name = f"{first} ({number})"
+        groups[name] = ClusterGroup(partition)
+    return groups
 
 
 def _layout(edge_index: Tensor, n: int) -> Tensor:

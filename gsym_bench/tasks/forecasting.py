@@ -89,6 +89,8 @@ class Forecast(Task):
     horizon: ClassVar[int] = 12
     spans: ClassVar[Mapping[str, slice]] = {"": slice(None)}  # of which steps an error is told
     relative: ClassVar[bool] = False  # whether errors are also told in percent
+    # Whether the three parts share no step: windows that would lie in two are left out.
+    apart: ClassVar[bool] = False
 
     @abstractmethod
     def series(self, data: Path | None) -> Series:
@@ -105,7 +107,9 @@ class Forecast(Task):
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
         series, budget = self.series(data), self.budget(profile, data)
         count = len(series.values) - self.history - self.horizon + 1
-        train_end, test_start = round(0.7 * count), count - round(0.2 * count)
+        gap = self.history + self.horizon - 1 if self.apart else 0
+        used = count - 2 * gap
+        train_end, test_start = round(0.7 * used), count - round(0.2 * used)
         seen = series.values[: train_end + self.history - 1]
         seen = seen[~seen.isnan()]
         mean, std = seen.mean(), seen.std()
@@ -119,7 +123,7 @@ class Forecast(Task):
         return Problem(
             dataset=series.dataset,
             train=train,
-            val=_part(windows, slice(train_end, test_start, budget.val_stride)),
+            val=_part(windows, slice(train_end + gap, test_start - gap, budget.val_stride)),
             test=_part(windows, slice(test_start, count)),
             edge_index=series.edge_index,
             positions=series.positions,
@@ -160,10 +164,10 @@ class Forecast(Task):
             target, mask = split.targets[:, steps], split.mask[:, steps]
             error = prediction[:, steps] - target
             end = f", {span}" if span else ""
-            found[f"MAE{end}"] = float(_mean(error.abs(), mask))
-            found[f"RMSE{end}"] = float(_mean(error.square(), mask).sqrt())
+            found[f"MAE{end}"] = float(_error(error.abs(), mask))
+            found[f"RMSE{end}"] = float(_error(error.square(), mask).sqrt())
             if self.relative:
-                found[f"MAPE{end}"] = 100 * float(_mean((error / target).abs(), mask))
+                found[f"MAPE{end}"] = 100 * float(_error((error / target).abs(), mask))
         return found
 
     def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
@@ -293,6 +297,11 @@ def _mean(value: Tensor, mask: Tensor | None) -> Tensor:
     """Mean where ``mask`` is true; 0 where it is nowhere, so that such a batch moves nothing."""
     assert mask is not None
     return torch.where(mask, value, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _error(value: Tensor, mask: Tensor) -> Tensor:
+    """Mean where ``mask`` is true; NaN where it is nowhere, because 0 would be perfect."""
+    return torch.where(mask.any(), _mean(value, mask), torch.nan)
 
 
 def _slide(series: Tensor, size: int) -> Tensor:

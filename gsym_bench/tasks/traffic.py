@@ -133,8 +133,8 @@ class Traffic(Task):
     def metrics(self, prediction: Tensor, split: Split, problem: Problem) -> dict[str, float]:
         error = prediction - split.targets
         return {
-            "masked MAE": float(_masked_mean(error.abs(), split.mask)),
-            "masked RMSE": float(_masked_mean(error.square(), split.mask).sqrt()),
+            "masked MAE": float(_masked_error(error.abs(), split.mask)),
+            "masked RMSE": float(_masked_error(error.square(), split.mask).sqrt()),
         }
 
     def baselines(self) -> Mapping[str, Callable[[Problem], Predictor]]:
@@ -162,6 +162,12 @@ def _masked_mean(value: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return value.mean()
     return torch.where(mask, value, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _masked_error(value: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean where ``mask`` is true; NaN where it is nowhere, because 0 would be perfect."""
+    mean = _masked_mean(value, mask)
+    return mean if mask is None else torch.where(mask.any(), mean, torch.nan)
 
 
 def _windows(speed: Tensor, time_of_day: Tensor, mean: Tensor, std: Tensor) -> Split:

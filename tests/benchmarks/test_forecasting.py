@@ -68,6 +68,14 @@ def test_metrics_by_hand_and_missing_readings_never_count():
     assert TASK.loss(prediction, Split(targets, targets, mask)) == pytest.approx(16 / 71)
 
 
+@pytest.mark.parametrize("name", ["traffic-hour", "traffic"])
+def test_an_error_where_nothing_was_read_is_no_number(name):
+    task, x = TASKS[name], torch.ones(2, 12, 3)
+    split = Split(x, x, torch.zeros(2, 12, 3, dtype=torch.bool))
+    assert all(value != value for value in task.metrics(x, split, None).values())
+    assert task.loss(x, split) == 0
+
+
 @pytest.mark.parametrize("name", ["S_48", "12 stations", "trivial", SOFT])
 def test_only_the_embedding_tells_nodes_apart(problem, name):
     torch.manual_seed(0)

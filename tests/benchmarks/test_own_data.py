@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gsym_bench.__main__ import main
 from gsym_bench.own_data import OwnForecast, OwnGaps, read_own
@@ -117,3 +118,49 @@ def test_what_does_not_fit_is_one_line(files, capsys, command, change, args, mes
     assert all(words in error for words in message)
     assert error.startswith("error: ") and error.count("\n") == 1
     assert not (files / "results").exists()
+
+
+def test_all_that_is_read_is_in_the_name(files):
+    def name(edges, **options):
+        (files / "weighted.csv").write_text(f"source,target,weight\n{edges}\n")
+        return read_own("weighted.csv", "speeds.csv", **options).name
+
+    edges = [(6 * r + i, 6 * r + (i + 1) % 6) for r in range(2) for i in range(6)] + [(0, 6)]
+    one, two = ("\n".join(f"s{a},s{b},{w + a}" for a, b in edges) for w in (1, 2))
+    (files / "thirds.txt").write_text(",".join(str(i // 4) for i in range(N)) + "\n")
+    places = [np.stack([np.arange(N), k * np.arange(N)], axis=1) for k in (1, 2)]
+    for k, place in enumerate(places):
+        np.save(files / f"place{k}.npy", place.astype(float))
+    names = [
+        name(one, partitions=["rings.txt"]),
+        name(two, partitions=["rings.txt"]),
+        name(one, partitions=["thirds.txt"]),
+        name(one, partitions=["rings.txt"], positions="place0.npy"),
+        name(one, partitions=["rings.txt"], positions="place1.npy"),
+    ]
+    assert len(set(names)) == 5
+    assert name(one, partitions=["rings.txt"]) == names[0]
+
+
+def test_partitions_of_as_many_clusters_are_all_kept(files):
+    # They differ by a 3-cycle of nodes 4, 5 and 6.
+    other = [0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 1]
+    (files / "other.txt").write_text(",".join(map(str, other)) + "\n")
+    own = read_own("roads.csv", "speeds.csv", ["rings.txt", "other.txt", "rings.txt"])
+    assert list(own.groups) == ["S_12", "2 clusters", "2 clusters (2)", "trivial"]
+    assert own.groups["2 clusters (2)"].partition.labels.tolist() == other
+
+
+def test_no_reading_is_in_two_parts(files):
+    own = read_own("roads.csv", "speeds.csv")
+    task = OwnForecast(own, "mph", 7, 5)
+    rows = own.x[..., 0].float().tolist()
+
+    def steps(split):
+        seen = torch.cat([split.aux["history"], split.targets], dim=1).flatten(0, 1)
+        return {rows.index(one) for one in seen.tolist()}
+
+    problem = task.load(None, "quick", 0)
+    train, val, test = (steps(part) for part in (problem.train, problem.val, problem.test))
+    assert max(train) < min(val) and max(val) < min(test) and max(test) == 239
+    assert len(problem.val) > 10 and len(problem.test) > 30
