@@ -51,7 +51,11 @@ SIZES = {"quick": Size((300, 100, 400), 10), "standard": Size((1000, 300, 1000),
 
 
 class Still(nn.Module):
-    """Every joint stays where it is (``rate=0``), or goes on as it did."""
+    """Every joint stays where it is (``rate=0``), or goes on as it did.
+
+    Args:
+        rate: Frames ahead over those between the two poses that tell velocities.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -98,9 +102,9 @@ def windows(
     Raises:
         BenchmarkError: No sequence is long enough.
     """
-    back, ahead = (max(1, round(time * rate / 1000)) for time in (STEP, milliseconds))
+    back, ahead = _frames(STEP, rate), _frames(milliseconds, rate)
     # Windows of all horizons begin alike, so that errors belong to the same poses.
-    latest = round(max(MILLISECONDS) * rate / 1000)
+    latest = _frames(max(MILLISECONDS), rate)
     places = [
         (number, time)
         for number, sequence in enumerate(sequences)
@@ -120,6 +124,11 @@ def windows(
     speed = velocity.norm(dim=-1, keepdim=True)
     x = torch.cat([torch.eye(N).expand(count, -1, -1), speed], dim=-1)
     return Part({"x": x, "pos": now, "velocity": velocity}, later)
+
+
+def _frames(milliseconds: int, rate: float) -> int:
+    """The nearest number of frames, 1 or more."""
+    return max(1, round(milliseconds * rate / 1000))
 
 
 def settings(profile: str, data: Path | None) -> list[Setting]:
@@ -142,6 +151,7 @@ def settings(profile: str, data: Path | None) -> list[Setting]:
 
     def models(milliseconds: int) -> dict[str, Model]:
         shape: dict[str, Any] = {"velocity": True, "dim": 3}
+        steps = _frames(milliseconds, rate) / _frames(STEP, rate)
         return {
             "EGNN": Model(lambda _: EGNN(N + 1, None, 32, 3, **shape), schedule),
             "Penguin, alpha by joint": Model(
@@ -151,7 +161,7 @@ def settings(profile: str, data: Path | None) -> list[Setting]:
                 lambda _: GNN(N + 1, 0, 32, 3, dim=3, velocity=True), schedule, baseline=True
             ),
             "last pose (zero velocity)": Model(lambda _: Still(0.0), None, baseline=True),
-            "constant velocity": Model(lambda _: Still(milliseconds / STEP), None, baseline=True),
+            "constant velocity": Model(lambda _: Still(steps), None, baseline=True),
         }
 
     return [

@@ -40,6 +40,13 @@ def test_windows_by_hand(milliseconds):
     assert error["constant velocity"] < 0.01 < error["last pose (zero velocity)"]
 
 
+def test_constant_velocity_counts_whole_frames(tmp_path):
+    # At 60 Hz the two poses are 5 frames apart, 83 ms, and 1,000 ms are 60 frames.
+    part = bodies.windows([falling(100)], bodies.CMU_RATE, 1000, 20, seed=0)
+    model = bodies.settings("quick", tmp_path)[-1].models["constant velocity"]
+    assert bodies._probe(model.make(part), part, bodies.EDGE_INDEX)[bodies.ERROR] < 0.01
+
+
 def test_horizons_begin_with_the_same_poses_and_parts_share_none():
     short, long = (bodies.settings("quick", None)[i].load(0) for i in (0, -1))
     for a, b in zip(short, long, strict=True):
