@@ -40,7 +40,14 @@ def test_a_win_is_against_both_ends_and_the_baseline():
 def test_no_win_where_a_baseline_or_an_end_is_better(middle, copy):
     win, loss = said(*rows(middle, copy))
     assert win.endswith("on none of the tasks below.")
-    assert ("while copy" in loss) == (copy < middle)
+    better = "copy, a baseline without a network," if copy < 2.5 else "no symmetry"
+    assert f"while {better} has {min(copy, 2.5)} ± 0" in loss
+
+
+def test_a_group_that_validation_passes_over_is_a_loss():
+    made = [change(r, val=3.0) if r.group == "(S_2)^2" else r for r in rows(2.6, 8.0)]
+    _, loss = said(*made)
+    assert "with the group (S_2)^2, MSE (V^2) 2.6 ± 0, while no symmetry has 2.5 ± 0." in loss
 
 
 def test_no_win_that_may_be_chance():

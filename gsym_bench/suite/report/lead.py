@@ -59,11 +59,28 @@ def sentences(tables: Sequence[Table]) -> str:
         sure = all(map(is_sure, (*found, paired(chosen, baseline))))
         if len(ends) == 2 and gain > 0 and sure:
             wins.append((gain, _win(table, chosen, rivals)))
-        if _less(baseline, chosen) > 0:
-            losses.append((_less(baseline, chosen), _loss(table, chosen, baseline)))
-    best = max(wins)[1] if wins else "on none of the tasks below."
-    worst = max(losses)[1] if losses else "on none of the tasks below."
-    return f"**Where a group wins:** {best}\n\n**Where it does not:** {worst}"
+        # Where validation keeps an end, the best of the groups between is what lost.
+        group = _between(table, chosen)
+        best = min([*rivals, chosen], key=lambda line: mean(line.values("test")))
+        if group is not None and _less(best, group) > 0:
+            losses.append((_less(best, group), _loss(table, group, best)))
+    won = max(wins)[1] if wins else "on none of the tasks below."
+    lost = max(losses)[1] if losses else "on none of the tasks below."
+    return f"**Where a group wins:** {won}\n\n**Where it does not:** {lost}"
+
+
+def _between(table: Table, chosen: Line) -> Line | None:
+    """What validation chose, or if that is an end, its choice among the groups between."""
+    ends = table.ends(chosen)
+    if chosen not in ends:
+        return chosen
+    between = [
+        line
+        for line in table.lines
+        if line.finished and not line.is_baseline and line.model == chosen.model
+        if line not in ends and line.values("val")
+    ]
+    return min(between, key=lambda line: mean(line.values("val")), default=None)
 
 
 def _win(table: Table, chosen: Line, rivals: Sequence[Line]) -> str:
@@ -74,18 +91,18 @@ def _win(table: Table, chosen: Line, rivals: Sequence[Line]) -> str:
     return f"{_told(table, chosen)}: {', '.join(words[:-1])} and {words[-1]}."
 
 
-def _loss(table: Table, chosen: Line, baseline: Line) -> str:
-    return (
-        f"{_told(table, chosen)}, while {baseline.name}, a baseline without a network, has "
-        f"{spread(baseline.values('test'))}."
-    )
+def _loss(table: Table, group: Line, best: Line) -> str:
+    better = _called(table, best)
+    if best.is_baseline:
+        better = f"{best.name}, a baseline without a network,"
+    return f"{_told(table, group)}, while {better} has {spread(best.values('test'))}."
 
 
-def _told(table: Table, chosen: Line) -> str:
-    """The task, the group that validation chose, and its error."""
+def _told(table: Table, group: Line) -> str:
+    """The task, a group, and its error."""
     return (
-        f"{table.task} ({table.dataset}) with {_called(table, chosen)}, "
-        f"{table.first.metric} ({table.first.unit}) {spread(chosen.values('test'))}"
+        f"{table.task} ({table.dataset}) with {_called(table, group)}, "
+        f"{table.first.metric} ({table.first.unit}) {spread(group.values('test'))}"
     )
 
 
