@@ -21,7 +21,7 @@ from gsym.kernels.segments import Segments
 from gsym.kernels.transforms import are_alike, is_transformed
 
 # Bytes that a step may keep of its edges and nodes in place of computing them again. Keeping them
-# saved 2 to 8 % of a step and its gradient, from 500 to 32,000 edges of width 64, and more where
+# saved 1.5 to 8 % of a step and its gradient, from 500 to 32,000 edges of width 64, and more where
 # there were more; so the limit is one of memory, that a large graph shall not need per edge.
 STORED = 2**22
 

@@ -7,7 +7,7 @@
 
 namespace gsym {
 
-// Mirrored in _cpp_library.py.
+// Mirrored in cpp/library.py.
 enum Answer { DONE, MISFIT, NO_MEMORY };
 
 template <typename Work> int answer(Work work) {

@@ -14,7 +14,7 @@ constexpr int64_t MOST_CHUNK = 16 * BLOCK;
 // Edges whose gradients wait for being added to their senders.
 constexpr int64_t WAVE_PER_THREAD = 8192, MOST_WAVE = 32768;
 
-// Mirrored in _cpp_edges.py. Widths are padded with zeros to whole vectors.
+// Mirrored in cpp/edges.py. Widths are padded with zeros to whole vectors.
 template <typename T, typename I> struct Edges {
   int64_t batch, nodes, senders, edges, hidden, width, dims, attributes, attr_stride, threads;
   int64_t normalize, tanh, clamped, mean;

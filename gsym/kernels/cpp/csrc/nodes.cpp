@@ -12,7 +12,7 @@ constexpr int64_t ROWS = 48;
 // Blocks that are added one after another.
 constexpr int64_t PIECE = 16;
 
-// Mirrored in _cpp_nodes.py.
+// Mirrored in cpp/nodes.py.
 template <typename T> struct Mlp {
   int64_t rows, in, extra, hidden, out, threads;
   int64_t residual;             // whether the result is added to x

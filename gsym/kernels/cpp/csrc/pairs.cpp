@@ -22,7 +22,7 @@ constexpr int64_t LANE_BYTES = 1 << 25, MOST_LANES = 16;
 // Bytes that no cache holds.
 constexpr int64_t LARGE = 1 << 25;
 
-// Mirrored in _cpp_pairs.py.
+// Mirrored in cpp/pairs.py.
 template <typename T> struct Pairs {
   int64_t batch, nodes, pairs, subgraphs, colours, kinds, in, out, threads;
   const int32_t *row, *col, *swap;         // [pairs]; -1 for a pair that is there one way only

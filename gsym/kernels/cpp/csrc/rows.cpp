@@ -23,7 +23,7 @@ constexpr int64_t LARGE = 1 << 25;
 
 enum Kind { SUM, WEIGHTED, MAXIMUM, TIES };
 
-// Mirrored in _cpp_rows.py.
+// Mirrored in cpp/rows.py.
 template <typename T, typename I> struct Reduction {
   int64_t batch, rows, entries, segments, channels, weight_stride, threads;
   const I *index, *columns, *order, *pointers;  // [rows], [entries] twice, [segments + 1]
