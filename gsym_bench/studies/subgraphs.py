@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from gsym_bench.kernels.measure import interleave
 from gsym_bench.studies.molecules.graphs import load
 from gsym_bench.studies.molecules.models import GINNet, GraphNet, SPENNet
 from gsym_bench.suite.folder import locked
-from gsym_bench.suite.memory import peak_memory
+from gsym_bench.suite.memory import in_new_process, peak_memory
 from gsym_bench.suite.provenance import commit, machine
 from gsym_bench.suite.report.markdown import markdown_table, write_page
 from gsym_bench.suite.study_tables import write_records
@@ -82,9 +81,7 @@ def main(out: Path, data: Path | None, console: Console) -> Path:
     with locked(out):
         rows = []
         for n in NODES:
-            # A process of its own: what an earlier graph has left would be used again.
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append(pool.apply(ego_networks, (n,)))
+            rows.append(in_new_process(ego_networks, n))
             console.print(rows[-1])
         if data is not None:
             rows += epochs(data)

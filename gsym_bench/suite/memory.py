@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import math
+import multiprocessing
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 def peak_memory(device: torch.device) -> Callable[[], float]:
@@ -28,6 +32,12 @@ def peak_memory(device: torch.device) -> Callable[[], float]:
         # Elsewhere the high-water mark cannot be reset: work below an earlier peak reads 0.
         mark = _max_resident_mib()
         return lambda: _max_resident_mib() - mark
+
+
+def in_new_process(work: Callable[..., Result], *args: object) -> Result:
+    """Run the function in a process of its own, where nothing earlier is left in memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, args)
 
 
 def _return_freed_memory() -> None:

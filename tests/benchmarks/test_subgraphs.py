@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 
 from gsym_bench.studies import subgraphs
+from gsym_bench.suite.memory import in_new_process
 
 
 def test_ego_networks_are_counted_and_judged(monkeypatch):
@@ -15,6 +17,11 @@ def test_ego_networks_are_counted_and_judged(monkeypatch):
     assert 30 < small.entries <= 30 * 30 and large.seconds > 0
     monkeypatch.setattr(subgraphs, "SECONDS", 0.0)
     assert subgraphs.ego_networks(60).met == "no"
+
+
+def test_a_size_has_a_process_of_its_own():
+    assert in_new_process(divmod, 7, 2) == (3, 1)
+    assert in_new_process(os.getpid) != os.getpid()
 
 
 def test_page_shows_what_was_measured(monkeypatch):

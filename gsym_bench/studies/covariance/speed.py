@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import sys
 import time
@@ -27,6 +26,7 @@ from gsym.risk._problem import make_problem
 from gsym.risk._terms import read_terms, ward_chain
 from gsym_bench.data import load_images
 from gsym_bench.suite.folder import locked
+from gsym_bench.suite.memory import in_new_process
 from gsym_bench.suite.provenance import commit, machine
 from gsym_bench.suite.report.markdown import markdown_table, write_page
 from gsym_bench.suite.study_tables import read_records, write_records
@@ -104,9 +104,7 @@ def main(out: Path, data: Path | None, console: Console) -> Path:
     with locked(out):
         rows: list[Row] = []
         for n in NODES:
-            # A process of its own: what an earlier case has left would count as memory.
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append(pool.apply(many_nodes, (n,)))
+            rows.append(in_new_process(many_nodes, n))
             console.print(rows[-1])
         for case in (PIXELS, SENSORS):
             rows += beside_others(case, data)
