@@ -69,6 +69,7 @@ class Data:
         schedule: How a net is trained.
         squared: Whether the error is squared, else absolute.
         factor: By which the loss is multiplied to be in the unit.
+        draws: How seeds draw them, see `gsym_bench.suite.task.Task`.
     """
 
     dataset: str
@@ -80,6 +81,7 @@ class Data:
     schedule: Schedule
     squared: bool
     factor: float
+    draws: str = ""
 
     def error(self, model: nn.Module, part: Split) -> Tensor:
         """Mean error where the targets count."""
@@ -103,7 +105,8 @@ def inpainting(data: Path | None, seed: int) -> Data:
     schedule = Schedule(120 if data is None else 400, lr=1e-2)
     parts = part(problem.train), part(problem.val), part(problem.test)
     names = "MSE", "x 1e-2, normalised grey"
-    return Data(problem.dataset, parts, _levels(problem), finish, *names, schedule, True, 100.0)
+    levels, draws = _levels(problem), Inpainting.draws
+    return Data(problem.dataset, parts, levels, finish, *names, schedule, True, 100.0, draws)
 
 
 def traffic(data: Path | None, seed: int) -> Data:
@@ -297,13 +300,14 @@ def _job(task: str, way: Way, seed: int, files: Path | None, load: Callable[[], 
                     values.append(Value("test", _energy(layer, level), "1", share))
         return values
 
+    setting = f"{data.schedule}; {data.draws}" if data.draws else str(data.schedule)
     columns = {
-        "key": f"{data.dataset}; {way.name}; seed {seed}; {data.schedule}",
+        "key": f"{data.dataset}; {way.name}; seed {seed}; {setting}",
         "task": task,
         "dataset": data.dataset,
         "source": "files" if files else "embedded",
         "profile": PROFILE,
-        "schedule": str(data.schedule),
+        "schedule": setting,
         "model": way.name,
         "group": "",
         "group_order_log": None,
@@ -343,6 +347,8 @@ def report(out: Path) -> Path:
     if not rows:
         raise BenchmarkError(f"no results in {out / RESULTS}; run gsym-bench softlayers")
     datasets = list(dict.fromkeys(row.dataset for row in rows))
+    newest = {row.dataset: row.schedule for row in rows}
+    rows = [row for row in rows if row.schedule == newest[row.dataset]]
     seeds = max(row.seed for row in rows) + 1
     parts = [
         "# Soft layers",

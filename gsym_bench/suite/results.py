@@ -66,7 +66,8 @@ class Cell:
             where a study names its data in its key.
         source: ``"embedded"``, or ``"files"`` where ``--data`` was given.
         profile: Name of the profile.
-        schedule: Epochs, batch size and all else that says how a model is trained.
+        schedule: Epochs, batch size and all else that says how a model is trained, and how data
+            are drawn where a task says so.
         model: The trained model, or the name of the baseline.
         group: Name of the group; empty for a baseline.
         fingerprint: Of the group and of how it acts on channels; empty as ``checksum`` is.

@@ -304,13 +304,14 @@ class Cells:
         reps = problem.representations.get(group, ())
         fingerprint = symmetry.fingerprint().hex() if symmetry else ""
         fingerprint += "".join(rep.fingerprint().hex() for rep in reps)
+        draws = {"draws": task.draws} if task.draws else {}
         config: dict[str, Any] = {
             "task": task.name,
             "dataset": problem.dataset,
             "checksum": self.loaded.checksum,
             "source": "embedded" if self.data is None else "files",
             "profile": self.profile,
-            "schedule": digest(asdict(task.schedule(self.profile, self.data))),
+            "schedule": digest(asdict(task.schedule(self.profile, self.data)) | draws),
             "model": model,
             "group": group,
             "fingerprint": digest(fingerprint) if group else "",

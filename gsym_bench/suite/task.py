@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -119,6 +120,20 @@ class Schedule:
 Predictor = Callable[[Split], Tensor]
 
 
+def generator_of(part: str, seed: int) -> torch.Generator:
+    """A generator for one part of a problem, whatever else is drawn for the others.
+
+    With one generator for all, test data would follow the number of training signals, and errors at
+    two numbers could not be compared.
+
+    Args:
+        part: ``"train"``, ``"val"``, ``"test"``, or any words: others are another stream.
+        seed: Seed of the problem.
+    """
+    stream = np.random.SeedSequence(seed, spawn_key=tuple(part.encode()))
+    return torch.Generator().manual_seed(int(stream.generate_state(1, np.uint64)[0]))
+
+
 def with_images(problem: Problem, group: str) -> Problem:
     """The problem with its training samples and their images under the generators of a group.
 
@@ -147,6 +162,8 @@ class Task(ABC):
         unit: Its unit.
         units: Units of other metrics that have another one, by name.
         model_name: Written to every row.
+        draws: How seeds draw the data, where that was not always so: rows of other draws are never
+            averaged with them.
         needs_data: Whether it has no embedded data; such a task runs only when it is named.
         profiles: The profiles it has.
         seeds: Number of seeds by profile, where a run is not told.
@@ -160,6 +177,7 @@ class Task(ABC):
     unit: ClassVar[str]
     units: ClassVar[Mapping[str, str]] = {}
     model_name: ClassVar[str]
+    draws: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
     seeds: ClassVar[Mapping[str, int]] = {"quick": 3, "standard": 5, "paper": 3}

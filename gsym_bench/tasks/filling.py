@@ -36,11 +36,11 @@ def draw_holes(
         count: Number of holes.
         size: Side of the image.
         side: Side of the holes.
-        generator: Draws them.
+        generator: Draws them; with the same one the first holes of more are those of fewer.
         last: Whether a hole may touch the right and the lower border.
     """
     places = size - side + last
-    top, left = torch.randint(0, places, (2, count), generator=generator)
+    top, left = torch.randint(0, places, (count, 2), generator=generator).unbind(1)
     return every_hole(size, side)[top * (size - side + 1) + left]
 
 

@@ -15,7 +15,15 @@ from gsym.groups import Representation
 from gsym.nn import GNet
 from gsym_bench.simulators.plume import simulate_plumes
 from gsym_bench.suite.errors import BenchmarkError
-from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, register, with_images
+from gsym_bench.suite.task import (
+    Predictor,
+    Problem,
+    Schedule,
+    Split,
+    generator_of,
+    register,
+    with_images,
+)
 from gsym_bench.tasks.filling import cut, draw_holes, fit_ridge, many_holes
 from gsym_bench.tasks.inpainting import (
     FILL,
@@ -60,12 +68,12 @@ class FlowInpainting(Inpainting):
         """As many flows for training as are asked for."""
         if signals < 1:
             raise BenchmarkError(f"expected a positive number of signals; got --signals {signals}")
-        generator = torch.Generator().manual_seed(seed)
         groups = patch_groups(SIZE, (SIZE, 2, 1), (1,))
         mirror = groups[MIRROR]
         velocity = Representation.from_signs(mirror, [[-1, 1]])
         told = Representation.from_signs(mirror, [[-1, 1, 1]])
-        train, val, test = (_split(count, generator) for count in (signals, *COUNTS[1:]))
+        counts = {"train": signals, "val": COUNTS[1], "test": COUNTS[2]}
+        train, val, test = (_split(part, count, seed) for part, count in counts.items())
         return Problem(
             dataset="plumes (simulated)",
             train=train,
@@ -136,8 +144,10 @@ class FlowInpainting(Inpainting):
         }
 
 
-def _split(count: int, generator: torch.Generator) -> Split:
-    """Draw flows and cut the holes, where nothing moves."""
-    targets = simulate_plumes(count, SIZE, generator)
-    hole = draw_holes(count, SIZE, HOLE, generator)[..., None]
+def _split(part: str, count: int, seed: int) -> Split:
+    """Draw flows and cut the holes, where nothing moves; fewer are among the more."""
+    flows = generator_of(f"flows of {part}", seed)
+    hundreds = [simulate_plumes(100, SIZE, flows) for _ in range(0, count, 100)]
+    targets = torch.cat(hundreds)[:count]
+    hole = draw_holes(count, SIZE, HOLE, generator_of(f"holes of {part}", seed))[..., None]
     return Split(cut(targets, hole), targets, aux={"hole": hole})

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gsym import SymmetricCovariance
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.nn import OrbitLinear
-from gsym_bench.data import load_images
-from gsym_bench.suite.errors import BenchmarkError
-from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, Task, register
+from gsym_bench.suite.task import (
+    Predictor,
+    Problem,
+    Schedule,
+    Split,
+    Task,
+    generator_of,
+    register,
+)
 from gsym_bench.tasks.filling import (
     cut,
     draw_holes,
@@ -40,42 +42,21 @@ from gsym_bench.tasks.filling import (
     many_holes,
     sides,
 )
+from gsym_bench.tasks.images import (
+    DIGITS,
+    FASHION,
+    FLIPPED,
+    MNIST,
+    TRAIN,
+    ImageSet,
+    choose_images,
+)
 
-_TRAIN, _VAL, _TEST = 80, 20, 1000
 HIDDEN = 28
 # Variants: what the net sees, how it is tied, how large it is.
 FILL, LEVELS, MATCHED = "fill", "sum of levels", "matched size"
 LINEAR, PUBLISHED = "linear", "as published"
 LINEAR_PUBLISHED = f"{LINEAR}, {PUBLISHED}"
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """How one set of images enters the task.
-
-    Attributes:
-        name: Name of the data.
-        mean: Grey value that becomes 0, in units of white = 1.
-        std: Grey range that becomes 1.
-        hole: Side of the square hole in pixels.
-        patches: Sides of the square patches whose pixels a group may exchange, in pixels.
-        mirrored: Which of them also come with the left-right mirror on patches.
-        flipped: Whether every image is mirrored with probability one half.
-    """
-
-    name: str
-    mean: float
-    std: float
-    hole: int
-    patches: tuple[int, ...]
-    mirrored: tuple[int, ...]
-    flipped: bool = False
-
-
-_DIGITS = ImageSet("digits", 0.5, 0.5, 4, (8, 4, 2, 1), (4, 2, 1))
-_FASHION = ImageSet("fashion-mnist", 0.5, 0.5, 20, (28, 14, 7, 4, 2, 1), (14, 2))
-_MNIST = ImageSet("mnist", 0.1307, 0.3081, 14, (28, 14, 7, 4, 2, 1), (14, 2))
-_FLIPPED = replace(_FASHION, flipped=True)
 
 
 @register
@@ -93,7 +74,8 @@ class Inpainting(Task):
     Embedded data are scikit-learn's 8 x 8 digits, other ones for every seed. Files hold 28 x 28
     images: the same 100 for training and validation and 1,000 for the test for every seed,
     stratified by class, with holes of side 20 (Fashion-MNIST) or 14 (MNIST), set to 0 after
-    normalisation.
+    normalisation. At every number of training images those of a seed for validation and test are
+    the same, with the same holes, and fewer training images are among the more.
 
     The profile "paper" is the published protocol: one fixed hole for each image, which the net is
     not told and which counts like the rest of the image. Three things differ: each seed draws
@@ -112,12 +94,13 @@ class Inpainting(Task):
     metric: ClassVar[str] = "MSE"
     unit: ClassVar[str] = "x 1e-2, normalised grey"
     model_name: ClassVar[str] = "G-Net"
+    draws: ClassVar[str] = "each part by itself"
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard", "paper")
     seeds: ClassVar[Mapping[str, int]] = {"quick": 5, "standard": 5, "paper": 3}
     shown: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4, 5)
     # Own values say nothing of a hole.
     choosing: ClassVar[Mapping[str, Any]] = {"shared": False}
-    files: ClassVar[ImageSet] = _FASHION
+    files: ClassVar[ImageSet] = FASHION
 
     def __init__(self) -> None:
         # The last problem whose fills were computed, with what came out.
@@ -132,47 +115,22 @@ class Inpainting(Task):
             profile: In ``"paper"`` inputs do not say where the hole is.
             seed: Seeds the 80/20 split and the holes, and for the digits the choice of images.
         """
-        return self.load_few(data, profile, seed, _TRAIN)
+        return self.load_few(data, profile, seed, TRAIN)
 
     def load_few(self, data: Path | None, profile: str, seed: int, signals: int) -> Problem:
         """The problem with this many training images; validation and test keep their numbers."""
-        images = _DIGITS if data is None else self.files
-        count = signals + _VAL
-        if data is None:
-            digits = load_digits()
-            grey, classes = digits.images / 16.0, digits.target
-            most = len(grey) - _TEST
-        else:
-            loaded = load_images(data, images.name)
-            most = len(loaded.x_train)
-        # A split stratified by class takes an image of each of the ten.
-        if not 10 <= signals <= most - _VAL:
-            raise BenchmarkError(
-                f"task {self.name!r} takes 10 to {most - _VAL} training signals on {images.name}; "
-                f"got --signals {signals}"
-            )
-        if data is None:
-            train, test, label, _ = train_test_split(
-                grey,
-                classes,
-                train_size=count,
-                test_size=_TEST,
-                stratify=classes,
-                random_state=seed,
-            )
-        else:
-            train, label = _choose(loaded.x_train, loaded.y_train, count)
-            test, _ = _choose(loaded.x_test, loaded.y_test, _TEST)
-            train, test = train / 255.0, test / 255.0
-        train, val = train_test_split(train, test_size=_VAL, stratify=label, random_state=seed)
-        generator = torch.Generator().manual_seed(seed)
-        size = train.shape[-1]
-        parts = [_split(part, images, generator, profile) for part in (train, val, test)]
+        images = DIGITS if data is None else self.files
+        size, parts = 0, {}
+        for part, pixels in choose_images(images, data, seed, signals).items():
+            size = pixels.size(-1)
+            holes = generator_of(f"holes of {part}", seed)
+            hole = draw_holes(len(pixels), size, images.hole, holes)[..., None]
+            parts[part] = _holed(pixels.flatten(1)[..., None], hole, profile)
         return Problem(
             dataset=f"{images.name}, flipped" if images.flipped else images.name,
-            train=parts[0],
-            val=parts[1],
-            test=parts[2],
+            train=parts["train"],
+            val=parts["val"],
+            test=parts["test"],
             edge_index=grid_edges(size),
             positions=grid_positions(size),
             groups=patch_groups(size, images.patches, images.mirrored),
@@ -346,7 +304,7 @@ class InpaintingMNIST(Inpainting):
     name: ClassVar[str] = "inpainting-mnist"
     title: ClassVar[str] = "Image inpainting, MNIST"
     needs_data: ClassVar[bool] = True
-    files: ClassVar[ImageSet] = _MNIST
+    files: ClassVar[ImageSet] = MNIST
 
 
 @register
@@ -356,7 +314,7 @@ class InpaintingFlipped(Inpainting):
     name: ClassVar[str] = "inpainting-flipped"
     title: ClassVar[str] = "Image inpainting, mirrored at random"
     needs_data: ClassVar[bool] = True
-    files: ClassVar[ImageSet] = _FLIPPED
+    files: ClassVar[ImageSet] = FLIPPED
 
 
 class Filler(nn.Module):
@@ -502,23 +460,6 @@ def _chain(groups: Sequence[ClusterGroup]) -> list[ClusterGroup]:
     return chain
 
 
-def _choose(x: NDArray, y: NDArray, count: int) -> tuple[NDArray, NDArray]:
-    """The published choice of images: stratified, with the published random state."""
-    chosen, _ = train_test_split(np.arange(len(y)), train_size=count, stratify=y, random_state=999)
-    return np.asarray(x)[chosen], np.asarray(y)[chosen]
-
-
-def _split(grey: NDArray, images: ImageSet, generator: torch.Generator, profile: str) -> Split:
-    """Normalise ``[b, h, w]`` and cut the holes."""
-    pixels = torch.from_numpy((grey - images.mean) / images.std).float()
-    if images.flipped:
-        seen = torch.rand(len(pixels), 1, 1, generator=generator) < 0.5
-        pixels = torch.where(seen, pixels.flip(2), pixels)
-    targets = pixels.flatten(1)[..., None]
-    hole = draw_holes(len(grey), grey.shape[-1], images.hole, generator)[..., None]
-    return _holed(targets, hole, profile)
-
-
 def _holed(targets: Tensor, hole: Tensor, profile: str) -> Split:
     inputs = cut(targets, hole)
     if profile == "paper":
@@ -528,15 +469,20 @@ def _holed(targets: Tensor, hole: Tensor, profile: str) -> Split:
 
 def _as_published(problem: Problem) -> Problem:
     """Validation images of any class, and holes that never touch the right and lower border."""
-    generator = torch.Generator().manual_seed(int(problem.extra["seed"]))
+    seed = int(problem.extra["seed"])
     images = torch.cat([problem.train.targets, problem.val.targets])
-    images = images[torch.randperm(len(images), generator=generator)]
+    images = images[torch.randperm(len(images), generator=generator_of("faulty split", seed))]
     size, side = sides(problem.train.aux["hole"])
     count = len(problem.train)
+    parts = {"train": images[:count], "val": images[count:], "test": problem.test.targets}
     train, val, test = (
         _holed(
-            targets, draw_holes(len(targets), size, side, generator, last=False)[..., None], "paper"
+            targets,
+            draw_holes(
+                len(targets), size, side, generator_of(f"faulty holes of {part}", seed), last=False
+            )[..., None],
+            "paper",
         )
-        for targets in (images[:count], images[count:], problem.test.targets)
+        for part, targets in parts.items()
     )
     return replace(problem, train=train, val=val, test=test)

@@ -249,10 +249,23 @@ def test_conditional_mean_of_a_gaussian():
         assert (y[torch.from_numpy(~h)].numpy() == x[~h]).all()
 
 
+def alike(one, other):
+    """Whether two splits are the same in all that anyone sees."""
+    pairs = [(one.inputs, other.inputs), (one.targets, other.targets)]
+    pairs += [(one.aux[name], other.aux[name]) for name in one.aux]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_numbers_of_signals():
     task = Inpainting()
     few = task.load_few(None, "quick", 0, 25)
     assert [len(part) for part in (few.train, few.val, few.test)] == [25, 20, 1000]
+    # The first images have one of each class, in shares that hold at every number.
+    more = task.load_few(None, "quick", 0, 400)
+    assert alike(more.train.batch(torch.arange(25)), few.train)
+    for variant in (PUBLISHED, LINEAR_PUBLISHED):
+        faulty = [task.view(variant, problem, "paper").test for problem in (few, more)]
+        assert alike(*faulty) and not alike(faulty[0], few.test)
     with pytest.raises(BenchmarkError, match="takes 10 to 777 training signals on digits"):
         task.load_few(None, "quick", 0, 5)
 
@@ -314,6 +327,17 @@ def test_published_setting_on_files(tmp_path):
     # Without the ablation of the mirror no image is flipped.
     flipped = InpaintingFlipped()
     flipped.files = dataclasses.replace(flipped.files, name="mnist", mean=0.1307, std=0.3081)
+    for task in (InpaintingMNIST(), flipped):
+        usual, *others = (task.load_few(tmp_path, "paper", 0, k) for k in (80, 25, 200))
+        for other in others:
+            assert alike(other.val, usual.val) and alike(other.test, usual.test)
+            least = torch.arange(min(len(other.train), 80))
+            assert alike(other.train.batch(least), usual.train.batch(least))
+    images, twins = (
+        {tuple(x) for x in torch.cat([p.train.targets, p.val.targets]).flatten(1).tolist()}
+        for p in (first, second)
+    )
+    assert images == twins and len(images) == 100
     twin = flipped.load(tmp_path, "paper", 0)
     assert twin.dataset == "mnist, flipped"
     seen = (twin.test.targets.view(-1, 28, 28).flip(2).flatten(1)[..., None], twin.test.targets)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from toy_task import ToyTask
 
 from gsym_bench import suite, tasks
@@ -69,3 +70,18 @@ def test_two_tasks_of_one_name_are_refused(added):
         @register
         class Other(ToyTask):
             name = "small"
+
+
+COUNTS = [task for task in tasks.TASKS.values() if not task.needs_data]
+
+
+@pytest.mark.parametrize("task", COUNTS, ids=lambda task: task.name)
+def test_held_out_data_are_the_same_at_every_number_of_signals(task):
+    one, other = (task.load_few(None, "quick", 3, count) for count in (12, 40))
+    assert (len(one.train), len(other.train)) == (12, 40)
+    for a, b in ((one.val, other.val), (one.test, other.test)):
+        arrays = [(a.inputs, b.inputs), (a.targets, b.targets)]
+        arrays += [(a.aux[name], b.aux[name]) for name in a.aux]
+        # Readings that are missing are NaN in some.
+        assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in arrays)
+    assert torch.equal(one.train.targets, other.train.targets[:12])

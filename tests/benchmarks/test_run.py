@@ -17,6 +17,7 @@ from gsym_bench.suite import run as running
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.provenance import provenance
 from gsym_bench.suite.report.markdown import write_report
+from gsym_bench.suite.report.tables import tabulate
 from gsym_bench.suite.results import RESULTS, append_row, read_rows
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import Schedule
@@ -147,6 +148,16 @@ def test_a_model_that_comes_fitted_is_not_trained(go, monkeypatch):
     assert row.status == "ok" and row.epochs == row.parameters == 0 and task.steps == 0
     test = task.load(None, "quick", 0).test
     assert row.test == pytest.approx((test.inputs.tanh() - test.targets).square().mean().item())
+
+
+def test_rows_of_other_draws_stand_in_other_tables(go, monkeypatch, tmp_path):
+    first = go(ToyTask(), seeds=2)
+    monkeypatch.setattr(ToyTask, "draws", "each part by itself")
+    second = go(ToyTask())
+    assert not {row.key for row in first} & {row.key for row in second}
+    (table,) = tabulate(read_rows(tmp_path / "out"))
+    # The seed that was not drawn again is left out, although its data may be the same.
+    assert [line.seeds for line in table.lines] == ["1", "1"] and table.superseded == 4
 
 
 def test_key_depends_on_schedule_and_source(go, tmp_path, monkeypatch):

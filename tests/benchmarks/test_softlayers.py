@@ -10,7 +10,7 @@ from rich.console import Console
 from gsym.nn.soft import ConstrainedRelaxation, ResidualPathway
 from gsym_bench.studies import softlayers
 from gsym_bench.suite.errors import BenchmarkError
-from gsym_bench.suite.results import read_rows
+from gsym_bench.suite.results import append_row, read_rows
 from gsym_bench.suite.task import Schedule
 from gsym_bench.tasks.inpainting import patch_groups
 
@@ -88,3 +88,13 @@ def test_the_levels_nest():
     for chain in chains:
         for fine, coarse in pairwise(chain):
             assert fine.partition.refines(coarse.partition)
+
+
+def test_rows_of_other_draws_are_left_out(folder, tmp_path):
+    rows = read_rows(folder, softlayers.RESULTS)
+    older = [replace(row, key=f"old {row.key}", schedule="old", seed=row.seed + 5) for row in rows]
+    assert all("each part by itself" in row.key for row in rows)
+    for row in (*older, *rows):
+        append_row(tmp_path, row, softlayers.RESULTS)
+    page = softlayers.report(tmp_path).read_text("utf-8")
+    assert page == (folder / softlayers.PAGE).read_text("utf-8")
