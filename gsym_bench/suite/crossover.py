@@ -26,13 +26,17 @@ class Prediction:
         now: Name of the group that is best with these.
         crossings: Names of the groups that overtake, with the number of signals, and the ends of
             its interval; ``None`` where there is no end.
-        sentence: All of it in words.
+        sentence: All of it in words; empty where nothing can be predicted.
+        checksum: Of the data it was made from.
+        groups: Of the groups and options it was made with.
     """
 
     signals: int
     now: str
     crossings: tuple[tuple[str, float, float | None, float | None], ...]
     sentence: str
+    checksum: str = ""
+    groups: str = ""
 
 
 def predict(problem: Problem, options: Mapping[str, Any]) -> Prediction | None:

@@ -240,16 +240,18 @@ def graph_path(out: Path, stem: str) -> Path:
 
 
 def shown_path(out: Path, key: str) -> Path:
-    """Where a run keeps the predictions of a cell for the report to show.
-
-    The samples themselves stand under the stem of their table.
-    """
+    """Where a run keeps the predictions of a cell for the report to show."""
     return out / "shown" / f"{key}.npz"
 
 
-def example_path(out: Path, stem: str) -> Path:
-    """Where a run keeps the example of a task for the report."""
-    return out / f"{stem}_example.png"
+def samples_path(out: Path, checksum: str) -> Path:
+    """Where a run keeps the samples that predictions on these data are shown beside."""
+    return out / "shown" / f"{checksum}_samples.npz"
+
+
+def example_path(out: Path, stem: str, checksum: str) -> Path:
+    """Where a run keeps the example of a task on these data for the report."""
+    return out / f"{stem}_{checksum}_example.png"
 
 
 def read_rows(out: Path, name: str = RESULTS) -> list[Row]:

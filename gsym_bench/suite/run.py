@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 from gsym.groups import ClusterGroup, PermutationGroup, Representation
 from gsym_bench.data import write_npz
-from gsym_bench.suite.crossover import crossover_path, predict, write_predictions
+from gsym_bench.suite.crossover import (
+    Prediction,
+    crossover_path,
+    predict,
+    read_predictions,
+    write_predictions,
+)
 from gsym_bench.suite.engine import Engine, Job, check_means, check_request, digest
 from gsym_bench.suite.errors import BenchmarkError, check_names
 from gsym_bench.suite.loaded import Loaded
 from gsym_bench.suite.processes import leads
 from gsym_bench.suite.provenance import version
-from gsym_bench.suite.report.draw import save
+from gsym_bench.suite.report.draw import drawn_with, save
 from gsym_bench.suite.results import (
     RESULTS,
     SIGNALS,
@@ -31,6 +37,7 @@ from gsym_bench.suite.results import (
     example_path,
     file_stem,
     graph_path,
+    samples_path,
     shown_path,
 )
 from gsym_bench.suite.task import Predictor, Problem, Schedule, Split, Task
@@ -126,7 +133,7 @@ def run(
         check_names("group", groups, known)
         for first in firsts:
             _save_graph(out, first.task, first.problem, profile)
-            _save_shown(out, first.task, first.problem, profile)
+            _save_shown(out, first)
         if signals:
             for task in tasks:
                 _predict(out, [first for first in firsts if first.task is task])
@@ -162,7 +169,8 @@ def run(
         address=address,
         devices=devices,
     ).run(plan)
-    for first in firsts if leads() else ():
+    of_tasks = {id(first.task): first for first in reversed(firsts)}
+    for first in of_tasks.values() if leads() else ():
         _save_example(out, first)
     return rows
 
@@ -439,28 +447,40 @@ def _free_weights(group: PermutationGroup, *reps: Representation) -> int:
     return group.commutant_dim(*reps) // pairs
 
 
+def _groups(problem: Problem) -> str:
+    """A short name of the groups of a problem, and of how they act."""
+    return digest(
+        [
+            [name, group.fingerprint().hex()]
+            + [rep.fingerprint().hex() for rep in problem.representations.get(name, ())]
+            for name, group in problem.groups.items()
+        ]
+    )
+
+
 def _predict(out: Path, firsts: Sequence[Cells]) -> None:
-    """Keep what `choose_group` predicts from each number of signals, once."""
+    """Keep what `choose_group` predicts from each number of signals, once for the same data."""
     first = firsts[0]
     path = crossover_path(out, file_stem(first.task.name, first.problem.dataset, first.profile))
-    if not path.exists():
-        found = [predict(cells.problem, first.task.choosing) for cells in firsts]
-        write_predictions(path, [prediction for prediction in found if prediction is not None])
+    kept = {one.signals: one for one in read_predictions(path)}
+    for cells in firsts:
+        of = cells.loaded.checksum, digest([_groups(cells.problem), repr(first.task.choosing)])
+        count = len(cells.problem.train)
+        if count not in kept or (kept[count].checksum, kept[count].groups) != of:
+            found = predict(cells.problem, first.task.choosing) or Prediction(count, "", (), "")
+            kept[count] = replace(found, checksum=of[0], groups=of[1])
+    write_predictions(path, [kept[count] for count in sorted(kept)])
 
 
-def _save_shown(out: Path, task: Task, problem: Problem, profile: str) -> None:
+def _save_shown(out: Path, cells: Cells) -> None:
     """Keep the test samples that the report shows beside predictions."""
-    if task.shown:
-        some = problem.test.batch(torch.tensor(task.shown))
-        stem = file_stem(task.name, problem.dataset, profile)
-        shown_path(out, stem).parent.mkdir(exist_ok=True)
+    shown = cells.task.shown
+    if shown:
+        some = cells.problem.test.batch(torch.tensor(shown))
+        path = samples_path(out, cells.loaded.checksum)
+        path.parent.mkdir(exist_ok=True)
         arrays = {f"aux_{name}": value.numpy() for name, value in some.aux.items()}
-        write_npz(
-            shown_path(out, stem),
-            inputs=some.inputs.numpy(),
-            targets=some.targets.numpy(),
-            **arrays,
-        )
+        write_npz(path, inputs=some.inputs.numpy(), targets=some.targets.numpy(), **arrays)
 
 
 # Of a group with more generators these are enough to draw.
@@ -485,11 +505,12 @@ def _moves(group: PermutationGroup) -> Tensor:
 
 
 def _save_example(out: Path, cells: Cells) -> None:
-    """Draw what a task shows besides its errors, unless an earlier run has."""
-    path = example_path(out, file_stem(cells.task.name, cells.problem.dataset, cells.profile))
-    figure = None if path.exists() else cells.task.example(cells.problem)
+    """Draw what a task shows besides its errors, unless an earlier run has, of the same."""
+    stem = file_stem(cells.task.name, cells.problem.dataset, cells.profile)
+    path, groups = example_path(out, stem, cells.loaded.checksum), _groups(cells.problem)
+    figure = None if drawn_with(path, "Groups") == groups else cells.task.example(cells.problem)
     if figure is not None:
-        save(figure, path)
+        save(figure, path, Groups=groups)
 
 
 def _save_graph(out: Path, task: Task, problem: Problem, profile: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -383,6 +385,43 @@ def test_a_run_keeps_predictions_to_show(tmp_path):
     try:
         run([Shown()], out=tmp_path, seeds=2, groups=("S_4", "trivial"), device="cpu")
         assert "](toy_noise_quick_shown.png)" in report(tmp_path).read_text()
+    finally:
+        TASKS.pop("toy")
+
+
+def test_predictions_are_shown_beside_the_data_they_were_made_on(tmp_path):
+    class Shown(ToyTask):
+        shown = (2, 0)
+        scale = 1.0
+
+        def load(self, data, profile, seed):
+            problem = super().load(data, profile, seed)
+            problem.test.targets.mul_(self.scale)
+            return problem
+
+        def picture(self, samples, predictions):
+            # The offset of the test samples, as this prediction saw it.
+            gap = samples.targets - predictions["copy"]
+            assert gap.abs().max() < 2
+            return Figure()
+
+    register(Shown)
+    options = {"out": tmp_path, "seeds": 1, "groups": ("S_4",), "device": "cpu"}
+    name = "](toy_noise_quick_shown.png)"
+    try:
+        run([Shown()], **options)
+        assert name in report(tmp_path).read_text()
+        # A run on other data that ends before it has a row changes nothing.
+        other = Shown(fail_at=1, error=KeyboardInterrupt())
+        other.scale, other.baselines = 2.0, dict
+        with pytest.raises(KeyboardInterrupt):
+            run([other], **options)
+        assert name in report(tmp_path).read_text()
+        # What was drawn stays without the samples, but not for rows of other data.
+        shutil.rmtree(tmp_path / "shown")
+        assert name in report(tmp_path).read_text()
+        append_row(tmp_path, make_row(dataset="noise", checksum="other"))
+        assert name not in report(tmp_path).read_text()
     finally:
         TASKS.pop("toy")
 

@@ -14,6 +14,7 @@ from toy_task import ToyTask, make_row
 from gsym.groups import PermutationGroup
 from gsym_bench.suite import engine
 from gsym_bench.suite import run as running
+from gsym_bench.suite.crossover import Prediction
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.provenance import provenance
 from gsym_bench.suite.report.markdown import write_report
@@ -277,12 +278,34 @@ def test_an_example_is_kept_for_the_report(go, monkeypatch, tmp_path):
         return Figure()
 
     monkeypatch.setattr(ToyTask, "example", example)
-    for _ in range(2):
-        go(ToyTask())
-    assert drawn == ["noise"]
-    assert (
-        "![an example](toy_noise_quick_example.png)" in write_report(tmp_path / "out").read_text()
-    )
+    checksums = [go(kind())[0].checksum for kind in (ToyTask, ToyTask, OtherData, OtherData)]
+    assert drawn == ["noise"] * 2
+    old, new = checksums[0], checksums[-1]
+    page = write_report(tmp_path / "out").read_text()
+    assert f"![an example](toy_noise_quick_{new}_example.png)" in page and old not in page
+    # Other groups of the same names on the same data: it is drawn again.
+    go(OtherGroup())
+    go(OtherGroup())
+    assert drawn == ["noise"] * 3
+
+
+def test_predictions_are_made_again_for_other_data(go, monkeypatch, tmp_path):
+    made = []
+
+    def predict(problem, options):
+        made.append(len(problem.train))
+        return Prediction(len(problem.train), "S_4", (), f"prediction {len(made)}")
+
+    monkeypatch.setattr(running, "predict", predict)
+    for counts in ((4,), (4, 6), (4,)):
+        go(ToyTask(), signals=counts)
+    assert made == [4, 6]
+    page = write_report(tmp_path / "out").read_text()
+    assert "from 4 signals: prediction 1" in page and "from 6 signals: prediction 2" in page
+    go(OtherData(), signals=(4,))
+    assert made == [4, 6, 4]
+    page = write_report(tmp_path / "out").read_text()
+    assert "from 4 signals: prediction 3" in page
 
 
 class OtherData(ToyTask):

@@ -16,11 +16,12 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from gsym_bench.data import DataError, read_npz, replacing
 from gsym_bench.suite.crossover import Prediction
 from gsym_bench.suite.report.tables import Line, Table, bootstrap, select, thousands
-from gsym_bench.suite.results import graph_path, shown_path
+from gsym_bench.suite.results import graph_path, samples_path, shown_path
 from gsym_bench.suite.task import TASKS, Split
 
 # Okabe and Ito's palette, distinguishable with the common colour-vision deficiencies.
@@ -357,12 +358,15 @@ def distinct_colors(count: int) -> NDArray:
 
 
 def draw_shown(out: Path, table: Table) -> str | None:
-    """What each method makes of a few test samples; ``None`` if the run kept nothing to show."""
+    """What each method makes of a few test samples; ``None`` if the run kept nothing to show.
+
+    A picture that was drawn before stays while the data of the table are those it was drawn of.
+    """
     task = TASKS.get(table.task)
-    samples = shown_path(out, table.stem)
+    samples = samples_path(out, table.checksum)
     name = f"{table.stem}_shown.png"
     if task is None or not samples.exists():
-        return name if (out / name).exists() else None
+        return name if table.checksum and drawn_with(out / name, "Data") == table.checksum else None
     with np.load(samples, allow_pickle=False) as arrays:
         tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     aux = {key.removeprefix("aux_"): v for key, v in tensors.items() if key.startswith("aux_")}
@@ -373,7 +377,7 @@ def draw_shown(out: Path, table: Table) -> str | None:
         if line.rows[0].seed == 0 and path.exists():
             predictions[line.name] = torch.from_numpy(read_npz(path, ["prediction"])["prediction"])
     figure = task.picture(split, predictions) if predictions else None
-    return None if figure is None else save(figure, out / name)
+    return None if figure is None else save(figure, out / name, Data=table.checksum)
 
 
 def _worth_showing(table: Table) -> list[Line]:
@@ -389,9 +393,17 @@ def _worth_showing(table: Table) -> list[Line]:
     return kept
 
 
-def save(figure: Figure, path: Path) -> str:
-    """Write a figure as PNG; returns the name of the file."""
+def save(figure: Figure, path: Path, **facts: str) -> str:
+    """Write a figure as PNG, with what it was drawn of; returns the name of the file."""
     FigureCanvasAgg(figure)
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150, metadata=facts)
     return path.name
+
+
+def drawn_with(path: Path, fact: str) -> str:
+    """What a picture says it was drawn of; empty if it does not, or if there is none."""
+    if not path.exists():
+        return ""
+    with Image.open(path) as picture:
+        return str(picture.info.get(fact, ""))

@@ -119,8 +119,9 @@ def _section(out: Path, tables: Sequence[Table]) -> str:
         parts.append(f"![predictions beside the truth]({shown})")
     if graph:
         parts.append(f"![candidate groups on the graph]({draw_graph(out, table, graph)})")
-    example = example_path(out, table.stem)
-    if example.exists():
+    examples = [example_path(out, one.stem, one.checksum) for one in (*plain, *few)]
+    example = next((path for path in examples if path.exists()), None)
+    if example is not None:
         parts.append(f"![an example]({example.name})")
     parts += [_when(tables), *_made_with(tables)]
     return "\n\n".join(parts)
@@ -181,7 +182,12 @@ def _phases(out: Path, tables: Sequence[Table]) -> list[str]:
                 text = f"**{text}**" if marked.startswith("**") else text
             cells.append(text)
         body.append([name, *cells])
-    predictions = read_predictions(crossover_path(out, tables[0].stem))
+    of = {table.checksum for table in tables}
+    predictions = [
+        prediction
+        for prediction in read_predictions(crossover_path(out, tables[0].stem))
+        if prediction.sentence and prediction.checksum in of
+    ]
     parts = [markdown_table(head, body), "Bold is the group that validation chooses."]
     if predictions:
         said = [f"- from {p.signals} signals: {p.sentence}" for p in predictions]

@@ -122,6 +122,12 @@ class Table:
         return self.lines[0].rows[0]
 
     @property
+    def checksum(self) -> str:
+        """Of the data of the first seed; empty in tables of older files."""
+        rows = [row for line in self.lines for row in line.rows if row.seed == 0]
+        return rows[0].checksum if rows else ""
+
+    @property
     def metrics(self) -> list[str]:
         """Names of all metrics; the first is the headline."""
         rows = [row for line in self.lines for row in line.rows]
