@@ -24,6 +24,8 @@ STATUSES = ("ok", "diverged", "oom")
 SIGNALS = "training signals"
 # Between the name of a model, or of a group, and that of a variant.
 VARIANT = " + "
+# How the name of a model ends that keeps the faults of published code, or whose numbers are quoted.
+AS_PUBLISHED = "as published"
 CUT_OFF = "its last line is cut off: `run` moves that aside and goes on"
 
 

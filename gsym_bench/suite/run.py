@@ -29,6 +29,7 @@ from gsym_bench.suite.processes import leads
 from gsym_bench.suite.provenance import version
 from gsym_bench.suite.report.draw import drawn_with, save
 from gsym_bench.suite.results import (
+    AS_PUBLISHED,
     RESULTS,
     SIGNALS,
     VARIANT,
@@ -269,7 +270,7 @@ class Cells:
             return [Value("test", metric, self._unit(metric), value) for metric, value in found]
 
         job = self._job(
-            f"{name}, as published",
+            f"{name}, {AS_PUBLISHED}",
             "",
             lambda trainer: closed_form(lambda: None),
             lambda fit: (fit.model, self.problem),

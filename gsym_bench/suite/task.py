@@ -222,13 +222,18 @@ class Task(ABC):
         Args:
             problem: The problem.
             profile: Name of the profile.
-            as_published: Whether to add faulty models and data as they were published.
+            as_published: Whether to add faulty models and data as they were published; the names of
+                these end in `results.AS_PUBLISHED`, and validation never chooses them.
         """
         return {}
 
     def variant(self, name: str, problem: Problem, group: str, profile: str) -> nn.Module:
         """As `model`, for one of `variants`."""
         raise NotImplementedError(f"{type(self).__name__} has no variant {name!r}")
+
+    def told(self, profile: str) -> str:
+        """What each method is told, in one sentence for the page; empty if all see the same."""
+        return ""
 
     def view(self, variant: str, problem: Problem, profile: str) -> Problem:
         """The problem as a model sees it: the main one, ``""``, or one of `variants`.

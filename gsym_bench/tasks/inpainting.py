@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from gsym import SymmetricCovariance
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
 from gsym.nn import OrbitLinear
+from gsym_bench.suite.results import AS_PUBLISHED
 from gsym_bench.suite.task import (
     Predictor,
     Problem,
@@ -55,7 +56,7 @@ from gsym_bench.tasks.images import (
 HIDDEN = 28
 # Variants: what the net sees, how it is tied, how large it is.
 FILL, LEVELS, MATCHED = "fill", "sum of levels", "matched size"
-LINEAR, PUBLISHED = "linear", "as published"
+LINEAR, PUBLISHED = "linear", AS_PUBLISHED
 LINEAR_PUBLISHED = f"{LINEAR}, {PUBLISHED}"
 
 
@@ -189,6 +190,20 @@ class Inpainting(Task):
             for parameter in layers[1].parameters():
                 nn.init.zeros_(parameter)
         return net if profile == "paper" else Filler(net, outputs)
+
+    def told(self, profile: str) -> str:
+        if profile == "paper":
+            return (
+                "Baselines are told where the hole is and keep what is known; nets, as published, "
+                "are told neither and see 0 in the hole, so that their errors count known pixels "
+                "too; and those “as published” are trained and tested on holes of their own, which "
+                "never touch the right and the lower border."
+            )
+        return (
+            "Every method is told where the hole is and keeps what is known: nets see another hole "
+            "in every epoch, ridge learns from many holes of each signal, and covariances from "
+            "signals without holes."
+        )
 
     def levels(self, problem: Problem) -> list[Any]:
         """What `SymmetricCovariance` mixes: a chain of patches."""

@@ -129,6 +129,13 @@ class Gaps(Task):
             level = level, problem.representations[group][1]
         return Filled(self._fit(symmetric(lambda n: [level], known=False), problem))
 
+    def told(self, profile: str) -> str:
+        return (
+            "Every method learns from the same signals without gaps and is told which nodes of a "
+            "test signal are hidden; the mixture and the kernels also know where the nodes are, or "
+            "how they are linked."
+        )
+
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:
         raise AssertionError("fitted in closed form")
 

@@ -21,6 +21,7 @@ from gsym_bench.tasks.filling import (
     fill_every_hole,
     harmonic_fill,
 )
+from gsym_bench.tasks.flow import FlowInpainting
 from gsym_bench.tasks.inpainting import (
     FILL,
     LEVELS,
@@ -293,6 +294,12 @@ def test_the_published_protocol(digits):
     first, second = (torch.unique(part, dim=0) for part in images)
     assert torch.equal(first, second)
     assert not torch.equal(faulty.val.targets, paper.val.targets)
+
+
+def test_every_page_says_what_methods_were_told():
+    for task in (Inpainting(), FlowInpainting()):
+        assert task.told("quick").startswith("Every method is told where the hole is")
+    assert "nets, as published, are told neither" in Inpainting().told("paper")
 
 
 def test_levels_are_a_chain(digits):

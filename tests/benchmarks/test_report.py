@@ -26,7 +26,7 @@ from gsym_bench.suite.report.tables import (
     select,
     tabulate,
 )
-from gsym_bench.suite.results import SIGNALS, Value, append_row
+from gsym_bench.suite.results import SIGNALS, Value, append_row, read_rows
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import TASKS, register
 
@@ -170,6 +170,29 @@ def test_selection_uses_validation_only():
     assert select(tabulate(swapped)[0]).name == "(S_2)^2 x| S_2"
     vals = [change(row, val=-row.val) for row in rows]
     assert select(tabulate(vals)[0]).name == "S_4"
+
+
+def test_faulty_groups_are_shown_and_never_chosen(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "toy", ToyTask())
+    monkeypatch.setattr(ToyTask, "told", lambda self, profile: f"All are told all in {profile}.")
+    best = {"val": 0.1, "test": 0.2}
+    faulty = [
+        change(r, key=f"f{r.key}", model=f"dense + {name}as published", **best)
+        for name in ("", "linear, ")
+        for r in (*FULL, *MIDDLE, *TRIVIAL)
+    ]
+    faulty = [change(row, key=f"{n} {row.key}") for n, row in enumerate(faulty)]
+    # A seed that they alone have keeps no other group from being chosen.
+    more = change(faulty[0], key="more", seed=9)
+    write(tmp_path, [*FULL, *MIDDLE, *TRIVIAL, *COPY, *faulty, more])
+    (table,) = tabulate(read_rows(tmp_path))
+    assert select(table).name == MIDDLE[0].group and len(table.groups) == 9
+    page = report(tmp_path).read_text()
+    assert f"| {FULL[0].group} + as published | " in page
+    assert f"| {FULL[0].group} + linear, as published | " in page
+    assert "All are told all in quick. Groups “as published” keep" in page
+    assert "as published" not in page.split("**When this group won.**")[1].split("Made with")[0]
+    assert "The baseline copy beats every group" in page
 
 
 def test_a_group_with_a_seed_to_go_is_not_selected():

@@ -381,10 +381,13 @@ def draw_shown(out: Path, table: Table) -> str | None:
 
 
 def _worth_showing(table: Table) -> list[Line]:
-    """All baselines, both ends and, of each model, the group that validation chooses."""
+    """All baselines, both ends and, of each model, the group that validation chooses.
+
+    Groups as published may have seen other test samples.
+    """
     kept = [line for line in table.baselines if line.finished]
-    for model in dict.fromkeys(line.model for line in table.groups):
-        own = [line for line in table.groups if line.model == model and line.finished]
+    for model in dict.fromkeys(line.model for line in table.candidates):
+        own = [line for line in table.candidates if line.model == model and line.finished]
         best = min(own, key=lambda line: mean(line.values("val")), default=None)
         if best is None:
             continue

@@ -30,7 +30,14 @@ from gsym_bench.suite.report.tables import (
     tabulate,
     thousands,
 )
-from gsym_bench.suite.results import RESULTS, VARIANT, Row, example_path, read_rows
+from gsym_bench.suite.results import (
+    AS_PUBLISHED,
+    RESULTS,
+    VARIANT,
+    Row,
+    example_path,
+    read_rows,
+)
 from gsym_bench.suite.task import TASKS
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -107,6 +114,7 @@ def _section(out: Path, tables: Sequence[Table]) -> str:
         "dagger marks groups that lose to the baseline which validation chooses. `dim` counts the "
         "free weights per pair of channels.",
     ]
+    parts += _told(tables)
     plain = [one for one in tables if one.signals is None]
     for one in plain:
         parts += [_full_table(one), *_sentences(one, str(graph["truth"]) if graph else "")]
@@ -125,6 +133,19 @@ def _section(out: Path, tables: Sequence[Table]) -> str:
         parts.append(f"![an example]({example.name})")
     parts += [_when(tables), *_made_with(tables)]
     return "\n\n".join(parts)
+
+
+def _told(tables: Sequence[Table]) -> list[str]:
+    """What each method was told, and what stands in the tables to be looked at only."""
+    task = TASKS.get(tables[0].task)
+    told = task.told(tables[0].profile) if task is not None else ""
+    said = [told] if told else []
+    if any(line.as_published for table in tables for line in table.groups):
+        said.append(
+            "Groups “as published” keep the faults of the published code; they stand beside the "
+            "others, and validation never chooses them."
+        )
+    return [" ".join(said)] if said else []
 
 
 def _full_table(table: Table) -> str:
@@ -202,7 +223,7 @@ def _when(tables: Sequence[Table]) -> str:
     where: dict[str, list[str]] = {}
     for table in tables:
         winners = _better_than_both(table)
-        for line in table.groups:
+        for line in table.candidates:
             if line.name in winners:
                 where.setdefault(line.name, []).append(_at(table))
     if where:
@@ -236,7 +257,7 @@ def _who(table: Table) -> str:
     best = table.best_baseline
     if best is not None:
         text += _beside(paired(chosen, best), f"the baseline {best.name}")
-    winner = min((g for g in table.groups if g.finished), key=lambda line: line.test)
+    winner = min((g for g in table.candidates if g.finished), key=lambda line: line.test)
     if winner is not chosen:
         text += f"; the least test {unit} is that of {winner.name}, {winner.test:.4g}"
     return f"{text}."
@@ -290,7 +311,7 @@ def _sentences(table: Table, truth: str) -> list[str]:
 
 def _unbeaten_baseline(table: Table) -> Line | None:
     """The best baseline, if its mean test metric is below that of every group."""
-    groups = [mean(line.values("test")) for line in table.groups if line.finished]
+    groups = [mean(line.values("test")) for line in table.candidates if line.finished]
     baselines = [line for line in table.baselines if line.finished]
     best = min(baselines, key=lambda line: mean(line.values("test")), default=None)
     if best is None or not groups or mean(best.values("test")) >= min(groups):
@@ -339,7 +360,7 @@ def _command(tables: Sequence[Table]) -> str:
 def _kind(table: Table) -> tuple[str, bool, int, bool]:
     """What one command shares: source, whether signals are told, seeds, faulty variants."""
     rows = [row for line in table.lines for row in line.rows]
-    published = any(row.model.partition(VARIANT)[2].endswith("as published") for row in rows)
+    published = any(row.model.partition(VARIANT)[2].endswith(AS_PUBLISHED) for row in rows)
     seeds = max(row.seed for row in rows) + 1
     return table.first.source, table.signals is not None, seeds, published
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table as RichTable
 from scipy import stats
 
-from gsym_bench.suite.results import Row, file_stem
+from gsym_bench.suite.results import AS_PUBLISHED, Row, file_stem
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Line:
     def model(self) -> str:
         """The model that was trained, or the name of the baseline."""
         return self.rows[0].model
+
+    @property
+    def as_published(self) -> bool:
+        """Whether it stands beside the others to be looked at, and is never chosen."""
+        return self.model.endswith(AS_PUBLISHED)
 
     @property
     def group(self) -> str:
@@ -110,6 +115,11 @@ class Table:
     def groups(self) -> list[Line]:
         """Lines that stand for groups, by growing number of free weights."""
         return [line for line in self.lines if not line.is_baseline]
+
+    @property
+    def candidates(self) -> list[Line]:
+        """The groups that validation may choose: all but those as published."""
+        return [line for line in self.groups if not line.as_published]
 
     @property
     def baselines(self) -> list[Line]:
@@ -210,14 +220,14 @@ def _setting(row: Row) -> tuple[str, str, bool]:
 
 
 def select(table: Table) -> Line | None:
-    """The group of best mean validation metric; the test split has no say.
+    """The candidate of best mean validation metric; the test split has no say.
 
     A group without metrics for a seed that another group ran, be it diverged or not run yet, is
     no candidate: its mean would leave that seed out. ``None`` if no group is left.
     """
-    seeds = {row.seed for line in table.groups for row in line.rows}
-    candidates = [line for line in table.groups if {row.seed for row in line.finished} == seeds]
-    return min(candidates, key=lambda line: mean(line.values("val")), default=None)
+    seeds = {row.seed for line in table.candidates for row in line.rows}
+    whole = [line for line in table.candidates if {row.seed for row in line.finished} == seeds]
+    return min(whole, key=lambda line: mean(line.values("val")), default=None)
 
 
 def differences(line: Line, reference: Line | None) -> NDArray | None:
