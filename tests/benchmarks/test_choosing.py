@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from toy_task import change, make_row
 
 from gsym import ClusterGroup, Partition
 from gsym_bench.studies.choosing import page, suite
@@ -18,6 +19,7 @@ from gsym_bench.studies.choosing.trials import (
 )
 from gsym_bench.studies.choosing.twins import INPUTS, TRUTHS, Twin, chain
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.results import SIGNALS, Value, append_row
 from gsym_bench.suite.study_tables import read_records, write_records
 
 
@@ -106,3 +108,38 @@ def test_a_group_with_two_representations_is_one_candidate():
     assert len(names) == len(set(names))
     assert "mirror S_2" in names
     assert "mirror S_2, reflected" not in names
+
+
+def test_a_choice_stands_beside_one_model_and_one_number_of_signals(tmp_path):
+    write_records(tmp_path / page.LEVELS, Trial, rows(4))
+    found = [Recovery("linear", "isotropic", 60, 4, 0, 0.9, 0.95, 0.0, 0.0, 0.0, "abc")]
+    write_records(tmp_path / page.PARTITIONS, Recovery, found)
+    groups = {"trivial": 2.0, "(S_2)^2": 1.0, "S_4": 4.0}
+    write_records(
+        tmp_path / page.REAL,
+        Real,
+        [
+            Real("toy", "noise", "quick", 0, g, 0.1, 0.0, 0.0, int(g == "(S_2)^2"), 0.5, "abc")
+            for g in groups
+        ],
+        6,
+    )
+    fact = Value("train", SIGNALS, "1", 25)
+    for number, (group, test) in enumerate(groups.items()):
+        row = make_row(key=f"{number}", group=group, test=test, seconds=1.0)
+        append_row(tmp_path, change(row, key=f"old {number}", test=70.0, schedule="old"))
+        few = change(row, key=f"few {number}", values=(*row.values, fact))
+        append_row(tmp_path, change(few, test=90.0))
+        append_row(tmp_path, row)
+        append_row(tmp_path, change(row, key=f"fill {number}", model="dense + fill", test=9 - test))
+        append_row(tmp_path, change(row, key=f"p {number}", model="dense + as published", test=0.1))
+    alone = change(row, key="matched", model="dense + matched size", group="trivial", test=0.1)
+    append_row(tmp_path, alone)
+    text = page.report(tmp_path).read_text().partition("## On real data")[2]
+    plain, filled = text.split("### toy, noise\n")[1].split("### toy, noise, fill\n")
+    for words, tests in ((plain, (2, 1, 4)), (filled, (7, 8, 5))):
+        for (group, _), test in zip(groups.items(), tests, strict=True):
+            assert f"| {group} | 0.1 | +0 | {test} |" in words
+    assert "chosen group: 1, on average 0.0% above" in plain
+    assert "16.67% of the time" in plain and "chosen group: 8, on average 60.0% above" in filled
+    assert "published" not in text and "matched" not in text

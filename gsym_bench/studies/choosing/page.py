@@ -19,7 +19,8 @@ from gsym_bench.studies.choosing.trials import (
 )
 from gsym_bench.studies.choosing.twins import ASYMMETRIC, INPUTS, TRUTHS
 from gsym_bench.suite.report.markdown import markdown_table, write_page
-from gsym_bench.suite.results import read_rows
+from gsym_bench.suite.report.tables import Line, tabulate
+from gsym_bench.suite.results import VARIANT, read_rows
 from gsym_bench.suite.study_tables import read_records
 
 COMMAND = "gsym-bench choosing"
@@ -181,64 +182,78 @@ def _real_lines(out: Path) -> list[str]:
         _made(rows, "--only real --data DIR"),
         "",
         "`choose_group` sees the training split of each task of [the results](report.md); the test "
-        "errors are those of the networks that the suite trained for every group. The score is "
-        "the left-out squared error, in squared units of the targets; all means are over seeds. "
+        "errors are those of the networks that the suite trained for every group, model by model "
+        "at the usual number of signals. The score is the left-out squared error, in squared units "
+        "of the targets; all means are over seeds. "
         "Missing speeds are filled with the mean, and windows of traffic, drawn at random, "
         "overlap, so that their left-out errors are too low. The aim is to be within "
         f"{NEAR:.0%} of the best group, better than both ends of the table, at no more than "
         f"{SHARE:.0%} of the time of training.",
     ]
-    trained = [r for r in read_rows(out) if r.group and r.status == "ok"]
+    tables = [table for table in tabulate(read_rows(out)) if table.signals is None]
     for task, dataset, profile in dict.fromkeys((r.task, r.dataset, r.profile) for r in rows):
         own = [r for r in rows if (r.task, r.dataset, r.profile) == (task, dataset, profile)]
-        runs = [r for r in trained if (r.task, r.dataset, r.profile) == (task, dataset, profile)]
-        tests = {
-            g: float(np.mean([r.test for r in runs if r.group == g]))
-            for g in dict.fromkeys(r.group for r in runs)
-        }
-        body = []
-        for group in dict.fromkeys(r.group for r in own):
-            mine = [r for r in own if r.group == group]
-            count = sum(r.chosen for r in mine)
-            body.append(
-                [
-                    group,
-                    f"{np.mean([r.score for r in mine]):.4g}",
-                    f"{np.mean([r.gap for r in mine]):+.3g}",
-                    f"{tests[group]:.4g}" if group in tests else "-",
-                    f"{count} of {len(mine)}" if count else "",
-                ]
-            )
-        by_seed = {(r.seed, r.group): float(r.test) for r in runs if r.test is not None}
-        # Each seed against its own best, S_n and trivial: the ends of the table.
-        ends = body[0][0], body[-1][0]
-        picks = [r for r in own if r.chosen and (r.seed, r.group) in by_seed]
-        ratio = [
-            by_seed[r.seed, r.group] / min(v for (s, _), v in by_seed.items() if s == r.seed)
-            for r in picks
-        ]
-        chosen = float(np.mean([by_seed[r.seed, r.group] for r in picks]))
-        choosing = sum({r.seed: r.seconds for r in own}.values())
-        training = sum(r.seconds for r in runs)
-        lines += [
-            "",
-            f"### {task}, {dataset}",
-            "",
-            markdown_table(
-                ["group", "score", "gap to best", f"test {runs[0].metric}", "chosen"], body
-            ),
-            "",
-            f"Test error of the chosen group: {chosen:.4g}, on average {np.mean(ratio) - 1:.1%} "
-            f"above that of the best group of the same seed ({ends[0]}: {tests[ends[0]]:.4g}, "
-            f"{ends[1]}: {tests[ends[1]]:.4g}). The CPU time of the choices was "
-            f"{choosing / training:.2%} of the time of training all groups.",
-            "",
-            f"Within {NEAR:.0%} of the best: {_yes(np.mean(ratio) - 1 <= NEAR)}. Better than "
-            f"{ends[0]}: {_yes(chosen < tests[ends[0]])}. Better than {ends[1]}: "
-            f"{_yes(chosen < tests[ends[1]])}. Within {SHARE:.0%} of the time: "
-            f"{_yes(choosing <= SHARE * training)}.",
-        ]
+        for table in tables:
+            if (table.task, table.dataset, table.profile) == (task, dataset, profile):
+                for model in dict.fromkeys(line.model for line in table.candidates):
+                    trained = [line for line in table.candidates if line.model == model]
+                    lines += _beside_training(own, trained)
     return lines
+
+
+def _beside_training(own: Sequence[Real], trained: Sequence[Line]) -> list[str]:
+    """The choice on one task beside one model, trained with every group of its table."""
+    first = trained[0].rows[0]
+    tests = {line.group: line.test for line in trained if line.finished}
+    names = list(dict.fromkeys(r.group for r in own))
+    ends = names[0], names[-1]
+    by_seed = {
+        (row.seed, line.group): row.test
+        for line in trained
+        for row in line.finished
+        if row.test is not None
+    }
+    picks = [r for r in own if r.chosen and (r.seed, r.group) in by_seed]
+    if not picks or not tests.keys() >= set(ends):
+        return []  # a model that a few groups were tried with tells nothing of a choice
+    body = []
+    for group in names:
+        mine = [r for r in own if r.group == group]
+        count = sum(r.chosen for r in mine)
+        body.append(
+            [
+                group,
+                f"{np.mean([r.score for r in mine]):.4g}",
+                f"{np.mean([r.gap for r in mine]):+.3g}",
+                f"{tests[group]:.4g}" if group in tests else "-",
+                f"{count} of {len(mine)}" if count else "",
+            ]
+        )
+    # Each seed against its own best, S_n and trivial: the ends of the table.
+    ratio = [
+        by_seed[r.seed, r.group] / min(v for (s, _), v in by_seed.items() if s == r.seed)
+        for r in picks
+    ]
+    chosen = float(np.mean([by_seed[r.seed, r.group] for r in picks]))
+    choosing = sum({r.seed: r.seconds for r in own}.values())
+    training = sum(row.seconds for line in trained for row in line.rows)
+    variant = first.model.partition(VARIANT)[2]
+    return [
+        "",
+        f"### {first.task}, {first.dataset}{f', {variant}' if variant else ''}",
+        "",
+        markdown_table(["group", "score", "gap to best", f"test {first.metric}", "chosen"], body),
+        "",
+        f"Test error of the chosen group: {chosen:.4g}, on average {np.mean(ratio) - 1:.1%} "
+        f"above that of the best group of the same seed ({ends[0]}: {tests[ends[0]]:.4g}, "
+        f"{ends[1]}: {tests[ends[1]]:.4g}). The CPU time of the choices was "
+        f"{choosing / training:.2%} of the time of training all groups.",
+        "",
+        f"Within {NEAR:.0%} of the best: {_yes(np.mean(ratio) - 1 <= NEAR)}. Better than "
+        f"{ends[0]}: {_yes(chosen < tests[ends[0]])}. Better than {ends[1]}: "
+        f"{_yes(chosen < tests[ends[1]])}. Within {SHARE:.0%} of the time: "
+        f"{_yes(choosing <= SHARE * training)}.",
+    ]
 
 
 def _made(rows: Sequence[Trial] | Sequence[Recovery] | Sequence[Real], options: str) -> str:
