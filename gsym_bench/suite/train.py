@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from gsym_bench.data import replacing
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.sharing import Sharing
 from gsym_bench.suite.task import Schedule
 
 CHECKPOINT_SECONDS = 20.0
@@ -166,13 +167,14 @@ class Trainer:
         start = saved = time.perf_counter()
         try:
             model = training.model()
+            sharing = Sharing(fabric, model)
             groups = [{"scale": 1.0, **group} for group in training.parameters(model)]
             optimizer = torch.optim.Adam(groups, lr=schedule.lr)
             model, optimizer = fabric.setup(model, optimizer)
             state = self._resume(model, optimizer) or state
             start -= state["seconds"]
             while state["epoch"] < schedule.epochs:
-                self._epoch(training, schedule, model, optimizer, state["epoch"])
+                self._epoch(training, schedule, model, sharing, optimizer, state["epoch"])
                 epoch = state["epoch"] = state["epoch"] + 1
                 if epoch % schedule.eval_every == 0 or epoch == schedule.epochs:
                     self._validate(training, model, state)
@@ -194,6 +196,7 @@ class Trainer:
                 raise
             fit = Fit("oom", time.perf_counter() - start, state["epoch"])
         else:
+            sharing.end()
             model.load_state_dict(state["best"])
             seconds = time.perf_counter() - start
             done = state["epoch"], state["best_epoch"], model.module, state["history"]
@@ -215,11 +218,12 @@ class Trainer:
         training: Training,
         schedule: Schedule,
         model: Any,
+        sharing: Sharing,
         optimizer: Any,
         epoch: int,
     ) -> None:
         model.train()
-        shared = _shared(self.fabric, model)
+        shared = sharing.of(model)
         for group in optimizer.param_groups:
             group["lr"] = group["scale"] * schedule.rate(epoch)
         for batch in training.batches():
@@ -259,27 +263,6 @@ class Trainer:
         if fabric.broadcast(self.checkpoint.exists()):
             return load_checkpoint(self.checkpoint, fabric, use)
         return None
-
-
-def _shared(fabric: Fabric, model: Any) -> Any:
-    """The model, called on a share of the samples in each process; all have all predictions.
-
-    Only gradients of the own share are computed. Shares of a batch that cannot be divided overlap,
-    so that all processes draw as many random numbers.
-    """
-    if fabric.world_size == 1:
-        return model
-
-    def call(inputs: Tensor) -> Tensor:
-        count, rank = len(inputs), fabric.global_rank
-        size = -(-count // fabric.world_size)
-        index = torch.arange(rank * size, (rank + 1) * size, device=inputs.device) % count
-        own = model(inputs[index])
-        parts = list(fabric.all_gather(own.detach()).unbind(0))  # type: ignore[union-attr]
-        parts[rank] = own
-        return torch.cat(parts)[:count]
-
-    return call
 
 
 class Generators:
