@@ -132,12 +132,11 @@ def run(
         firsts.extend(own for task in tasks for own in cells(task, 0))
         known = dict.fromkeys(name for first in firsts for name in first.problem.groups)
         check_names("group", groups, known)
-        for first in firsts:
+        for first in firsts if leads() else ():
             _save_graph(out, first.task, first.problem, profile)
             _save_shown(out, first)
-        if signals:
-            for task in tasks:
-                _predict(out, [first for first in firsts if first.task is task])
+        for task in tasks if signals and leads() else ():
+            _predict(out, [first for first in firsts if first.task is task])
         total = 0
         for first in firsts:
             every = len(list(first.jobs(groups)))
