@@ -9,13 +9,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-from rich.console import Console
+from gsym_bench.extras import missing
 
-from gsym.errors import FileError, GraphError, PartitionError
-from gsym_bench.data import DataError
-from gsym_bench.suite.errors import BenchmarkError
-from gsym_bench.suite.interrupt import interruptible
+try:
+    import tyro
+    from rich.console import Console
+
+    from gsym.errors import FileError, GraphError, PartitionError
+    from gsym_bench.data import DataError
+    from gsym_bench.suite.errors import BenchmarkError
+    from gsym_bench.suite.interrupt import interruptible
+except ImportError as error:
+    if (told := missing(error)) is None:
+        raise
+    print(f"error: {told}", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from gsym_bench.suite.task import Task
@@ -632,6 +640,11 @@ def main(args: list[str] | None = None) -> None:
             app.cli(prog="gsym-bench", args=args, description=__doc__)
     except (BenchmarkError, DataError, FileError, GraphError, PartitionError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ImportError as error:
+        if (told := missing(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
