@@ -101,12 +101,15 @@ class Engine:
                     text = f"{unit[0].label}: validation {unit[0].metric} {best:.4g}"
                     display.epoch(text, epoch, epochs)
 
-                units = self._unfinished(jobs, finished, asked, display)
+                units = self._unfinished(worker, jobs, finished, asked, display)
                 for rows in executor.run(worker, units, on_epoch):
                     for row in rows:
-                        append_row(self.out, row, self.name)
-                        finished[row.key] = row
-                        display.finish(f"{asked[row.key]}: {_told(row)}, {row.seconds:.1f} s")
+                        if row.key not in finished:
+                            append_row(self.out, row, self.name)
+                            finished[row.key] = row
+                            told = f"{_told(row)}, {row.seconds:.1f} s"
+                            display.finish(f"{asked[row.key]}: {told}")
+                    worker.forget([row.key for row in rows])
         return [finished[key] for key in asked]
 
     @contextmanager
@@ -144,6 +147,7 @@ class Engine:
 
     def _unfinished(
         self,
+        worker: Worker,
         jobs: Iterable[Job | Unit],
         finished: dict[str, Row],
         asked: dict[str, str],
@@ -155,6 +159,8 @@ class Engine:
         for unit in jobs:
             unit = unit if isinstance(unit, tuple) else (unit,)
             new = tuple(job for job in unit if job.key not in asked and job.key not in finished)
+            if all(job.key in finished for job in unit):
+                worker.forget([job.key for job in unit])  # if it was killed before it did
             for job in unit:
                 if job.key in finished and job.key not in asked:
                     display.finish(f"{job.label}: already in the results", trained=False)
@@ -165,7 +171,8 @@ class Engine:
                     said.add(why)
                     display.say(why)
             if new:
-                yield new
+                # Seeds that began together end together, also where some have their rows.
+                yield unit if worker.began(unit) else new
 
     def _clear(self, console: Console) -> None:
         """Make the folders of a run, delete what a killed one was writing, fix its last row."""

@@ -258,7 +258,6 @@ def fit_together(trainer: Trainer, recipes: Sequence[tuple[Training, Schedule, i
         if is_out_of_memory(error):
             raise NotTogetherError("memory is too short for all of them") from error
         raise
-    trainer.checkpoint.unlink(missing_ok=True)
     seconds = (time.perf_counter() - start) / len(seeds)
     fits = []
     for place, one in enumerate(own):

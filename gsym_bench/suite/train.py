@@ -137,7 +137,8 @@ class Trainer:
 
     Attributes:
         fabric: Device and precision.
-        checkpoint: File that a training which was interrupted goes on from, bit for bit.
+        checkpoint: File that a training which was interrupted goes on from, bit for bit. Whoever
+            keeps the row deletes it then, not before.
         diverged: File for the weights and the batch of a training that diverged.
         every: Shortest time between two checkpoints, in seconds.
         on_epoch: Called after each validation with the epoch, the number of epochs, and the first
@@ -201,8 +202,6 @@ class Trainer:
             seconds = time.perf_counter() - start
             done = state["epoch"], state["best_epoch"], model.module, state["history"]
             fit = Fit("ok", seconds, *done)
-        if fabric.is_global_zero:
-            self.checkpoint.unlink(missing_ok=True)
         return fit
 
     def keep_diverged(

@@ -16,6 +16,7 @@ import torch
 from lightning.fabric import Fabric
 
 from gsym_bench.suite.errors import BenchmarkError, check_names
+from gsym_bench.suite.folder import HOLDER
 from gsym_bench.suite.memory import peak_memory
 from gsym_bench.suite.processes import fabric
 from gsym_bench.suite.provenance import device_name, provenance
@@ -100,11 +101,12 @@ class Worker:
         job = unit[0]
         if not (job.trained or self.fabric.is_global_zero):
             return []
+        keys = [job.key for job in unit]
         device = self.fabric.device if job.trained else torch.device("cpu")
         trainer = Trainer(
             self.fabric,
-            self._path("checkpoints", unit),
-            self._path("diverged", unit),
+            self._path("checkpoints", keys),
+            self._path("diverged", keys),
             self.checkpoint_seconds,
             on_epoch,
         )
@@ -120,7 +122,20 @@ class Worker:
         memory = peak()
         if not self.fabric.is_global_zero:
             return []
-        return [self._row(job, fit, device, memory) for job, fit in zip(unit, fits, strict=True)]
+        rows = [self._row(job, fit, device, memory) for job, fit in zip(unit, fits, strict=True)]
+        if not (self.out / HOLDER).exists():
+            # A disk of this machine alone: who keeps the rows cannot reach it.
+            self.forget(keys)
+        return rows
+
+    def began(self, unit: Unit) -> bool:
+        """Whether a training of these was interrupted."""
+        return self._path("checkpoints", [job.key for job in unit]).exists()
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Delete the checkpoints of cells whose rows are kept, together and one by one."""
+        for own in (keys, *([key] for key in keys)):
+            self._path("checkpoints", own).unlink(missing_ok=True)
 
     def _recipe(self, job: Job) -> tuple[Training, Schedule, int]:
         assert job.recipe is not None
@@ -149,9 +164,9 @@ class Worker:
             values=(*values, *job.facts),
         )
 
-    def _path(self, folder: str, unit: Unit) -> Path:
+    def _path(self, folder: str, keys: Sequence[str]) -> Path:
         # Keys may be words, which are no names of files.
-        key = unit[0].key if len(unit) == 1 else digest([job.key for job in unit])
+        key = keys[0] if len(keys) == 1 else digest(list(keys))
         return self.out / folder / f"{key if key.isalnum() else digest(key)}.pt"
 
 

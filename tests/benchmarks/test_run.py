@@ -16,12 +16,14 @@ from gsym_bench.suite import engine
 from gsym_bench.suite import run as running
 from gsym_bench.suite.crossover import Prediction
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.loaded import Loaded
 from gsym_bench.suite.provenance import provenance
 from gsym_bench.suite.report.markdown import write_report
 from gsym_bench.suite.report.tables import tabulate
 from gsym_bench.suite.results import RESULTS, append_row, read_rows
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import Schedule
+from gsym_bench.suite.work import Worker
 
 
 @pytest.fixture
@@ -72,6 +74,48 @@ def test_killed_run_resumes_bitwise(go, tmp_path, step):
     # Three steps make an epoch: only the interrupted epoch is trained again.
     assert after.steps == 18 - (step - 1) // 3 * 3
     assert comparable(resumed) == comparable(whole)
+
+
+def test_a_kill_between_training_and_row_costs_nothing(go, tmp_path, monkeypatch):
+    whole = go(ToyTask(), out="whole")
+    append = engine.append_row
+
+    def die(out, row, name):
+        if row.group:
+            raise KeyboardInterrupt
+        append(out, row, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "append_row", die)
+        with pytest.raises(KeyboardInterrupt):
+            go(ToyTask(), out="killed")
+    after = ToyTask()
+    assert comparable(go(after, out="killed")) == comparable(whole)
+    assert after.steps == 0
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir())
+
+
+def test_a_kill_between_row_and_checkpoint_leaves_nothing(go, tmp_path, monkeypatch):
+    def die(self, keys):
+        if list((self.out / "checkpoints").iterdir()):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "forget", die)
+        with pytest.raises(KeyboardInterrupt):
+            go(ToyTask())
+    checkpoints = tmp_path / "out" / "checkpoints"
+    assert len(list(checkpoints.iterdir())) == 1
+    before, after = read_rows(tmp_path / "out"), ToyTask()
+    assert go(after) == before and after.fits == 0
+    assert not list(checkpoints.iterdir())
+
+
+def test_a_folder_that_only_this_machine_sees_keeps_no_checkpoint(tmp_path):
+    loaded = Loaded(ToyTask(), None, "quick", 0)
+    job = running.Cells(loaded.task, loaded).group("trivial")
+    (row,) = Worker(tmp_path, checkpoint_seconds=0.0).run((job,))
+    assert row.status == "ok" and not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_resume_test_can_fail(go, monkeypatch):

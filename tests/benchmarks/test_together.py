@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from torch import nn
 from toy_task import ToyTask
 
+from gsym_bench.suite import engine
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import Schedule
@@ -98,6 +100,25 @@ def test_a_killed_training_goes_on_bit_for_bit(go, tmp_path):
     again = go(after, "killed", batched_seeds=True)
     assert after.steps == 3 * 18 - 9  # three seeds of three steps an epoch; one epoch was kept
     assert values(again) == values(whole)
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir())
+
+
+def test_seeds_that_began_together_end_together(go, tmp_path, monkeypatch):
+    whole = go(Smooth(), "whole", batched_seeds=True)
+    append, count = engine.append_row, itertools.count()
+
+    def die(out, row, name):
+        if row.group and next(count) == 1:  # the first of three has its row
+            raise KeyboardInterrupt
+        append(out, row, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "append_row", die)
+        with pytest.raises(KeyboardInterrupt):
+            go(Smooth(), "killed", batched_seeds=True)
+    after = Smooth()
+    again = go(after, "killed", batched_seeds=True)
+    assert after.steps == 0 and values(again) == values(whole)
     assert not list((tmp_path / "killed" / "checkpoints").iterdir())
 
 
