@@ -22,6 +22,7 @@ from gsym_bench.suite.study_tables import check_columns, csv_line, parse
 RESULTS = "results.csv"
 STATUSES = ("ok", "diverged", "oom")
 SIGNALS = "training signals"
+TOGETHER = "seeds trained together"
 # Between the name of a model, or of a group, and that of a variant.
 VARIANT = " + "
 # How the name of a model ends that keeps the faults of published code, or whose numbers are quoted.
@@ -78,8 +79,10 @@ class Cell:
         seed: Seed of data split, model and batches.
         fold: The fold that tests, where there are folds.
         status: ``"ok"``, ``"diverged"`` or ``"oom"``.
-        seconds: Wall time of fitting, without the final test.
-        peak_memory_mib: Largest memory in use above that at the start of the cell.
+        seconds: Wall time of fitting, without the final test; of seeds that train together, the
+            share of one.
+        peak_memory_mib: Largest memory in use above that at the start of the cell; of seeds that
+            train together, that of all of them.
         parameters: Trainable numbers in the model.
         epochs: Epochs trained.
         best_epoch: Epoch of the kept weights.
@@ -138,6 +141,12 @@ class Row(Cell):
     def signals(self) -> int | None:
         """Number of training signals, where the run set it."""
         found = self.value("train", SIGNALS)
+        return None if found is None else int(found)
+
+    @property
+    def together(self) -> int | None:
+        """Number of seeds that trained as one model; ``None`` where the run did not ask for it."""
+        found = self.value("train", TOGETHER)
         return None if found is None else int(found)
 
     @property

@@ -32,6 +32,7 @@ from gsym_bench.suite.results import (
     AS_PUBLISHED,
     RESULTS,
     SIGNALS,
+    TOGETHER,
     VARIANT,
     Row,
     Value,
@@ -327,13 +328,13 @@ class Cells:
         }
         identity = {**config, "gsym": version(), "threads": torch.get_num_threads()}
         identity |= self.how if group else {}
-        facts: list[Value] = []
+        facts = [Value("train", TOGETHER, "1", 1)] if group and "batched seeds" in self.how else []
         label = f"{task.name}, {problem.dataset}, {group or model}"
         if VARIANT in model and group:
             label += f"{VARIANT}{model.partition(VARIANT)[2]}"
         if self.signals is not None:
             identity["signals"] = self.signals
-            facts = [Value("train", SIGNALS, "1", self.signals)]
+            facts.append(Value("train", SIGNALS, "1", self.signals))
             label += f", {self.signals} signals"
         key = digest(identity)
         columns = config | {

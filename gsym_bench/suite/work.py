@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gsym_bench.suite.folder import HOLDER
 from gsym_bench.suite.memory import peak_memory
 from gsym_bench.suite.processes import fabric
 from gsym_bench.suite.provenance import device_name, provenance
-from gsym_bench.suite.results import Row, Value
+from gsym_bench.suite.results import TOGETHER, Row, Value
 from gsym_bench.suite.task import Schedule
 from gsym_bench.suite.together import NotTogetherError, fit_together
 from gsym_bench.suite.train import CHECKPOINT_SECONDS, Fit, Trainer, Training
@@ -122,7 +122,10 @@ class Worker:
         memory = peak()
         if not self.fabric.is_global_zero:
             return []
-        rows = [self._row(job, fit, device, memory) for job, fit in zip(unit, fits, strict=True)]
+        rows = [
+            self._row(job, fit, device, memory, len(unit))
+            for job, fit in zip(unit, fits, strict=True)
+        ]
         if not (self.out / HOLDER).exists():
             # A disk of this machine alone: who keeps the rows cannot reach it.
             self.forget(keys)
@@ -141,8 +144,8 @@ class Worker:
         assert job.recipe is not None
         return job.recipe(self.fabric.device)
 
-    def _row(self, job: Job, fit: Fit, device: torch.device, memory: float) -> Row:
-        """Measure what was fitted; values that are no finite numbers mean that it diverged."""
+    def _row(self, job: Job, fit: Fit, device: torch.device, memory: float, seeds: int) -> Row:
+        """Measure what was fitted, by so many seeds at once; no finite number is a divergence."""
         status, values = fit.status, []
         if status == "ok":
             values = list(job.measure(fit))
@@ -150,6 +153,7 @@ class Worker:
                 status, values = "diverged", []
         if not values:
             values = [Value(split, job.metric, job.unit, None) for split in ("val", "test")]
+        facts = [replace(f, value=seeds) if f.metric == TOGETHER else f for f in job.facts]
         return Row(
             **self.origin,
             **job.columns,
@@ -161,7 +165,7 @@ class Worker:
             parameters=fit.parameters,
             epochs=fit.epochs,
             best_epoch=fit.best_epoch,
-            values=(*values, *job.facts),
+            values=(*values, *facts),
         )
 
     def _path(self, folder: str, keys: Sequence[str]) -> Path:

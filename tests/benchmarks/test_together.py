@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 import torch
 from torch import nn
 from toy_task import ToyTask
 
-from gsym_bench.suite import engine
+from gsym_bench.suite import engine, work
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.report.markdown import write_report
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import Schedule
 
@@ -68,7 +70,8 @@ def comparable(rows):
 
 def values(rows):
     rows = sorted(rows, key=lambda row: (row.group, row.seed))
-    return [v.value for row in rows for v in row.values if v.value is not None]
+    measured = [v for row in rows for v in row.values if v.split != "train"]
+    return [v.value for v in measured if v.value is not None]
 
 
 def test_rows_are_those_of_seeds_alone(go):
@@ -79,6 +82,19 @@ def test_rows_are_those_of_seeds_alone(go):
     assert len({v for v in values(together)[-12:]}) == 12  # each seed has its own numbers
     key = {(row.group, row.seed): row.key for row in alone}
     assert all((key[r.group, r.seed] == r.key) == r.is_baseline for r in together)
+
+
+def test_memory_says_whose_it_is(go, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "peak_memory", lambda device: lambda: 33.0)
+    together = go(Smooth(), "out", batched_seeds=True)
+    assert [row.together for row in together] == [None, None, None, 3, 3, 3]
+    page = write_report(tmp_path / "out").read_text()
+    assert re.search(r"^\| \*\*trivial .* \| 33 for 3 seeds \|$", page, re.MULTILINE)
+    assert re.search(r"^\| copy .* \| 33 \|$", page, re.MULTILINE)
+    assert "Memory “for” several seeds is what all of those took" in page
+    alone = go(Smooth(), "alone")
+    assert {row.together for row in alone} == {None}
+    assert "Memory “for”" not in write_report(tmp_path / "alone").read_text()
 
 
 def test_one_seed_that_diverges_leaves_the_others_alone(go, tmp_path):
@@ -126,6 +142,7 @@ def test_models_that_draw_train_one_by_one_and_it_is_said(go):
     alone = go(ToyTask(), "alone")
     with pytest.warns(UserWarning, match="its seeds train one by one: .*random"):
         together = go(ToyTask(), "together", batched_seeds=True)
+    assert [row.together for row in together if row.group] == [1, 1, 1]
     assert values(together) == values(alone)
 
 

@@ -136,7 +136,7 @@ def _section(out: Path, tables: Sequence[Table]) -> str:
 
 
 def _told(tables: Sequence[Table]) -> list[str]:
-    """What each method was told, and what stands in the tables to be looked at only."""
+    """What each method was told, and what to know of the lines and columns."""
     task = TASKS.get(tables[0].task)
     told = task.told(tables[0].profile) if task is not None else ""
     said = [told] if told else []
@@ -144,6 +144,12 @@ def _told(tables: Sequence[Table]) -> list[str]:
         said.append(
             "Groups “as published” keep the faults of the published code; they stand beside the "
             "others, and validation never chooses them."
+        )
+    rows = [row for table in tables for line in table.lines for row in line.rows]
+    if any((row.together or 1) > 1 for row in rows):
+        said.append(
+            "Memory “for” several seeds is what all of those took that trained as one model; their "
+            "seconds are shared among them."
         )
     return [" ".join(said)] if said else []
 
@@ -169,10 +175,17 @@ def _full_table(table: Table) -> str:
                 str(line.count("diverged")),
                 str(line.count("oom")),
                 f"{mean(row.seconds for row in line.rows):.1f}",
-                f"{mean(row.peak_memory_mib for row in line.rows):.0f}",
+                _memory(line),
             ]
         )
     return markdown_table(head, body)
+
+
+def _memory(line: Line) -> str:
+    """Mean memory, with the number of seeds that it was for."""
+    seeds = max(row.together or 1 for row in line.rows)
+    used = mean(row.peak_memory_mib for row in line.rows)
+    return f"{used:.0f}{f' for {seeds} seeds' * (seeds > 1)}"
 
 
 def _name(table: Table, line: Line, chosen: Line | None) -> str:
