@@ -563,7 +563,8 @@ def reconstruct(
     from gsym_bench.own_data import OwnGaps, read_own
 
     own = read_own(graph, signals, partitions, positions, directed)
-    _run_own(OwnGaps(own, unit), seeds, out)
+    words = _words("reconstruct", graph, signals, partitions, positions, unit, directed)
+    _run_own(OwnGaps(own, unit), words, seeds, out)
 
 
 @app.command
@@ -602,16 +603,35 @@ def forecast(
     from gsym_bench.own_data import OwnForecast, read_own
 
     own = read_own(graph, signals, partitions, positions, directed)
-    _run_own(OwnForecast(own, unit, history, horizon), seeds, out)
+    words = _words("forecast", graph, signals, partitions, positions, unit, directed)
+    words += ["--history", str(history), "--horizon", str(horizon)]
+    _run_own(OwnForecast(own, unit, history, horizon), words, seeds, out)
 
 
-def _run_own(task: Task, seeds: int, out: Path) -> None:
+def _words(
+    command: str,
+    graph: str,
+    signals: str,
+    partitions: tuple[str, ...],
+    positions: str | None,
+    unit: str,
+    directed: bool,
+) -> list[str]:
+    """A command on data of the user's, as it has to be typed again."""
+    words = ["gsym-bench", command, "--graph", graph, "--signals", signals, "--unit", unit]
+    words += ["--partitions", *partitions] if partitions else []
+    words += ["--positions", positions] if positions is not None else []
+    return words + ["--directed"] * directed
+
+
+def _run_own(task: Task, words: list[str], seeds: int, out: Path) -> None:
     """Run a task on data of the user's, and say what won."""
     from gsym_bench.suite import run as running
     from gsym_bench.suite.report.markdown import write_report
     from gsym_bench.suite.report.tables import rich_tables, select, tabulate
 
     console = Console()
+    task.command = shlex.join(words)
     rows = running.run([task], out=out, seeds=seeds, device="cpu", console=console)
     page = write_report(out)
     for table in rich_tables(rows):

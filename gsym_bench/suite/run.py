@@ -524,6 +524,7 @@ def _save_graph(out: Path, task: Task, problem: Problem, profile: str) -> None:
     write_npz(
         graph_path(out, file_stem(task.name, problem.dataset, profile)),
         title=np.array(task.title),
+        command=np.array(task.command),
         truth=np.array(problem.truth or ""),
         names=np.array(names),
         clusters=torch.stack(clusters).numpy(),

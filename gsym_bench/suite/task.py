@@ -169,6 +169,7 @@ class Task(ABC):
         seeds: Number of seeds by profile, where a run is not told.
         shown: Test samples whose predictions a run keeps for `picture`.
         choosing: Further arguments of `gsym.choose_group` for its signals.
+        command: What runs it, up to its options; empty for `gsym-bench run` and its name.
     """
 
     name: ClassVar[str]
@@ -183,6 +184,7 @@ class Task(ABC):
     seeds: ClassVar[Mapping[str, int]] = {"quick": 3, "standard": 5, "paper": 3}
     shown: ClassVar[tuple[int, ...]] = ()
     choosing: ClassVar[Mapping[str, Any]] = {}
+    command: str = ""
 
     @abstractmethod
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:

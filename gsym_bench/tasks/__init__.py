@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -64,7 +65,15 @@ def load_task_file(path: Path) -> list[Task]:
         raise BenchmarkError(
             f"{path} registers no task; decorate a class of gsym_bench.suite.task.Task by @register"
         )
+    for task in found:
+        task.command = shlex.join(["gsym-bench", "run", task.name, "--task", _as_named(path)])
     return found
+
+
+def _as_named(path: Path) -> str:
+    """A file as it is called from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _blame(path: Path, cause: Exception) -> str:

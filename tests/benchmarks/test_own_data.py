@@ -60,6 +60,10 @@ def test_reconstruct(files, capsys):
     assert "Validation selects " in printed
     page = (files / "results" / "report.md").read_text()
     assert "## Filling gaps: speeds (" in page and "![an example]" in page
+    (again,) = set(re.findall(r"Made with `gsym-bench (.*)`\.", page))
+    assert "--unit mph --partitions rings.txt --seeds 2" in again
+    main(shlex.split(again))
+    assert read_rows(files / "results") == rows
 
 
 def test_forecast(files, capsys):
@@ -67,6 +71,11 @@ def test_forecast(files, capsys):
     rows = read_rows(files / "results")
     assert {"S_12", "2 clusters", "trivial", "soft chain", "last value"} < {r.name for r in rows}
     assert {row.metrics for row in rows} == {("MAE", "RMSE")}
+    page = (files / "results" / "report.md").read_text()
+    (again,) = set(re.findall(r"Made with `gsym-bench (.*)`\.", page))
+    assert again.startswith("forecast ") and "--history 12 --horizon 3 --seeds 1" in again
+    main(shlex.split(again))
+    assert read_rows(files / "results") == rows
     assert "Validation selects " in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ def folder(tmp_path, monkeypatch):
     tasks.TASKS.update(before)
 
 
+def forget(path):
+    """Let a file of a task be read anew, as in another process."""
+    del sys.modules[f"gsym_bench.tasks.of_file.{path}"]
+
+
 def test_the_task_of_the_page_runs_as_printed(folder, capsys):
     code, command = blocks("python")[0], blocks("sh")[0]
     (folder / "my_task.py").write_text(code)
@@ -43,6 +49,15 @@ def test_the_task_of_the_page_runs_as_printed(folder, capsys):
     error = {name: min(r.test for r in rows if r.name == name) for name in ("as read", "floors")}
     assert error["floors"] < 0.8 * error["as read"]
     assert "Rooms on two floors" in (folder / "results" / "report.md").read_text()
+    # The page tells a command that makes its rows again, also to those who have not read the file.
+    tasks.TASKS.pop("rooms")
+    main(["report"])
+    page = (folder / "results" / "report.md").read_text()
+    (again,) = set(re.findall(r"Made with `gsym-bench (.*)`\.", page))
+    assert again == "run rooms --task my_task.py --profile quick --seeds 3"
+    forget(folder / "my_task.py")
+    main([*shlex.split(again), "--device", "cpu"])
+    assert read_rows(folder / "results") == rows
     capsys.readouterr()
     main(["list", "--task", "my_task.py"])
     printed = capsys.readouterr().out

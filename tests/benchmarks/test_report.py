@@ -26,7 +26,7 @@ from gsym_bench.suite.report.tables import (
     select,
     tabulate,
 )
-from gsym_bench.suite.results import SIGNALS, Value, append_row, read_rows
+from gsym_bench.suite.results import SIGNALS, TOGETHER, Value, append_row, read_rows
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import TASKS, register
 
@@ -122,15 +122,18 @@ def test_three_seeds_of_one_sign_may_be_chance():
     assert "No group between S_n and trivial is better than both" in said
 
 
-def test_the_command_is_one_that_runs(monkeypatch):
+def test_the_command_is_one_that_runs(monkeypatch, tmp_path):
     published = [change(row, model="dense + linear, as published") for row in FULL]
-    assert _command(tabulate(published)) == ""
+    assert _command(tmp_path, tabulate(published)) == ""
     monkeypatch.setitem(TASKS, "toy", ToyTask())
     run_toy = "gsym-bench run toy --profile quick --seeds 3"
-    assert _command(tabulate(FULL)) == run_toy
-    assert _command(tabulate(published)) == f"{run_toy} --as-published"
+    assert _command(tmp_path, tabulate(FULL)) == run_toy
+    assert _command(tmp_path, tabulate(published)) == f"{run_toy} --as-published"
     own = [change(row, task="own") for row in FULL]
-    assert _command(tabulate([*own, *FULL])) == run_toy
+    assert _command(tmp_path, tabulate([*own, *FULL])) == run_toy
+    together = [Value("train", TOGETHER, "1", 3)]
+    batched = [change(row, values=(*row.values, *together), device="2 x cpu") for row in FULL]
+    assert _command(tmp_path, tabulate(batched)) == f"{run_toy} --batched-seeds --devices 2"
 
 
 def test_intervals_equal_scipy():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -200,11 +201,11 @@ def load_graph(out: Path, table: Table) -> dict[str, NDArray] | None:
     path = graph_path(out, table.stem)
     if not path.exists():
         return None
-    try:
-        return read_npz(path, (*_GRAPH, "moves"))
-    except DataError:
-        # Of a run that kept no moves.
-        return read_npz(path, _GRAPH)
+    # Runs once kept no moves, and no command.
+    for more in (("moves", "command"), ("moves",)):
+        with suppress(DataError):
+            return read_npz(path, (*_GRAPH, *more))
+    return read_npz(path, _GRAPH)
 
 
 def draw_graph(out: Path, table: Table, graph: dict[str, NDArray]) -> str:

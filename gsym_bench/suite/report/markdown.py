@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -76,10 +77,12 @@ def write_report(
     if not tables:
         raise BenchmarkError(f"no results in {out / RESULTS}; make some with gsym-bench run")
     if embed is not None:
-        _embed(embed, [table for table in tables if table.signals is None] or tables, highlights)
+        _embed(
+            out, embed, [table for table in tables if table.signals is None] or tables, highlights
+        )
     tables.sort(key=lambda table: (table.stem, table.signals or 0))
     sections = [_section(out, list(own)) for _, own in groupby(tables, lambda table: table.stem)]
-    return write_page(out / "report.md", ["# Results", *_provenance(tables), *sections])
+    return write_page(out / "report.md", ["# Results", *_provenance(out, tables), *sections])
 
 
 def write_page(path: Path, parts: Iterable[str]) -> Path:
@@ -131,7 +134,7 @@ def _section(out: Path, tables: Sequence[Table]) -> str:
     example = next((path for path in examples if path.exists()), None)
     if example is not None:
         parts.append(f"![an example]({example.name})")
-    parts += [_when(tables), *_made_with(tables)]
+    parts += [_when(tables), *_made_with(out, tables)]
     return "\n\n".join(parts)
 
 
@@ -332,7 +335,7 @@ def _unbeaten_baseline(table: Table) -> Line | None:
     return best
 
 
-def _provenance(tables: Sequence[Table]) -> list[str]:
+def _provenance(out: Path, tables: Sequence[Table]) -> list[str]:
     """Where the numbers come from."""
     rows = [row for table in tables for line in table.lines for row in line.rows]
     facts = {
@@ -341,44 +344,54 @@ def _provenance(tables: Sequence[Table]) -> list[str]:
         "Versions": {f"gsym {row.gsym}, torch {row.torch}, Python {row.python}" for row in rows},
     }
     lines = [f"- {name}: {'; '.join(sorted(values))}" for name, values in facts.items()]
-    return [*_made_with(tables), "\n".join(lines)]
+    return [*_made_with(out, tables), "\n".join(lines)]
 
 
-def _made_with(tables: Sequence[Table]) -> list[str]:
+def _made_with(out: Path, tables: Sequence[Table]) -> list[str]:
     """Which command makes these tables, if one does."""
-    command = _command(tables)
+    command = _command(out, tables)
     return [f"Made with `{command}`."] if command else []
 
 
-def _command(tables: Sequence[Table]) -> str:
-    """The command that makes these tables; empty if none is of a task that it knows."""
-    tables = [table for table in tables if table.task in TASKS]
+RUN = "gsym-bench run"
+
+
+def _command(out: Path, tables: Sequence[Table]) -> str:
+    """The command that makes these tables; empty if nobody knows one."""
+    alike: dict[tuple[str, ...], list[Table]] = {}
+    for table in tables:
+        graph = load_graph(out, table)
+        own = str(graph["command"]) if graph and "command" in graph else ""
+        if own or table.task in TASKS:
+            alike.setdefault((own, table.profile, *_kind(table)), []).append(table)
     commands = []
-    for profile in dict.fromkeys(table.profile for table in tables):
-        own = [table for table in tables if table.profile == profile]
-        for kind in dict.fromkeys(map(_kind, own)):
-            same = [table for table in own if _kind(table) == kind]
-            source, _, seeds, published = kind
-            words = ["gsym-bench run", *dict.fromkeys(table.task for table in same)]
-            words.append(f"--profile {profile} --seeds {seeds}")
-            counts = sorted({table.signals for table in same if table.signals is not None})
-            if counts:
-                words.append(f"--signals {','.join(map(str, counts))}")
-            words += ["--as-published"] if published else []
-            words += ["--data DIR"] if source == "files" else []
-            commands.append(" ".join(words))
+    for (own, profile, source, _, seeds, *flags), same in alike.items():
+        words = [own] if own else [RUN, *dict.fromkeys(table.task for table in same)]
+        # Tasks of files have commands of their own, without profiles.
+        words += [f"--profile {profile}"] if words[0].startswith(RUN) else []
+        words.append(f"--seeds {seeds}")
+        counts = sorted({table.signals for table in same if table.signals is not None})
+        words += [f"--signals {','.join(map(str, counts))}"] if counts else []
+        words += [*flags, *(["--data DIR"] if source == "files" else [])]
+        commands.append(" ".join(words))
     return " && ".join(commands)
 
 
-def _kind(table: Table) -> tuple[str, bool, int, bool]:
-    """What one command shares: source, whether signals are told, seeds, faulty variants."""
+def _kind(table: Table) -> tuple[str, ...]:
+    """What one command shares: source, whether signals are told, seeds, flags."""
     rows = [row for line in table.lines for row in line.rows]
-    published = any(row.model.partition(VARIANT)[2].endswith(AS_PUBLISHED) for row in rows)
+    flags = []
+    if any(row.model.partition(VARIANT)[2].endswith(AS_PUBLISHED) for row in rows):
+        flags.append("--as-published")
+    if any(row.together for row in rows):
+        flags.append("--batched-seeds")
+    shared = {found[1] for row in rows if (found := re.match(r"(\d+) x ", row.device))}
+    flags += [f"--devices {count}" for count in sorted(shared)[:1]]
     seeds = max(row.seed for row in rows) + 1
-    return table.first.source, table.signals is not None, seeds, published
+    return table.first.source, str(table.signals is not None), str(seeds), *flags
 
 
-def _embed(path: Path, tables: Sequence[Table], highlights: Sequence[Highlight]) -> None:
+def _embed(out: Path, path: Path, tables: Sequence[Table], highlights: Sequence[Highlight]) -> None:
     """Put a short table between the two marks of a Markdown file."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     start, end = text.find(BEGIN), text.find(END)
@@ -402,7 +415,7 @@ def _embed(path: Path, tables: Sequence[Table], highlights: Sequence[Highlight])
         )
     commits = {row.commit for t in shown for line in t.lines for row in line.rows}
     short = ", ".join(sorted(f"{c[:10]}{'+dirty' * c.endswith('+dirty')}" for c in commits))
-    made = (_command(tables), *(h.command for h in highlights))
+    made = (_command(out, tables), *(h.command for h in highlights))
     commands = " and ".join(f"`{c}`" for c in made if c)
     note = "Test error, mean ± standard deviation over seeds. Made"
     note += f" with {commands}" if commands else ""
