@@ -20,6 +20,7 @@ from gsym.risk.mixture import RidgeMixture
 from gsym.risk.ridge import fit_group
 from gsym.risk.samples import Samples
 from gsym_bench.studies.joint import JointRidge
+from gsym_bench.suite.engine import check_seeds
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.folder import locked
 from gsym_bench.suite.provenance import commit
@@ -282,6 +283,7 @@ def main(out: Path, data: Path | None, seeds: int, console: Console) -> Path:
         seeds: Draws of every cell.
         console: Where to tell the progress.
     """
+    check_seeds(seeds)
     with locked(out):
         return _run(out, data, seeds, console)
 

@@ -17,6 +17,7 @@ from gsym.choosing.signs import sign_patterns
 from gsym.groups import PermutationGroup, Representation
 from gsym.risk.left_out import LeftOut
 from gsym.risk.monomials import MonomialRidge, moves_of
+from gsym_bench.suite.engine import check_seeds
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.folder import locked
 from gsym_bench.suite.report.markdown import made_with, markdown_table, write_page
@@ -46,6 +47,8 @@ def main(out: Path, data: Path | None, draws: int, truths: int, console: Console
     Returns:
         Path of the page.
     """
+    check_seeds(draws, "--draws")
+    check_seeds(truths, "--truths")
     with locked(out):
         recover(out / RESULTS)
         known = {row.key for row in read_rows(out, RESULTS)}

@@ -29,7 +29,7 @@ from gsym_bench.suite.results import (
 from gsym_bench.suite.train import CHECKPOINT_SECONDS
 from gsym_bench.suite.work import Job, Unit, Worker, check_device, digest
 
-__all__ = ["ENGINES", "Engine", "Job", "check_means", "check_request", "digest"]
+__all__ = ["ENGINES", "Engine", "Job", "check_means", "check_request", "check_seeds", "digest"]
 
 ENGINES = ("local", "ray")
 MOST_SEEDS = 1000
@@ -203,10 +203,19 @@ def check_request(profile: str, profiles: Iterable[str], seeds: int) -> None:
         BenchmarkError: Says what is wrong.
     """
     check_names("profile", [profile], profiles)
+    check_seeds(seeds)
+
+
+def check_seeds(seeds: int, option: str = "--seeds") -> None:
+    """Refuse a number of seeds, or of draws, that cannot be meant.
+
+    Raises:
+        BenchmarkError: Says how many are allowed.
+    """
     if seeds < 1:
-        raise BenchmarkError(f"expected at least one seed; got --seeds {seeds}")
+        raise BenchmarkError(f"expected at least one seed; got {option} {seeds}")
     if seeds > MOST_SEEDS:
-        raise BenchmarkError(f"expected at most {MOST_SEEDS} seeds; got --seeds {seeds}")
+        raise BenchmarkError(f"expected at most {MOST_SEEDS} seeds; got {option} {seeds}")
 
 
 def check_means(

@@ -55,7 +55,7 @@ def load_task_file(path: Path) -> list[Task]:
         known = dict(TASKS)
         try:
             spec.loader.exec_module(module)
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             del sys.modules[name]
             TASKS.clear()
             TASKS.update(known)
@@ -76,7 +76,7 @@ def _as_named(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _blame(path: Path, cause: Exception) -> str:
+def _blame(path: Path, cause: BaseException) -> str:
     """What went wrong in a file, and at which of its lines."""
     lines = [f.lineno for f in traceback.extract_tb(cause.__traceback__) if f.filename == str(path)]
     if isinstance(cause, SyntaxError) and cause.filename == str(path):

@@ -39,6 +39,11 @@ def test_run_and_report(toy, tmp_path, capsys):
         (["run", "toy", "--data", "nowhere-at-all"], "--data nowhere-at-all is not a folder"),
         (["run", "inpainting-mnist"], "needs files"),
         (["report"], "no results in"),
+        (["run", "toy", "--seeds", "5000"], "at most 1000 seeds; got --seeds 5000"),
+        (["covariance", "--seeds", "0"], "at least one seed; got --seeds 0"),
+        (["overtaking", "--seeds", "5000"], "at most 1000 seeds; got --seeds 5000"),
+        (["signs", "--truths", "0"], "at least one seed; got --truths 0"),
+        (["run", "toy", "--engine", "ray", "--workers", "2"], "leave it out with ray"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(toy, tmp_path, capsys, args, message):

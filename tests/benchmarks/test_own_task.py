@@ -72,6 +72,7 @@ def test_the_task_of_the_page_runs_as_printed(folder, capsys):
         ("import nothing_of_this_name\n", "No module named 'nothing_of_this_name' (line 1)"),
         ("x = 1\ny = x + z\n", "NameError: name 'z' is not defined (line 2)"),
         ("def f(:\n", "SyntaxError"),
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3 (line 2)"),
         ("x = 1\n", "registers no task; decorate a class"),
         (
             "from gsym_bench.suite.task import Task, register\n"

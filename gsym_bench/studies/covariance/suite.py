@@ -13,6 +13,7 @@ from rich.console import Console
 from gsym_bench.models.fills import COVERAGE, WAYS, Draw, Source, covered
 from gsym_bench.studies.covariance import page
 from gsym_bench.studies.covariance.sources import CELLS, SOURCES, Cell, draw
+from gsym_bench.suite.engine import check_seeds
 from gsym_bench.suite.errors import BenchmarkError, check_names
 from gsym_bench.suite.folder import locked
 from gsym_bench.suite.results import Row, Value, append_row, fitted_row, read_rows, recover
@@ -43,8 +44,10 @@ def main(
         Path of the page.
 
     Raises:
-        BenchmarkError: No data, or a data set of another name.
+        BenchmarkError: No data, a data set of another name, or a number of draws that cannot be
+            meant.
     """
+    check_seeds(seeds)
     if data is None:
         raise BenchmarkError("covariance needs real signals: --data DIR")
     check_names("data set", only, SOURCES)
