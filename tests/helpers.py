@@ -1,5 +1,6 @@
 """Random groups for the tests, and where the golden values lie."""
 
+import importlib.util
 import os
 from functools import partial
 from pathlib import Path
@@ -127,3 +128,12 @@ def assert_stays_equivariant(
         optimiser.step()
     assert all((p.grad != 0).any() for p in net.parameters())
     assert_equivariant(net, group, x, *graph, **reps, tolerance=1e-12)
+
+
+def site_check():
+    """What looks at pages of the site, docs/check.py."""
+    path = Path(__file__).parents[1] / "docs" / "check.py"
+    spec = importlib.util.spec_from_file_location("site_check", path)
+    check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check)
+    return check

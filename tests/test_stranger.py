@@ -34,8 +34,16 @@ def test_from_an_empty_folder_to_a_trained_model(tmp_path, monkeypatch, capsys):
         with browser() as window:
             window.get((tmp_path / "page.html").as_uri())
             answer = window.find_element("id", "answer").text
+            allowed = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+            window.execute_cdp_cmd("Browser.grantPermissions", allowed)
             window.find_element("id", "copy-script").click()
-            script = window.find_element("id", "script").get_attribute("textContent")
+            script = window.execute_async_script(
+                "const done = arguments[0];"
+                "const read = () => document.getElementById('copy-script').textContent === 'Copy'"
+                "  ? setTimeout(read, 50) : navigator.clipboard.readText().then(done, done);"
+                "read()"
+            )
+            assert script == window.find_element("id", "script").get_attribute("textContent")
             saved = window.find_element("id", "save-csv").get_attribute("href")
             word = window.find_element("css selector", ".term")
             word.click()
@@ -46,7 +54,7 @@ def test_from_an_empty_folder_to_a_trained_model(tmp_path, monkeypatch, capsys):
         pytest.skip(str(missing))
     assert severe == []
     assert answer in out and answer.startswith("Treat ")
-    (tmp_path / "train.py").write_text(script.replace("epochs = 60", "epochs = 3"))
+    (tmp_path / "train.py").write_text(script)
     ran = runpy.run_path(str(tmp_path / "train.py"))
     assert ran["error"] < ran["plain"], "it learned more than the mean"
     table = pandas.read_csv(urlopen(saved))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from torch import Tensor
@@ -37,6 +38,7 @@ from gsym._files import Graph, read_inputs, read_latlon, read_partitions, read_p
 from gsym.choosing import CRITERIA, Candidate, choose_group
 from gsym.choosing.choose import MAX_LEVELS, spread_levels
 from gsym.choosing.latlon import check_latlon
+from gsym.choosing.page.script import is_listed, saved_arrays
 from gsym.choosing.signs import small_symmetries
 from gsym.choosing.soft import SoftChoice
 from gsym.coarsening import Hierarchy
@@ -139,7 +141,8 @@ def choose(
         title: Headline of the page.
         unit: What the targets are measured in, for the page.
         out: Page to write, .html.
-        save: File for the labels of the best group, .npz.
+        save: File for the labels of the best group, .npz. A page of more than 5,000 nodes has one
+            beside it anyway, which its script reads.
         seed: Seed of methods that draw.
         json: Print the result as JSON and nothing else.
     """
@@ -226,9 +229,13 @@ def choose(
             seed=seed,
         )
         step("Writing")
+        if out is not None and not is_listed(choice.group):
+            save = save or out.with_suffix(".labels.npz")
         if save is not None:
-            partition = choice.partition or Partition(choice.group.node_orbits().index)
-            save_labels(save, partition.labels[None], edge_index, n, node_names)
+            # The labels are those of the orbits where the group has no clusters.
+            more = {k: v for k, v in saved_arrays(choice.group).items() if k != "labels"}
+            labels = torch.tensor([_labels(choice.best)])
+            save_labels(save, labels, edge_index, n, node_names, **more)
         if out is not None:
             image = None
             if places is None and height and width:
@@ -257,6 +264,7 @@ def choose(
                 title=title,
                 unit=unit or "",
                 load=load_code(options, missing, (lag, horizon) if is_forecast else None),
+                saved=None if save is None else str(save),
             )
     if json:
         print_json(

@@ -44,15 +44,15 @@ def next_steps(choice: Any, unit: str = "") -> list[str]:
             f"{there} (root mean square, of signals that it has not seen)."
         )
     else:
-        steps.append("Train it with the script below.")
+        steps.append(f"Train it with the script below.{_scored(choice)}")
     gain = share(choice)
     if gain is not None and gain[1] <= 0 <= gain[2]:
         steps.append("These signals hardly tell the groups apart; more signals would.")
     if choice.simplest is not best:
         steps.append(
             f"Where size or explanation count, take {describe(choice.simplest)}: "
-            f"{_count(_num_weights(choice, choice.simplest), 'weight')}, and an error that these "
-            "signals cannot tell from the lowest."
+            f"{_count(_num_weights(choice, choice.simplest), 'weight')}, and the same "
+            f"{'error' if _errs(choice) else choice.words.score}, as far as these signals tell."
         )
     steps += _later(choice)
     return steps
@@ -71,6 +71,10 @@ def describe(candidate: Any) -> str:
     n, k = candidate.group.num_nodes, candidate.num_clusters
     if candidate.group.log_order() == 0:
         return "no symmetry"
+    if getattr(candidate.group, "swaps", None) is not None and candidate.in_rep is None:
+        if k == n:
+            return "exchanges of nodes that leave the graph the same"
+        return f"{_count(k, 'cluster')} with exchanges of whole clusters"
     if not _is_plain(candidate):
         return str(candidate.name)
     return f"all {n:,} nodes alike" if k == 1 else _count(k, "cluster")
@@ -159,16 +163,33 @@ def _gain(choice: Any) -> str:
         return ""
     _, name = _reference(choice)
     mean, low, high = found
-    if not choice.words.squared and choice.words.score != "error":
+    if not _errs(choice):
         return _lower_score(choice, found, name)
     if math.isinf(low):
         return f"{_percent(mean)} % less error than {name}"
     if low > 0:
-        interval = f"95 % interval {_percent(low)} to {_percent(high)} %"
+        interval = f"95 % interval {_percent(low)} to {_percent(min(high, 1.0))} %"
         return f"{_percent(mean)} % less error than {name} ({interval})"
     return (
         f"as much error as {name}, as far as these signals tell (95 % interval "
         f"{_percent(high)} % less to {_percent(-low)} % more)"
+    )
+
+
+def _errs(choice: Any) -> bool:
+    """Whether the score is an error, of which shares can be told."""
+    return choice.words.squared or choice.words.score == "error"
+
+
+def _scored(choice: Any) -> str:
+    """The scores of the best and of its rival, where they have no unit."""
+    other, name = _reference(choice)
+    if other is None or not all(map(_known, (choice.best.score, other.score))):
+        return ""
+    what = choice.words.score
+    return (
+        f" Its {what}, from signals left out of the fit, is {choice.best.score:.3g}; that of "
+        f"{name} is {other.score:.3g}. Lower is better."
     )
 
 
@@ -231,7 +252,7 @@ def _error(choice: Any, candidate: Any, unit: str) -> str:
     """The root of a squared error, with the unit that it then has."""
     if not choice.words.squared or not _known(candidate.score) or candidate.score < 0:
         return ""
-    text = f"{math.sqrt(candidate.score):.3g}"
+    text = f"{math.sqrt(candidate.score):#.3g}".rstrip(".")
     task = choice.task
     if task is not None and task.standardize is not None:
         return f"{text} standard deviations of its node"

@@ -66,6 +66,13 @@ def road_sensors(
     return edge_index, positions, torch.from_numpy(x), torch.from_numpy(y)
 
 
+def on_the_map(positions: np.ndarray) -> np.ndarray:
+    """Latitudes and longitudes of positions on the map of made-up roads, 20 km high."""
+    latitude = 34.0 + 0.18 * positions[:, 1]
+    longitude = -118.5 + 0.18 * positions[:, 0] / np.cos(np.radians(34.1))
+    return np.stack([latitude, longitude], axis=1)
+
+
 def smooth_images(size: int = 28, samples: int = 150) -> tuple[Tensor, Tensor]:
     """Made-up smooth images under noise, and without it: ``[samples, size * size]`` each."""
     rng = np.random.default_rng(0)
@@ -79,7 +86,7 @@ def write_pages(folder: Path) -> dict[str, Path]:
     """Choose a group for both examples and write their pages."""
     edge_index, positions, x, y = road_sensors()
     n = x.size(1)
-    sensors = choose_group(coarsen(edge_index, n, method="ward"), x, y)
+    sensors = choose_group(coarsen(edge_index, n, method="ward"), x, y, soft=True)
     noisy, clean = smooth_images()
     patches = [Partition.grid(28, 28, patch) for patch in (1, 2, 4, 7, 14, 28)]
     images = choose_group(patches, noisy, clean)
@@ -88,7 +95,7 @@ def write_pages(folder: Path) -> dict[str, Path]:
         "sensors": write_page(
             sensors,
             folder / "sensors.html",
-            positions=positions,
+            latlon=on_the_map(positions),
             names=[f"sensor {i}" for i in range(n)],
             title="Road sensors",
         ),

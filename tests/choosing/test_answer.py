@@ -90,7 +90,10 @@ def test_units_are_those_of_the_score():
     shown.task = Task(standardize="node")
     assert "standard deviations of its node" in next_steps(shown, "mph")[0]
     shown.words = replace(shown.words, squared=False)
-    assert next_steps(shown, "mph")[0] == "Train it with the script below."
+    assert next_steps(shown, "mph")[0] == (
+        "Train it with the script below. Its risk, from signals left out of the fit, is 0.3; that "
+        "of no symmetry is 0.9. Lower is better."
+    )
 
 
 def test_a_choice_prints_its_answer():
@@ -127,3 +130,9 @@ def test_a_score_that_is_no_error_is_no_percentage():
     text = answer(shown)
     assert "a score lower by 0.1 than that of no symmetry (95 % interval 0.0" in text
     assert "error" not in text and "%" not in text.replace("95 %", "")
+    steps = " ".join(next_steps(shown, "mph"))
+    assert (
+        "Its score, from signals left out of the fit, is 0.4; that of no symmetry is 0.5." in steps
+    )
+    assert "6 weights, and the same score, as far as these signals tell." in steps
+    assert "error" not in steps and "mph" not in steps

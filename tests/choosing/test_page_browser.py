@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers import site_check
 from stub_choice import candidate, chain, choice
 
 import gsym
@@ -266,6 +267,35 @@ def test_fits_the_width(window, tmp_path, width):
     widths = "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
     scroll, client = window.execute_script(widths)
     assert client == width and scroll <= width
+
+
+def everything(folder):
+    """A page with all that one can hold: a map, exchanges of clusters, a mixture, a profile."""
+    shown = chain()
+    rng = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 60, 12, generator=rng)
+    levels = [known.partition for known in shown.candidates]
+    swaps = gsym.PermutationGroup.from_cycles(6, [(0, 1, 2), (3, 4, 5)])
+    turned = gsym.ClusterGroup(levels[1], swaps=swaps)
+    found = gsym.choose_group(
+        [*levels, turned], x, x.roll(1, 1) + noise, edge_index=shown.edge_index, soft=True
+    )
+    layer = gsym.nn.OrbitLinear(1, 1, shown.candidates[1].group)
+    profile = gsym.check.profile(layer, [levels[1], levels[-1]], x[:4, :, None])
+    where = np.column_stack([np.linspace(60, 61, 12), np.linspace(170, 190, 12)])
+    return write_page(found, folder / "page.html", latlon=where, unit="mph", profile=profile)
+
+
+def test_no_fault_with_all_that_a_page_can_hold(window, tmp_path):
+    pytest.importorskip("axe_core_python")
+    path = everything(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    for part in ('id="profile"', 'class="mixture"', "The map", 'class="dot swaps"', "scale-bar"):
+        assert part in text
+    assert list(site_check().faults(window, path)) == []
+    pale = text.replace("--soft: #5b6573", "--soft: #c5c9ce")
+    path.write_text(pale, encoding="utf-8")
+    assert any("color-contrast" in fault for fault in site_check().faults(window, path))
 
 
 def test_prints_the_table_and_no_controls(window, tmp_path):

@@ -149,6 +149,58 @@ def test_marks_in_names_of_files_stay(tmp_path, monkeypatch):
     assert ran["group"].partition == levels[1]
 
 
+TURNS = [[(i, i + 1, i + 2)] for i in range(0, 24, 3)]
+LARGE = {
+    "labels": gsym.ClusterGroup(gsym.Partition(torch.arange(24) // 3)),
+    "swaps": gsym.ClusterGroup(
+        gsym.Partition(torch.arange(24) // 3),
+        swaps=gsym.PermutationGroup.from_cycles(8, [(0, 1, 2)]),
+    ),
+    "generators": gsym.PermutationGroup.from_cycles(24, *TURNS),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_groups_that_are_too_large_are_read(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gsym.choosing.page.script.MAX_NODES", 20)
+    x = np.random.default_rng(0).normal(size=(30, 24))
+    found = gsym.choose_group([LARGE[kind]], x, 2 * x)
+    script = printed(write_page(found, tmp_path / "page.html"))
+    # What the script says of its file is what makes it.
+    (line,) = re.findall(r"^# (numpy\.savez\(.*\))$", script, re.MULTILINE)
+    exec(line, {"numpy": np, "choice": found})
+    with np.load("labels.npz") as held:
+        assert kind in held.files and len(held.files) == 1 + (kind == "swaps")
+    ran = train(tmp_path, script)
+    assert torch.equal(ran["group"].pair_orbits().index, found.group.pair_orbits().index)
+
+
+def test_a_page_of_many_nodes_has_its_labels_beside_it(folder, capsys, monkeypatch):
+    monkeypatch.setattr("gsym.choosing.page.script.MAX_NODES", N - 1)
+    args = [
+        "choose",
+        "--graph",
+        "edges.csv",
+        "--signals",
+        "x.csv",
+        "--lag",
+        "1",
+        "--levels",
+        "8",
+        "2",
+    ]
+    for more, name in (([], "page.labels.npz"), (["--save", "mine.npz"], "mine.npz")):
+        entry.main([*args, "--out", "page.html", *more])
+        assert f"The labels of the best group are in {name}" in capsys.readouterr().out
+        script = printed(folder / "page.html")
+        assert f"numpy.load({name!r})" in script
+        group = train(folder, script)["group"]
+        with np.load(name) as held:
+            assert held["labels"].tolist() == [group.partition.labels.tolist()]
+    assert not (folder / "labels.npz").exists()
+
+
 def test_signals_that_judge_choose_no_epoch():
     script = "".join(training_script(Task(), 6, None))
     learning = script[script.index("epochs = 60") : script.index("torch.save")]

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+# What the first sentences say, and which entry explains it.
+WORDS = {
+    "interchangeable": "interchangeable",
+    "group": "group",
+    "weight": "weights",
+    "error": "error",
+    "no symmetry": "no symmetry",
+    "95 % interval": "interval",
+    "signals": "signal",
+}
 TERMS = {
     "interchangeable": "A model that treats nodes as interchangeable gives the same answer, moved "
     "along, when their signals change places. It learns one rule for all of them.",
@@ -11,6 +21,8 @@ TERMS = {
     "channels. Fewer of them need fewer signals.",
     "error": "Mean squared error of signals that were left out of the fit, so that it counts what "
     "was learned by heart against a model.",
+    "no symmetry": "A model that learns a weight of its own for every pair of nodes.",
+    "signal": "The values at all nodes at one time: a row of a table of signals, or an image.",
     "interval": "If signals were drawn again and again, 95 of 100 such intervals would hold the "
     "true number.",
     "risk": "What a model is expected to err on new signals: the mean squared error of signals "

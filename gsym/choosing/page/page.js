@@ -129,7 +129,9 @@
     c.listed ? text.replace("LABELS", () => Array.from(c.labels).join(", ")) : text;
   const fullScript = (c) => {
     const [first, between, end] = data.script;
-    return first + withLabels(c, c.group) + between + c.net + end;
+    // Of groups that are too large to be listed only the best is in a file.
+    const built = c.group === null ? candidates[best] : c;
+    return first + withLabels(built, built.group) + between + built.net + end;
   };
 
   const address = (kind, text) => {
@@ -197,7 +199,7 @@
     $("here").setAttribute("cx", c.x);
     $("here").setAttribute("cy", c.y === null ? -20 : c.y);
     $("code").firstElementChild.textContent = withLabels(c, c.code);
-    if ($("script")) $("script").firstElementChild.textContent = fullScript(c);
+    $("script").firstElementChild.textContent = fullScript(c);
     paintMembers(c);
     rows.forEach((row, i) =>
       i === at ? row.setAttribute("aria-current", "true") : row.removeAttribute("aria-current"));
@@ -205,7 +207,7 @@
     $("coarser").disabled = at === candidates.length - 1;
     $("to-best").setAttribute("aria-pressed", at === best);
     if ($("to-simplest")) $("to-simplest").setAttribute("aria-pressed", at === simplest);
-    if (!quiet) for (const name of ["copy", "copy-script"]) if ($(name)) $(name).textContent = "Copy";
+    if (!quiet) for (const name of ["copy", "copy-script"]) $(name).textContent = "Copy";
   }
 
   dial.disabled = candidates.length < 2;
@@ -284,7 +286,6 @@
   }
 
   for (const [name, of] of [["copy", "code"], ["copy-script", "script"]]) {
-    if (!$(name)) continue;
     $(name).addEventListener("click", async () => {
       try {
         await navigator.clipboard.writeText($(of).textContent);

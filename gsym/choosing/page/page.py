@@ -23,10 +23,10 @@ from gsym.choosing.choice import Task, Words
 from gsym.choosing.latlon import check_latlon
 from gsym.choosing.page.curve import Curve
 from gsym.choosing.page.drawing import WIDTH, Drawing, cluster_colours, leaf_rank
-from gsym.choosing.page.glossary import TERMS
+from gsym.choosing.page.glossary import TERMS, WORDS
 from gsym.choosing.page.map import describe_map, project, scale_bar
 from gsym.choosing.page.nodes import count_edges, node_files, node_table
-from gsym.choosing.page.script import code, filled, group_code, training_code, training_script
+from gsym.choosing.page.script import code, filled, is_listed, training_code, training_script
 from gsym.errors import SignalError
 
 MAX_CANDIDATES = 200
@@ -45,6 +45,7 @@ def write_page(
     title: str | None = None,
     unit: str = "",
     load: str | None = None,
+    saved: str | None = None,
     profile: Any = None,
 ) -> Path:
     """Write a choice of group as one HTML file that needs nothing but a browser.
@@ -69,6 +70,8 @@ def write_page(
         unit: What the targets are measured in, such as ``"mph"``.
         load: Lines of Python that make ``x``, and ``y`` where there are targets, for the script
             that trains a network; by default it makes signals up.
+        saved: File with the best group, as ``gsym choose --save`` writes it: the script reads a
+            group of more than 5,000 labels from it, which it does not list.
         profile: What :func:`gsym.check.profile` found of a model on these nodes, to be shown below.
 
     Returns:
@@ -94,6 +97,7 @@ def write_page(
         title=title,
         unit=unit,
         load=load,
+        saved=saved,
         profile=profile,
     )
     # Names may hold halves of surrogate pairs, which no encoding can write.
@@ -112,6 +116,7 @@ def render(
     title: str | None = None,
     unit: str = "",
     load: str | None = None,
+    saved: str | None = None,
     profile: Any = None,
 ) -> str:
     """The text of the page; see :func:`write_page`."""
@@ -142,11 +147,13 @@ def render(
     data = _data(kept, drawing, curve, leaf_rank(levels), task)
     data["best"], data["simplest"] = kept.index(best), kept.index(simplest)
     data["scoreName"] = choice.words.score
-    trained = group_code(best.candidate, None)[0] is not None or best.is_plain
-    data["script"] = training_script(task, n, load) if trained else None
+    data["script"] = training_script(task, n, load)
     row = data["candidates"][kept.index(best)]
+    if row["group"] is None:
+        row["group"], _ = training_code(best.candidate, task, None, saved)
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    said, steps = answer(choice), next_steps(choice, unit)
     unused = "score" if choice.words.score == "risk" else "risk"
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -164,8 +171,9 @@ def render(
         title="Choosing a group" if title is None else str(title),
         num_nodes=n,
         edges="" if choice.edge_index is None else count_edges(choice.edge_index),
-        answer=answer(choice),
-        steps=next_steps(choice, unit),
+        answer=said,
+        steps=steps,
+        words=[(word, of) for word, of in WORDS.items() if word in " ".join([said, *steps])],
         terms={of: meaning for of, meaning in TERMS.items() if of != unused},
         total=len(candidates),
         kept=kept,
@@ -187,8 +195,8 @@ def render(
         curve=curve,
         data=data,
         best_code=_written_out(row["code"], row, best),
-        best_script=data["script"]
-        and filled(data["script"], _written_out(row["group"], row, best), row["net"]),
+        best_script=filled(data["script"], _written_out(row["group"], row, best), row["net"]),
+        all_listed=all(other["group"] is not None for other in data["candidates"]),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         digest=digest,
@@ -385,7 +393,7 @@ def _data(
                 "sizes": shown.sizes[clusters].tolist(),
                 "matrix": _matrix(shown, rank, every),
                 "code": text,
-                "group": group,
+                "group": group if is_listed(shown.candidate.group) else None,
                 "net": net,
                 "listed": listed,
                 "x": round(x, 1),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from gsym.choosing.choice import Task
@@ -107,17 +108,20 @@ def code(candidate: Any, number: int, cells: tuple[int, int] | None = None) -> t
     return "\n".join(["import gsym", "", *lines, layer]), listed
 
 
-def training_code(candidate: Any, task: Task, cells: tuple[int, int] | None) -> tuple[str, str]:
-    """For the script: the lines that make the group of a candidate, and its net."""
+def training_code(
+    candidate: Any, task: Task, cells: tuple[int, int] | None, saved: str | None = None
+) -> tuple[str, str]:
+    """For the script: the lines that make the group of a candidate, and its net.
+
+    Args:
+        candidate: The candidate.
+        task: What is predicted from what.
+        cells: Rows and columns where the nodes are those of an image, row by row.
+        saved: File with the arrays of the group, which is read where they are too long to list.
+    """
     lines, _ = group_code(candidate, cells)
     if lines is None:
-        lines = [
-            "# The labels of many nodes: gsym choose --save labels.npz writes those of the best.",
-            "import numpy",
-            "",
-            'labels = numpy.load("labels.npz")["labels"][0]',
-            "group = gsym.ClusterGroup(gsym.Partition.from_labels(labels))",
-        ]
+        lines = _saved_code(candidate.group, saved)
     reps = ""
     if candidate.in_rep is not None:
         lines = [*lines, *_representations(candidate)]
@@ -182,10 +186,9 @@ def _in_one_pass(text: str, marks: dict[str, str]) -> str:
 def group_code(candidate: Any, cells: tuple[int, int] | None) -> tuple[list[str] | None, bool]:
     """Lines that make the group, and whether they hold ``LABELS``; ``None`` if too many."""
     group = candidate.group
-    swaps = getattr(group, "swaps", None)
-    many = swaps is not None and swaps.generators.numel() > MAX_NODES
-    if group.num_nodes > MAX_NODES or many:
+    if not is_listed(group):
         return None, False
+    swaps = getattr(group, "swaps", None)
     if not isinstance(group, ClusterGroup):
         return [f"group = {_generators_code(group)}"], False
     built = _partition_code(group.partition, cells)
@@ -196,6 +199,58 @@ def group_code(candidate: Any, cells: tuple[int, int] | None) -> tuple[list[str]
         lines.append(f"swaps = {_generators_code(swaps)}")
         lines.append("group = gsym.ClusterGroup(partition, swaps=swaps)")
     return lines, "LABELS" in built
+
+
+def is_listed(group: PermutationGroup) -> bool:
+    """Whether a group has few enough labels and generators to be written out."""
+    moved = getattr(group, "swaps", None) if isinstance(group, ClusterGroup) else group
+    numbers = 0 if moved is None else moved.generators.numel()
+    return max(group.num_nodes, numbers) <= MAX_NODES
+
+
+def saved_arrays(group: PermutationGroup) -> dict[str, np.ndarray]:
+    """The arrays of a file from which the script makes the group: those that :data:`_ARRAYS` names.
+
+    Example:
+        >>> list(saved_arrays(ClusterGroup(Partition.single(4))))
+        ['labels']
+    """
+    if not isinstance(group, ClusterGroup):
+        return {"generators": group.generators.numpy()}
+    arrays = {"labels": group.partition.labels[None].numpy()}
+    return arrays if group.swaps is None else arrays | {"swaps": group.swaps.generators.numpy()}
+
+
+# Where a choice holds the arrays of a file.
+_ARRAYS = {
+    "labels": "choice.partition.labels[None]",
+    "swaps": "choice.group.swaps.generators",
+    "generators": "choice.group.generators",
+}
+
+
+def _saved_code(group: PermutationGroup, saved: str | None) -> list[str]:
+    """Lines that read a group with too many numbers to be written out."""
+    arrays = saved_arrays(group)
+    name = "labels.npz" if saved is None else saved
+    lines = ["import numpy", "", f"saved = numpy.load({name!r})  # gsym choose wrote it"]
+    if saved is None:
+        held = ", ".join(f"{array}={_ARRAYS[array]}" for array in arrays)
+        lines[2:] = [
+            "# To be written where the choice is:",
+            f"# numpy.savez({name!r}, {held})",
+            f"saved = numpy.load({name!r})",
+        ]
+    if "generators" in arrays:
+        return [*lines, f'group = gsym.PermutationGroup({group.num_nodes}, saved["generators"])']
+    lines.append('partition = gsym.Partition.from_labels(saved["labels"][0])')
+    if "swaps" not in arrays:
+        return [*lines, "group = gsym.ClusterGroup(partition)"]
+    return [
+        *lines,
+        'swaps = gsym.PermutationGroup(partition.num_clusters, saved["swaps"])',
+        "group = gsym.ClusterGroup(partition, swaps=swaps)",
+    ]
 
 
 def _representations(candidate: Any) -> list[str]:
