@@ -30,37 +30,38 @@ def said(*made):
 
 def test_a_win_is_against_both_ends_and_the_baseline():
     win, loss = said(*rows(2.0, 8.0))
-    assert "the group (S_2)^2, MSE (V^2) 2 ± 0: 20.0% less than no symmetry (2.5 ± 0)" in win
-    assert "50.0% less than all permutations" in win
-    assert "75.0% less than the best baseline, copy (8 ± 0)" in win
-    assert loss.endswith("on none of the tasks below.")
+    assert win.startswith("**Where a group wins: 20.0% less error than the best of the others.** ")
+    assert "MSE in V^2: 2 ± 0 with the group (S_2)^2; with no symmetry 2.5 ± 0, " in win
+    assert win.endswith("all permutations 4 ± 0 and the best baseline, copy, 8 ± 0.")
+    assert loss == "**Where it does not: on none of the tasks below.**"
 
 
 @pytest.mark.parametrize(("middle", "copy"), [(2.0, 1.9), (2.6, 8.0)])
 def test_no_win_where_a_baseline_or_an_end_is_better(middle, copy):
     win, loss = said(*rows(middle, copy))
-    assert win.endswith("on none of the tasks below.")
-    better = "copy, a baseline without a network," if copy < 2.5 else "no symmetry"
-    assert f"while {better} has {min(copy, 2.5)} ± 0" in loss
+    assert win.endswith("on none of the tasks below.**")
+    better = "the best baseline, copy," if copy < 2.5 else "no symmetry"
+    assert loss.endswith(f"; with {better} {min(copy, 2.5)} ± 0.")
+    assert loss.startswith(f"**Where it does not: {middle / min(copy, 2.5) - 1:.1%} more.** ")
 
 
 def test_a_group_that_validation_passes_over_is_a_loss():
     made = [change(r, val=3.0) if r.group == "(S_2)^2" else r for r in rows(2.6, 8.0)]
     _, loss = said(*made)
-    assert "with the group (S_2)^2, MSE (V^2) 2.6 ± 0, while no symmetry has 2.5 ± 0." in loss
+    assert "MSE in V^2: 2.6 ± 0 with the group (S_2)^2; with no symmetry 2.5 ± 0." in loss
 
 
 def test_no_win_that_may_be_chance():
     made = rows(2.0, 8.0)
     noisy = {0: 2.4, 1: 1.6}  # -0.1 and -0.9 against none: one sign, and p = 0.29
     made = [change(r, test=noisy[r.seed]) if r.group == "(S_2)^2" else r for r in made]
-    assert said(*made)[0].endswith("on none of the tasks below.")
+    assert said(*made)[0].endswith("on none of the tasks below.**")
 
 
 def test_a_mixture_is_not_called_a_group():
     made = [change(r, group="mixture") if r.group == "(S_2)^2" else r for r in rows(2.0, 8.0)]
     win, _ = said(*(change(r, group_order_log=0.0) if r.group == "mixture" else r for r in made))
-    assert "with the mixture of groups, MSE" in win and "20.0% less than no symmetry" in win
+    assert "with the mixture of groups; with no symmetry 2.5 ± 0" in win and "20.0% less" in win
 
 
 def test_the_largest_of_each_is_told():
@@ -71,8 +72,8 @@ def test_the_largest_of_each_is_told():
         for row in rows(*errors)
     ]
     win, loss = said(*made)
-    assert "wins:** large (" in win and "not:** worst (" in loss
-    assert "copy, a baseline without a network, has 0.5 ± 0" in loss
+    assert ".** large (" in win and ".** worst (" in loss
+    assert loss.endswith("; with the best baseline, copy, 0.5 ± 0.")
 
 
 def test_it_is_written_between_the_marks_again_and_again(tmp_path):

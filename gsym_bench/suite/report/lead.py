@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 from gsym_bench.data import replacing
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.report.draw import load_graph
 from gsym_bench.suite.report.tables import (
     MIXED,
     Line,
@@ -40,13 +41,20 @@ def write_lead(out: Path, path: Path) -> None:
         return
     if start < 0 or end < start:
         raise BenchmarkError(f"{path} must hold the line {BEGIN} and, after it, {END}")
-    lead = sentences(tabulate(read_rows(out)))
+    tables = tabulate(read_rows(out))
+    graphs = {table.task: load_graph(out, table) for table in tables}
+    lead = sentences(tables, {task: str(g["title"]) for task, g in graphs.items() if g})
     with replacing(path) as file:
         file.write(f"{text[:start]}{BEGIN}\n{lead}\n{text[end:]}".encode())
 
 
-def sentences(tables: Sequence[Table]) -> str:
-    """Where a group between S_n and none wins by most, and where no choice of group helps."""
+def sentences(tables: Sequence[Table], titles: Mapping[str, str] | None = None) -> str:
+    """Where a group between S_n and none wins by most, and where no choice of group helps.
+
+    Args:
+        tables: Those of a folder of results.
+        titles: What tasks are called, where that is not their name.
+    """
     wins, losses = [], []
     for table in tables:
         chosen, baseline = select(table), table.best_baseline
@@ -58,15 +66,19 @@ def sentences(tables: Sequence[Table]) -> str:
         found = [against(table, end).get(chosen.name) for end in (0, 1)]
         sure = all(map(is_sure, (*found, paired(chosen, baseline))))
         if len(ends) == 2 and gain > 0 and sure:
-            wins.append((gain, _win(table, chosen, rivals)))
+            words = f"{gain:.1%} less error than the best of the others"
+            wins.append((gain, words, _told(table, titles or {}, chosen, rivals)))
         # Where validation keeps an end, the best of the groups between is what lost.
         group = _between(table, chosen)
         best = min([*rivals, chosen], key=lambda line: mean(line.values("test")))
         if group is not None and _less(best, group) > 0:
-            losses.append((_less(best, group), _loss(table, group, best)))
-    won = max(wins)[1] if wins else "on none of the tasks below."
-    lost = max(losses)[1] if losses else "on none of the tasks below."
-    return f"**Where a group wins:** {won}\n\n**Where it does not:** {lost}"
+            words = f"{-_less(group, best):.1%} more"
+            losses.append((_less(best, group), words, _told(table, titles or {}, group, [best])))
+    none = (0.0, "on none of the tasks below", "")
+    _, win, won = max(wins, default=none)
+    _, loss, lost = max(losses, default=none)
+    said = (f"**Where a group wins: {win}.** {won}", f"**Where it does not: {loss}.** {lost}")
+    return "\n\n".join(map(str.rstrip, said))
 
 
 def _between(table: Table, chosen: Line) -> Line | None:
@@ -83,26 +95,14 @@ def _between(table: Table, chosen: Line) -> Line | None:
     return min(between, key=lambda line: mean(line.values("val")), default=None)
 
 
-def _win(table: Table, chosen: Line, rivals: Sequence[Line]) -> str:
-    words = [
-        f"{_less(chosen, one):.1%} less than {_called(table, one)} ({spread(one.values('test'))})"
-        for one in rivals
-    ]
-    return f"{_told(table, chosen)}: {', '.join(words[:-1])} and {words[-1]}."
-
-
-def _loss(table: Table, group: Line, best: Line) -> str:
-    better = _called(table, best)
-    if best.is_baseline:
-        better = f"{best.name}, a baseline without a network,"
-    return f"{_told(table, group)}, while {better} has {spread(best.values('test'))}."
-
-
-def _told(table: Table, group: Line) -> str:
-    """The task, a group, and its error."""
+def _told(table: Table, titles: Mapping[str, str], group: Line, others: Sequence[Line]) -> str:
+    """The task, the error of a group, and those of others."""
+    have = [f"{_called(table, one)} {spread(one.values('test'))}" for one in others]
+    listed = " and ".join([", ".join(have[:-1]), have[-1]]) if have[1:] else have[0]
     return (
-        f"{table.task} ({table.dataset}) with {_called(table, group)}, "
-        f"{table.first.metric} ({table.first.unit}) {spread(group.values('test'))}"
+        f"{titles.get(table.task, table.task)} ({table.dataset}), {table.first.metric} in "
+        f"{table.first.unit}: {spread(group.values('test'))} with {_called(table, group)}; "
+        f"with {listed}."
     )
 
 
@@ -113,7 +113,7 @@ def _called(table: Table, line: Line) -> str:
     if line is full:
         return "all permutations"
     if line.is_baseline:
-        return f"the best baseline, {line.name}"
+        return f"the best baseline, {line.name},"
     variant = line.model.partition(VARIANT)[2]
     return MIXED.get(line.group) or MIXED.get(variant) or f"the group {line.name}"
 
