@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -102,3 +104,17 @@ sphinx_gallery_conf = {
     "min_reported_time": 0,
     "write_computation_times": False,
 }
+
+
+def _link_tutorials(app: Any, name: str, source: list[str]) -> None:
+    """Pages link to scripts of tutorials, which GitHub shows; here, to the pages made of them."""
+    source[0] = re.sub(
+        r"\]\(((?:\.\./)*)\.\./gallery/(?:(\w+)\.py)?\)",
+        lambda found: f"]({found[1]}tutorials/{found[2] or 'index'})",
+        source[0],
+    )
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", _link_tutorials)

@@ -188,7 +188,7 @@ axes.legend()
 plt.show()
 
 # %%
-# ``choice.report(path)`` writes the choice on one page, and ``python -m gsym choose`` does it
+# ``choice.report(path)`` writes the choice on one page, and ``gsym choose`` does it
 # from the two files, without any code.
 
 assert (np.abs(error) < 2 * deviation).mean() > 0.8
