@@ -463,9 +463,9 @@ def test_what_choose_leaves_out_and_takes_for_missing(folder, capsys, monkeypatc
     assert (told["block"], told["gap"], told["missing"]) == (2, 1, 0)
     assert told["standardize"] == "node"
     run(capsys, *CHOOSE, "--levels", "4")
-    assert told["block"] == 1 and told["missing"] is None and told["mask"] is None
-    run(capsys, *CHOOSE, "--levels", "4", "--block", "auto")
-    assert told["block"] == "auto"
+    assert told["block"] == "auto" and told["missing"] is None and told["mask"] is None
+    run(capsys, *CHOOSE, "--levels", "4", "--block", "1")
+    assert told["block"] == 1
     for mask, message in ((seen[:, :5], "must have 12 nodes"), (seen * 2, "holds 1 where a value")):
         np.save("seen.npy", mask)
         with pytest.raises(SystemExit):

@@ -62,7 +62,7 @@ def choose(
     width: Pixels = None,
     lag: Steps = None,
     horizon: Steps = None,
-    block: Block = None,
+    block: Block = "auto",
     gap: int = 0,
     criterion: Criteria = "ridge",
     signs: Signs = (),
@@ -112,7 +112,7 @@ def choose(
         horizon: How many steps are predicted, 1 by default; then lag is 1 by default.
         block: Consecutive samples left out together: for overlapping windows, the number of
             windows that share a time step; for samples of several days, those of one; or auto, as
-            many as depend on each other. By default auto for signals with times, and else 1.
+            many as depend on each other.
         gap: Samples on either side of a block that are left out of the fit with it; with auto, as
             many as depend on each other.
         criterion: How groups are judged.
@@ -197,8 +197,6 @@ def choose(
         else:
             step(f"Proposing clusters: {method}")
             candidates = propose(loaded, n, x, y, method, use, levels, height, width, seed)
-        if block is None:
-            block = "auto" if read.is_series or is_forecast else 1
         if missing is None and any(v is not None and bool(v.isnan().any()) for v in (x, y)):
             missing = math.nan
         if signs and signs != ("auto",):

@@ -43,7 +43,7 @@ def choose_group(
     edge_weight: Tensor | None = None,
     swaps: str | None = "auto",
     levels: Sequence[int] | None = None,
-    block: int | Literal["auto"] = 1,
+    block: int | Literal["auto"] = "auto",
     gap: int | Literal["auto"] = 0,
     standardize: Literal["node"] | None = None,
     mask: Any = None,
@@ -109,12 +109,13 @@ def choose_group(
             regress with. ``None``: never.
         levels: Levels of the hierarchy to score instead.
         block: Consecutive signals that are left out together, with ``score`` too, whose folds
-            are then made of whole blocks. Give the number of windows that share a time step where
-            signals are overlapping windows, the signals of one day where they come from several,
-            or ``"auto"``: as many as the errors of consecutive signals are correlated for, if they
-            are. A predictor of yours belongs to the choice if its penalty is chosen with the
-            ``block`` and ``gap`` of the choice, too.
-        gap: Signals on either side of a block that are left out of the fit with it, or ``"auto"``.
+            are then made of whole blocks. ``"auto"``: as many as the errors of consecutive signals
+            are correlated for, if they are by more than chance, and 1 otherwise. Give the number
+            of windows that share a time step where signals are overlapping windows, or the signals
+            of one day where they come from several. A predictor of yours belongs to the choice if
+            its penalty is chosen with the ``block`` and ``gap`` of the choice, too.
+        gap: Signals on either side of a block that are left out of the fit with it; ``"auto"``, and
+            0 with blocks found, leave out as many as errors are correlated for.
         standardize: ``"node"``: take every node's mean over the signals off its inputs and targets
             and divide by its standard deviation, both from the signals that are fitted to; scores
             are then in these units. ``None``: as they are.
@@ -151,7 +152,7 @@ def choose_group(
             other, or numbers that are not whole or out of range.
 
     Warns:
-        UserWarning: Errors of consecutive signals that depend on each other beyond the block;
+        UserWarning: Errors of consecutive signals that depend on each other beyond a block given;
             a series that is short against the time in which errors change, or whose halves differ;
             baselines of nodes; values that seem to mean "missing"; weights that seem to be
             distances; nodes without an edge. The message names the remedy.

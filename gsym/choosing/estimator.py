@@ -68,7 +68,7 @@ class SubgroupSearch(RegressorMixin, BaseEstimator):
         edge_index: Any = None,
         edge_weight: Tensor | None = None,
         swaps: str | None = "auto",
-        block: int | Literal["auto"] = 1,
+        block: int | Literal["auto"] = "auto",
         gap: int | Literal["auto"] = 0,
         standardize: Literal["node"] | None = None,
         missing: float | None = None,

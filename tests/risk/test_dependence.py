@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gsym import Partition, choose_group
+from gsym import Partition, SymmetricCovariance, choose_group
+from gsym.choosing import SubgroupSearch
 from gsym.errors import GraphError, GroupError, SignalError
 from gsym.risk.dependence import serial_dependence
 from gsym.risk.ridge import commutant_ridge
@@ -115,9 +116,18 @@ class TestDependence:
         assert choice.gap > 10
 
     def test_independent_signals_are_left_out_one_by_one(self):
-        choice, told = quietly(LEVELS, *draw(), block="auto", gap="auto")
+        choice, told = quietly(LEVELS, *draw(), gap="auto")
         assert (choice.block, choice.gap, told) == (1, 0, [])
         assert choice.scores == choose_group(LEVELS, *draw()).scores
+        assert choice.scores == choose_group(LEVELS, *draw(), block=1).scores
+
+    def test_blocks_are_the_default(self):
+        x, y = draw()
+        y = y + 3 * drift(np.random.default_rng(0), *y.shape)
+        choice, told = quietly(LEVELS, x, y)
+        assert choice.block > 1 and not any("pass block=" in message for message in told)
+        assert choice.scores == quietly(LEVELS, x, y, block="auto")[0].scores
+        assert SymmetricCovariance().block == SubgroupSearch().block == "auto"
 
 
 class TestRegretBound:

@@ -210,7 +210,7 @@ def run(
     levels, (x, y), tests = made
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        choice = choose_group(levels, x, y, swaps=None, **options)
+        choice = choose_group(levels, x, y, swaps=None, **{"block": 1, **options})
     kept = {k: v for k, v in options.items() if k in ("missing", "standardize")}
     risks = []
     # Penalties are chosen as the choice did: those of single signals would not be its predictors.
@@ -285,8 +285,9 @@ def lines(out: Path, command: str) -> list[str]:
         "*Many channels*: 15 signals of 3 nodes with 9 channels. *AR(1)*: inputs and errors with "
         "correlation 0.95 from one signal to the next. *Baselines*: one standard deviation of "
         "constant offset per node. *Missing*: a tenth of inputs and targets is 0 where 60 would "
-        f"be usual. *METR-LA*: speeds 15 minutes ahead. *One day* is {DAY} signals in a row from a "
-        "random time, and the truth 8 days at least a week away. *12 days* are as many signals, "
+        "be usual. Where no block is named, single signals are left out. *METR-LA*: speeds 15 "
+        f"minutes ahead. *One day* is {DAY} signals in a row from a random time, and"
+        " the truth 8 days at least a week away. *12 days* are as many signals, "
         f"every hour of days at random, and the truth all other days; a day is a block of "
         f"{DAY // HOUR}.",
         "",
