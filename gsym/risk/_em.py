@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gsym.risk._gaps import by_pattern
 from gsym.risk._gaussian import DenseGaussian
+from gsym.risk._inverses import FEW
 
 # Above so many coordinates, few patterns of each fold judge weights, and none but that of whole
 # signals where there are so many of these.
@@ -32,18 +33,45 @@ def raised(variances: NDArray, signals: int) -> NDArray:
 
 
 @dataclass(frozen=True)
+class Uncertain:
+    """How uncertain is what fills gaps.
+
+    Attributes:
+        which: Number of the pattern of each signal, ``[s]``.
+        seen: Patterns, boolean ``[p, d]``.
+        left: Covariance of what each hides: ``[u, u]`` each, or of few coordinates ``[p, d, d]``
+            with 0 for those seen.
+    """
+
+    which: NDArray
+    seen: NDArray
+    left: Sequence[NDArray] | NDArray
+
+    def of(self, rows: NDArray) -> NDArray:
+        """The sum over some rows, ``[d, d]``."""
+        counts = np.bincount(self.which[rows], minlength=len(self.seen))
+        if isinstance(self.left, np.ndarray):
+            return np.asarray(np.tensordot(counts, self.left, 1))
+        total = np.zeros((self.seen.shape[1],) * 2)
+        for k in np.flatnonzero(counts):
+            u = np.flatnonzero(~self.seen[k])
+            total[np.ix_(u, u)] += counts[k] * self.left[k]
+        return total
+
+
+@dataclass(frozen=True)
 class Completed:
     """Signals whose gaps are filled by their expectation, and how uncertain that is.
 
     Attributes:
         filled: ``[s, d]``.
         seen: Which entries are observed, ``[s, d]``.
-        uncertain: Rows that share a pattern, numbers of what is hidden, and its covariance.
+        uncertain: How uncertain that is; ``None`` without gaps.
     """
 
     filled: NDArray
     seen: NDArray
-    uncertain: Sequence[tuple[NDArray, NDArray, NDArray]] = ()
+    uncertain: Uncertain | None = None
 
     def centred(self) -> NDArray:
         """Signals less the mean of what is observed, 0 where nothing is: ``[s, d]``."""
@@ -53,14 +81,22 @@ class Completed:
 
     def expected(self, mean: NDArray, gaussian: DenseGaussian) -> Completed:
         """The same signals, completed anew."""
-        filled, uncertain = self.filled.copy(), []
-        for rows, pattern in by_pattern(self.seen):
+        patterns, which = np.unique(self.seen, axis=0, return_inverse=True)
+        which = which.ravel()
+        if len(mean) <= FEW:
+            B, left = gaussian.regressions(patterns)
+            known = np.where(self.seen, self.filled - mean, 0.0)
+            guess = mean + (known[:, None] @ B[which])[:, 0]
+            filled = np.where(self.seen, self.filled, guess)
+            return Completed(filled, self.seen, Uncertain(which, patterns, left))
+        filled, each = self.filled.copy(), []
+        for k, pattern in enumerate(patterns):
             o, u = np.flatnonzero(pattern), np.flatnonzero(~pattern)
-            if len(u):
-                B, C = gaussian.regression(o, u)
-                filled[np.ix_(rows, u)] = mean[u] + (self.filled[np.ix_(rows, o)] - mean[o]) @ B
-                uncertain.append((rows, u, C))
-        return Completed(filled, self.seen, uncertain)
+            own, C = gaussian.regression(o, u) if len(u) else (np.zeros((len(o), 0)), np.eye(0))
+            rows = np.flatnonzero(which == k)
+            filled[np.ix_(rows, u)] = mean[u] + (self.filled[np.ix_(rows, o)] - mean[o]) @ own
+            each.append(C)
+        return Completed(filled, self.seen, Uncertain(which, patterns, each))
 
     def covariance(self, rows: NDArray) -> tuple[NDArray, NDArray]:
         """Mean ``[d]`` and expected sample covariance ``[d, d]`` of some rows.
@@ -70,10 +106,8 @@ class Completed:
         mean = self.filled[rows].mean(0)
         errors = self.filled[rows] - mean
         S = errors.T @ errors
-        taken = np.zeros(len(self.filled), dtype=bool)
-        taken[rows] = True
-        for alike, u, C in self.uncertain:
-            S[np.ix_(u, u)] += int(taken[alike].sum()) * C
+        if self.uncertain is not None:
+            S += self.uncertain.of(rows)
         S /= len(rows)
         own = np.diagonal(S)
         S[np.diag_indices(len(S))] += raised(own, len(rows))

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
+from gsym.risk._inverses import padded_inverses
+
 
 class DenseGaussian:
     """A Gaussian of mean 0 in d coordinates.
@@ -73,6 +75,22 @@ class DenseGaussian:
         root = cholesky(self.covariance[np.ix_(seen, seen)], lower=True)
         B = cho_solve((root, True), across)
         return B, self.covariance[np.ix_(hidden, hidden)] - across.T @ B
+
+    def regressions(self, patterns: NDArray) -> tuple[NDArray, NDArray]:
+        """The same for all patterns of what is seen at once, of few coordinates.
+
+        Args:
+            patterns: Boolean ``[p, d]``.
+
+        Returns:
+            Coefficients of every coordinate by those seen, and the covariance left of those hidden,
+            both ``[p, d, d]`` with 0 elsewhere.
+        """
+        inverse, _ = padded_inverses(self.covariance, patterns)
+        B = inverse @ self.covariance
+        left = self.covariance - self.covariance @ B
+        hidden = ~patterns
+        return B, np.where(hidden[:, :, None] & hidden[:, None], left, 0.0)
 
     def sample(self, rows: int, rng: np.random.Generator) -> NDArray:
         """Random rows, ``[rows, d]``."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +13,15 @@ from scipy.linalg import lapack
 from scipy.optimize import minimize
 
 from gsym.risk._gaussian import DenseGaussian
+from gsym.risk._inverses import FEW, inverse_and_log_det, padded_inverses, root_and_log_det
 
 # Weights are kept within these times the mean variance: the ridge bounds the condition.
 FLOOR, CEILING = 1e-8, 1e2
 # Of the projected gradient, in units of the loss per entry.
 TOLERANCE = 1e-6
 _STEPS, _RESTARTS = 500, 4
+# A step of logarithms is at most so long; damping starts here, and ends the search beyond.
+_LONGEST, _DAMPED, _STUCK = 3.0, 1e-3, 1e12
 # Above so many coordinates, patterns of hidden entries are shared out among folds.
 _MANY = 64
 # Weights below this share of all are looked at again: there the gradient on a logarithmic scale
@@ -65,15 +70,41 @@ class Fitted:
     steps: int
 
 
-Loss = Callable[[NDArray], tuple[float, NDArray]]
+class Value(NamedTuple):
+    """A loss at some weights.
+
+    Attributes:
+        loss: Per entry.
+        gradient: ``[m]``.
+        curvature: What stands in for the second derivatives ``[m, m]``, positive semidefinite;
+            ``None`` where it is too dear.
+    """
+
+    loss: float
+    gradient: NDArray
+    curvature: NDArray | None = None
+
+
+Loss = Callable[[NDArray], Value]
 
 
 def likelihood(folds: Sequence[Fold]) -> Loss:
-    """Minus the log density of what is seen of held-out signals, per entry, without constants."""
-    entries = sum(int(seen.sum()) * len(errors) for fold in folds for seen, errors in fold.held)
+    """Minus the log density of what is seen of held-out signals, per entry, without constants.
 
-    def loss(weights: NDArray) -> tuple[float, NDArray]:
-        value, gradient = 0.0, np.zeros(len(weights))
+    The curvature is the *average information*, or that which is expected where there are more
+    signals than coordinates.
+
+    Reference:
+        Gilmour, Thompson and Cullis, Average information REML, 1995 (from memory).
+    """
+    entries = sum(int(seen.sum()) * len(errors) for fold in folds for seen, errors in fold.held)
+    d, cases = folds[0].terms.shape[1], sum(len(fold.held) for fold in folds)
+    if d <= FEW and cases > len(folds):
+        return _of_many_patterns(folds, entries)
+
+    def loss(weights: NDArray) -> Value:
+        m = len(weights)
+        value, gradient, curvature = 0.0, np.zeros(m), np.zeros((m, m))
         for fold in folds:
             Sigma = np.tensordot(weights, fold.terms, 1)
             G = np.zeros_like(Sigma)
@@ -85,18 +116,53 @@ def likelihood(folds: Sequence[Fold]) -> Loss:
                 Z = E @ inverse
                 value += (len(E) * log_det + np.vdot(E, Z)) / 2
                 part = (len(E) * inverse - Z.T @ Z) / 2
+                terms = fold.terms
                 if whole:
                     G += part
                 else:
                     G[np.ix_(o, o)] += part
-            gradient += fold.terms.reshape(len(weights), -1) @ G.ravel()
-        return value / entries, gradient / entries
+                    terms = terms[:, o[:, None], o]
+                if len(E) > len(o):
+                    # As many rows as coordinates, with the squares that are expected.
+                    Z = math.sqrt(len(E)) * root_and_log_det(inverse)[0].T
+                V = (terms.reshape(-1, len(o)) @ Z.T).reshape(m, len(o), -1)
+                curvature += V.reshape(m, -1) @ (inverse @ V).reshape(m, -1).T / 2
+            gradient += fold.terms.reshape(m, -1) @ G.ravel()
+        return Value(value / entries, gradient / entries, curvature / entries)
+
+    return loss
+
+
+def _of_many_patterns(folds: Sequence[Fold], entries: int) -> Loss:
+    """The same for few coordinates: all patterns of all folds are inverted at once."""
+    terms = np.stack([fold.terms for fold in folds])
+    _, m, d, _ = terms.shape
+    which = np.repeat(np.arange(len(folds)), [len(fold.held) for fold in folds])
+    held = [case for fold in folds for case in fold.held]
+    seen = np.stack([seen for seen, _ in held])
+    count = np.array([len(errors) for _, errors in held])
+    squares = np.stack([errors.T @ errors for _, errors in held])
+    member = np.equal.outer(np.arange(len(folds)), which).astype(float)
+
+    def loss(weights: NDArray) -> Value:
+        Sigma = np.tensordot(weights, terms, (0, 1))
+        inverse, log_det = padded_inverses(Sigma[which], seen)
+        value = float(count @ log_det + np.vdot(inverse, squares)) / 2
+        part = (count[:, None, None] * inverse - inverse @ squares @ inverse) / 2
+        G = member @ part.reshape(len(part), -1)
+        gradient = np.tensordot(G.reshape(-1, d, d), terms, ((0, 1, 2), (0, 2, 3)))
+        W = inverse[:, None] @ terms[which]
+        left = (count[:, None, None, None] * W).transpose(1, 0, 2, 3).reshape(m, -1)
+        curvature = left @ W.transpose(1, 0, 3, 2).reshape(m, -1).T / 2
+        return Value(value / entries, gradient / entries, curvature / entries)
 
     return loss
 
 
 def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
     """Squared error of the conditional mean of hidden entries, over their squares.
+
+    The curvature is that of Gauss and Newton.
 
     Args:
         folds: Of which held-out signals without gaps are taken.
@@ -114,8 +180,9 @@ def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
     )
     squares = max(squares, 1e-300)
 
-    def loss(weights: NDArray) -> tuple[float, NDArray]:
-        value, gradient = 0.0, np.zeros(len(weights))
+    def loss(weights: NDArray) -> Value:
+        m = len(weights)
+        value, gradient, curvature = 0.0, np.zeros(m), np.zeros((m, m))
         for fold, own in zip(folds, cases, strict=True):
             errors = fold.whole
             if not own or not len(errors):
@@ -126,55 +193,95 @@ def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
             # as many rows as there are errors.
             left, right = np.zeros((2, len(own), *errors.shape))
             for A, B, (o, u) in zip(left, right, own, strict=True):
-                root, _ = _root(Sigma[np.ix_(o, o)])
-                across = Sigma[np.ix_(o, u)]
+                root, _ = root_and_log_det(Sigma[np.ix_(o, o)])
                 A[:, o] = lapack.dpotrs(root, errors[:, o].T, lower=1)[0].T
-                R = errors[:, u] - A[:, o] @ across
+                across = lapack.dpotrs(root, Sigma[np.ix_(o, u)], lower=1)[0]
+                R = errors[:, u] - errors[:, o] @ across
                 value += float((R**2).sum())
-                B[:, o] = lapack.dpotrs(root, across @ R.T, lower=1)[0].T
-                B[:, u] = -R
+                B[:, o], B[:, u] = R @ across.T, -R
+                moved = (fold.terms.reshape(-1, len(Sigma)) @ A.T).reshape(m, len(Sigma), -1)
+                change = (across.T @ moved[:, o] - moved[:, u]).reshape(m, -1)
+                curvature += change @ change.T
             rows = left.reshape(-1, len(Sigma)), right.reshape(-1, len(Sigma))
-            gradient += fold.terms.reshape(len(weights), -1) @ (rows[0].T @ rows[1]).ravel()
-        return value / squares, 2 * gradient / squares
+            gradient += fold.terms.reshape(m, -1) @ (rows[0].T @ rows[1]).ravel()
+        return Value(value / squares, 2 * gradient / squares, 2 * curvature / squares)
 
     return loss
 
 
 def fit_weights(loss: Loss, start: NDArray, *, tolerance: float = TOLERANCE) -> Fitted:
-    """Minimise a loss over weights between the floor and the ceiling, by L-BFGS on logarithms.
+    """Minimise a loss over weights between the floor and the ceiling, on logarithms.
 
-    A weight near the floor hardly moves on a logarithmic scale. So the slope of the loss in the
-    weight itself is looked at there; where it says that more would be better, the weight is raised
-    and the search goes on.
+    By scoring where the loss comes with a curvature, otherwise by L-BFGS. A weight near the floor
+    hardly moves on a logarithmic scale. So the slope of the loss in the weight itself is looked at
+    there; where it says that more would be better, the weight is raised and the search goes on.
     """
-    low, high = np.log(FLOOR), np.log(CEILING)
     theta = np.log(np.clip(start, FLOOR, CEILING))
-    steps = 0
-
-    def on_logs(theta: NDArray) -> tuple[float, NDArray]:
-        nonlocal steps
-        steps += 1
-        weights = np.exp(theta)
-        value, gradient = loss(weights)
-        return value, gradient * weights
-
+    found, steps = loss(np.exp(theta)), 1
+    search = lbfgs if found.curvature is None else scoring
     for _ in range(_RESTARTS):
-        found = minimize(
-            on_logs,
-            theta,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(low, high)] * len(theta),
-            options={"maxiter": _STEPS, "gtol": tolerance, "ftol": 1e-13, "maxcor": 20},
-        )
-        theta = found.x
+        theta, taken = search(loss, theta, tolerance)
         weights = np.exp(theta)
-        value, slope = loss(weights)
-        violation, worth_more = _violation(weights, slope)
+        found = loss(weights)
+        steps += taken + 1
+        violation, worth_more = _violation(weights, found.gradient)
         if violation <= 10 * tolerance or not worth_more.any():
             break
         theta = np.where(worth_more, np.log(_SMALL * 10 * weights.sum()), theta)
-    return Fitted(weights, value, violation, steps)
+    return Fitted(weights, found.loss, violation, steps)
+
+
+def lbfgs(loss: Loss, theta: NDArray, tolerance: float) -> tuple[NDArray, int]:
+    """Minimise a loss over logarithms of weights by L-BFGS.
+
+    Returns:
+        The logarithms, and the number of evaluations.
+    """
+
+    def on_logs(theta: NDArray) -> tuple[float, NDArray]:
+        weights = np.exp(theta)
+        found = loss(weights)
+        return found.loss, found.gradient * weights
+
+    found = minimize(
+        on_logs,
+        theta,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(math.log(FLOOR), math.log(CEILING))] * len(theta),
+        options={"maxiter": _STEPS, "gtol": tolerance, "ftol": 1e-13, "maxcor": 20},
+    )
+    return found.x, int(found.nfev)
+
+
+def scoring(loss: Loss, theta: NDArray, tolerance: float) -> tuple[NDArray, int]:
+    """The same by Newton's method with the curvature of the loss, damped as far as it must be.
+
+    Returns:
+        The logarithms, and the number of evaluations.
+    """
+    low, high = math.log(FLOOR), math.log(CEILING)
+    found, damping, taken = loss(np.exp(theta)), _DAMPED, 1
+    while taken < _STEPS:
+        weights = np.exp(theta)
+        slope = found.gradient * weights
+        free = ~((theta <= low) & (slope > 0) | (theta >= high) & (slope < 0))
+        if not free.any() or np.abs(slope[free]).max() <= tolerance or damping > _STUCK:
+            break
+        assert found.curvature is not None
+        H = (found.curvature * np.outer(weights, weights))[np.ix_(free, free)]
+        own = np.diagonal(H)
+        # The slope of a weight that goes to 0 bends its logarithm, too.
+        H = H + np.diag(damping * (own + 1e-12 * own.max()) + np.maximum(slope[free], 0))
+        moved = theta.copy()
+        moved[free] -= np.clip(np.linalg.solve(H, slope[free]), -_LONGEST, _LONGEST)
+        moved = np.clip(moved, low, high)
+        there, taken = loss(np.exp(moved)), taken + 1
+        if there.loss < found.loss:
+            theta, found, damping = moved, there, max(damping / 10, 1e-9)
+        else:
+            damping *= 10
+    return theta, taken
 
 
 def _violation(weights: NDArray, slope: NDArray) -> tuple[float, NDArray]:
@@ -190,27 +297,3 @@ def _violation(weights: NDArray, slope: NDArray) -> tuple[float, NDArray]:
     inner[at_top] = np.maximum(slope[at_top], 0) * weights[at_top]
     inner[small] = np.maximum(-slope[small], 0) * _SMALL * total
     return float(inner.max()), small & (inner > 10 * TOLERANCE)
-
-
-def inverse_and_log_det(Sigma: NDArray) -> tuple[NDArray, float]:
-    """Inverse and log determinant of a positive definite matrix."""
-    L, log_det = _root(Sigma)
-    # Zero above the diagonal, as L is there.
-    half, _ = lapack.dpotri(L, lower=1, overwrite_c=1)
-    inverse = half + half.T
-    inverse[np.diag_indices(len(inverse))] /= 2
-    return inverse, log_det
-
-
-def _root(Sigma: NDArray) -> tuple[NDArray, float]:
-    """Lower root and log determinant of a positive definite matrix."""
-    L, info = lapack.dpotrf(Sigma.T, lower=1, clean=1)
-    # Rounding at a condition of 1e15, which a search may try: the smallest change that helps.
-    for jitter in (1e-13, 1e-11, 1e-9, 1e-7):
-        if info == 0:
-            break
-        shifted = Sigma + jitter * np.trace(Sigma) * np.eye(len(Sigma))
-        L, info = lapack.dpotrf(shifted.T, lower=1, clean=1)
-    if info != 0:
-        raise np.linalg.LinAlgError("a sum of covariances is not positive definite")
-    return L, 2 * float(np.log(np.diagonal(L)).sum())

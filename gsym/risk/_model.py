@@ -68,14 +68,9 @@ class Model:
         mean, gaussian = self.mean, self.gaussian
         if not isinstance(gaussian, DenseGaussian):
             gaussian = DenseGaussian(gaussian.dense())
-        uncertain = list(self.data.uncertain)
-        new = Completed(filled, seen).expected(mean, gaussian)
-        uncertain += [(rows + s, u, C) for rows, u, C in new.uncertain]
         both = Completed(
-            np.vstack([self.data.filled, new.filled]),
-            np.vstack([self.data.seen, new.seen]),
-            uncertain,
-        )
+            np.vstack([self.data.filled, filled]), np.vstack([self.data.seen, seen])
+        ).expected(mean, gaussian)
         added = np.arange(s, s + len(filled))
         rows = [(np.append(train, added), held) for train, held in self.rows]
         start = self.weights["likelihood"]
@@ -203,7 +198,7 @@ def _fit_density(
     fitted = fit_weights(problem.likelihood, start)
     every = np.arange(len(data.filled))
     own = [data] * len(rows)
-    for _ in range(_ROUNDS if data.uncertain else 0):
+    for _ in range(0 if data.uncertain is None else _ROUNDS):
         # Every fold completes by what it trains on: a completion by all would know what is held.
         own = [
             _settled(terms, before, shape, fitted.weights, train, _FOLD_STEPS)

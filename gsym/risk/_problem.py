@@ -74,7 +74,7 @@ def make_problem(
     """
     (n, c), s = shape, len(data.filled)
     made = terms.of(data.filled.reshape(s, n, c))
-    plain = c == 1 and not data.uncertain and split is not False
+    plain = c == 1 and data.uncertain is None and split is not False
     levels = _partitions(made) if plain else None
     if levels is not None:
         kept = [*(train for train, _ in rows), np.arange(s)]

@@ -27,7 +27,8 @@ import torch
 from numpy.typing import NDArray
 
 from gsym.groups import Partition
-from gsym.risk._mixture import FLOOR, Loss, inverse_and_log_det
+from gsym.risk._inverses import inverse_and_log_det
+from gsym.risk._mixture import FLOOR, Loss, Value
 from gsym.risk._split_gaussian import BLOCK, Factor, SplitGaussian
 from gsym.risk.left_out import how_many
 
@@ -285,7 +286,7 @@ def split_likelihood(folds: Sequence[SplitFold]) -> Loss:
     for fold in folds:
         alike.setdefault(id(fold.products), []).append(fold)
 
-    def loss(weights: NDArray) -> tuple[float, NDArray]:
+    def loss(weights: NDArray) -> Value:
         value, slope = 0.0, np.zeros(len(weights))
         for some in alike.values():
             products = some[0].products
@@ -297,7 +298,7 @@ def split_likelihood(folds: Sequence[SplitFold]) -> Loss:
             for fold, part, one, own in zip(some, parts, found, spread, strict=True):
                 slope += fold.slope(part, one, own)
                 value += one.value
-        return value / (2 * entries), slope / (2 * entries)
+        return Value(value / (2 * entries), slope / (2 * entries))
 
     return loss
 

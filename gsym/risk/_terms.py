@@ -20,6 +20,8 @@ from gsym.groups.levels import MOST_LEVELS, few_levels
 _FEWER = 3
 # Ward on signals alone stores the distances of all pairs of nodes.
 _MOST_PAIRED = 8192
+# Up to so many nodes, sums over orbits of pairs take less time than the closed form.
+_FEW_NODES = 32
 # Kernels of positions reach over these shares of the median distance; those of graphs diffuse so
 # long.
 _REACH, _TIMES = (0.15, 0.5), (1.0, 8.0)
@@ -50,7 +52,7 @@ class GroupTerm:
         orbits = None
         if self.rep is not None:
             orbits = self.group.pair_orbits(self.rep, self.rep)
-        elif not closed:
+        elif not closed or self.group.num_nodes <= _FEW_NODES:
             orbits = self.group.pair_orbits()
         object.__setattr__(self, "_orbits", orbits)
 
