@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,27 @@ def read_patterns(given: Any, seen: NDArray, shape: tuple[int, int], seed: int) 
     for mask in masks:
         mask[rng.choice(n, hidden, replace=False)] = False
     return list(np.repeat(masks, c, axis=1))
+
+
+def covering(patterns: Sequence[NDArray], shape: tuple[int, int]) -> list[NDArray]:
+    """Further patterns, which hide the nodes that some patterns leave seen, a few at a time.
+
+    Args:
+        patterns: What is seen of a signal, boolean ``[n c]`` each.
+        shape: Nodes n and channels c.
+    """
+    n, c = shape
+    hidden = ~np.reshape(patterns, (-1, n, c))
+    never = np.flatnonzero(~hidden.any(0).all(1))
+    if not never.size:
+        return []
+    # As many as one of them hides, and never all.
+    most = min(int(hidden.any(2).sum(1).max()), n - 1)
+    parts = np.array_split(never, min(-(-never.size // most), _MOST_PATTERNS))
+    masks = np.ones((len(parts), n, c), dtype=bool)
+    for mask, nodes in zip(masks, parts, strict=True):
+        mask[nodes] = False
+    return list(masks.reshape(len(parts), -1))
 
 
 def _thinned(masks: NDArray) -> list[NDArray]:

@@ -12,6 +12,7 @@ from sklearn.covariance import ledoit_wolf
 from gsym.errors import SignalError
 from gsym.risk._em import Completed
 from gsym.risk._fills import Combined, Fill, GaussianFill, combine, other_fills
+from gsym.risk._gaps import covering
 from gsym.risk._gaussian import DenseGaussian
 from gsym.risk._mixture import Fitted, fit_weights, imputation
 from gsym.risk._problem import Problem, Rows, make_problem
@@ -79,7 +80,7 @@ class Model:
         ours = {key: GaussianFill(problem.finish(w)) for key, w in weights.items()}
         fill = self.fill
         if isinstance(fill, Combined):
-            fill = replace(fill, fills={**fill.fills, **ours}, base=ours["likelihood"])
+            fill = replace(fill, fills={**fill.fills, **ours})
         else:
             fill = ours[list(weights)[-1]]
         return replace(
@@ -128,26 +129,29 @@ def fit_model(
             dense = make_problem(terms, data, shape, rows, split=False)
         # From the likelihood's weights, the least of them raised: no slope is too flat.
         near = np.maximum(fitted.weights, 1e-3 * fitted.weights.sum())
-        found = fit_weights(imputation(dense.dense, patterns), near)
-        weights["imputation"] = found.weights
+        filled = fit_weights(imputation(dense.dense, patterns), near)
+        weights["imputation"] = filled.weights
         if objective == "imputation":
-            fitted = found
+            fitted = filled
     ours = {key: GaussianFill(problem.finish(w)) for key, w in weights.items()}
     base = "imputation" if objective == "imputation" else "likelihood"
     fill: GaussianFill | Combined = ours[base]
-    if objective == "imputation":
-        held = _held_out(problem, data, rows, {base: weights[base]}, alone=True)
-        # Imputation error says nothing of the scale.
-        _, factor = combine(held, patterns, base)
-        weights[base] = factor * weights[base]
-        fill = GaussianFill(ours[base].gaussian.scaled(factor))
-    elif judged:
-        held = _held_out(problem, data, rows, weights)
-        shares, factor = combine(held, patterns, base)
-        every: dict[str, Fill] = {**ours, **other_fills(data.filled - data.filled.mean(0))}
-        fill = Combined({key: every[key] for key in shares}, shares, ours[base], factor)
-    gaussian = fill.base.gaussian if isinstance(fill, Combined) else fill.gaussian
-    return Model(terms, shape, rows, data, weights, fitted, gaussian, fill)
+    if objective == "imputation" or judged:
+        alone = objective == "imputation"
+        own = {base: weights[base]} if alone else weights
+        held = _held_out(problem, data, rows, own, alone=alone)
+        found = combine(held, patterns, covering(patterns, shape), base, terms.alike(shape))
+        every: dict[str, Fill] = dict(ours)
+        if alone:
+            # Imputation error says nothing of the scale.
+            weights[base] = found.scale * weights[base]
+            every = {base: GaussianFill(ours[base].gaussian.scaled(found.scale))}
+            found = replace(found, factors=found.factors / found.scale)
+        else:
+            every.update(other_fills(data.filled - data.filled.mean(0)))
+        used = {key: every[key] for key in (*found.shares, base)}
+        fill = Combined(used, found.shares, base, found.factors)
+    return Model(terms, shape, rows, data, weights, fitted, fill.gaussian, fill)
 
 
 def _held_out(

@@ -62,6 +62,15 @@ class GroupTerm:
         group = self.group
         return not bool((group.node_orbits().sizes > 1).any()) and self.rep is None
 
+    def alike(self) -> NDArray:
+        """Labels of coordinates ``[n c]``, equal where the group moves one to the other."""
+        n, c = self.group.num_nodes, self.channels
+        if self.rep is None:
+            nodes = self.group.node_orbits().index.numpy()
+            return np.asarray(nodes[:, None] * c + np.arange(c)).ravel()
+        index = self._orbits.index.numpy().reshape(n, n, c, c)  # type: ignore[attr-defined]
+        return np.asarray(np.einsum("iiaa->ia", index)).ravel()
+
     def average(self, S: NDArray) -> NDArray:
         """The mean of ``P S P^T`` over the group, ``[n c, n c]``.
 
@@ -137,6 +146,19 @@ class Terms:
                 name = f"{partition.num_clusters} clusters"
                 made.append(GroupTerm(name, ClusterGroup(partition), None, c))
         return made
+
+    def alike(self, shape: tuple[int, int]) -> NDArray:
+        """Labels of coordinates ``[n c]``, equal where every group moves one to the other.
+
+        Args:
+            shape: Nodes n and channels c.
+        """
+        labels = np.zeros(shape[0] * shape[1], dtype=np.int64)
+        for term in self.fixed:
+            if isinstance(term, GroupTerm):
+                both = np.stack([labels, term.alike()])
+                labels = np.unique(both, axis=1, return_inverse=True)[1].ravel()
+        return labels
 
 
 def stack(terms: Iterable[GroupTerm | KernelTerm], S: NDArray) -> NDArray:
