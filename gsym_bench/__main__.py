@@ -478,7 +478,8 @@ def covariance(
 ) -> None:
     """Fill gaps of real signals by SymmetricCovariance and by others; finished fills are kept.
 
-    Cheap fills of every cell come first, slow ones last. For example:
+    A few fills first tell how long all will take. Then cheap fills of every cell come first, slow
+    ones last. For example:
 
       OMP_NUM_THREADS=1 gsym-bench covariance METR-LA --data DIR --minutes 60
 

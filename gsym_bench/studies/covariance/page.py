@@ -233,7 +233,7 @@ def report(out: Path) -> Path:
         "likelihood. *Best hard group* is one level and a ridge, the level that errs least on the "
         "test signals themselves. *Transductive* and *both* also learn from what is seen of the "
         "signals to be filled. IterativeImputer uses 20 nodes for each and 5 rounds; the graphical "
-        "lasso has its penalty from cross-validation, on coordinates of unit variance. Nobody "
+        "lasso has one of five penalties by three folds, on coordinates of unit variance. Nobody "
         "looked at the data sets marked * before the estimator was done.",
         "## Aims",
         "Judged by means over draws, whatever their intervals; a cell of one draw has none.",
