@@ -53,9 +53,9 @@ class Uncertain:
         if isinstance(self.left, np.ndarray):
             return np.asarray(np.tensordot(counts, self.left, 1))
         total = np.zeros((self.seen.shape[1],) * 2)
-        for k in np.flatnonzero(counts):
-            u = np.flatnonzero(~self.seen[k])
-            total[np.ix_(u, u)] += counts[k] * self.left[k]
+        for count, seen, left in zip(counts, self.seen, self.left, strict=True):
+            u = np.flatnonzero(~seen)
+            total[np.ix_(u, u)] += count * left
         return total
 
 

@@ -102,7 +102,7 @@ def covering(patterns: Sequence[NDArray], shape: tuple[int, int]) -> list[NDArra
     """
     n, c = shape
     hidden = ~np.reshape(patterns, (-1, n, c))
-    never = np.flatnonzero(~hidden.any(0).all(1))
+    never = np.flatnonzero(~np.all(np.any(hidden, axis=0), axis=1))
     if not never.size:
         return []
     # As many as one of them hides, and never all.
