@@ -114,12 +114,13 @@ class Step:
 
 
 class EdgeMaps(NamedTuple):
-    """The linear maps of an edge stage, those that it has."""
+    """The linear maps of an edge stage, those that it has, and the activation between them."""
 
     message: Rows
     gate: Rows | None = None
     coord: Rows | None = None
     coord_last: Rows | None = None
+    act: Rows = F.silu
 
     @classmethod
     def of(cls, given: dict[str, Tensor]) -> EdgeMaps:
@@ -169,7 +170,7 @@ def compose_edges(
         r = receive(given["pos"]) - send(given["pos"])
         s = r.square().sum(-1, keepdim=True)
         hidden = hidden + (s * given["distance"]).to(hidden.dtype)
-    message = F.silu(maps.message(F.silu(hidden)))
+    message = maps.act(maps.message(maps.act(hidden)))
     if maps.gate is not None:
         message = message * maps.gate(message).sigmoid()
     total = sum_up(message).to(stage.tensors["receiver"].dtype)
@@ -180,7 +181,7 @@ def compose_edges(
         # Coincident points have no direction: their r stays 0.
         length = s.detach().sqrt()
         r = r / torch.where(length == 0, 1, length + 1e-8)
-    size = maps.coord_last(F.silu(maps.coord(message)))
+    size = maps.coord_last(maps.act(maps.coord(message)))
     move = r * (size.tanh() if options.tanh else size)
     if options.clamp is not None:
         move = move * shortening(move, options.clamp)

@@ -19,6 +19,7 @@ from gsym._validate import (
 )
 from gsym.errors import GroupError
 from gsym.groups import PermutationGroup, Representation
+from gsym.nn._activations import Activation, resolve_activation
 from gsym.nn._batch import check_batch, count_graphs, unstack, unstack_rows
 from gsym.nn._last_graph import LastGraph
 from gsym.nn._messages import EdgeGraph
@@ -62,6 +63,7 @@ class GeometricLayer(TiedLayer[Tables]):
         edge_dim: int,
         velocity: bool,
         pos_rep: Representation | None = None,
+        act: Activation = "silu",
     ) -> None:
         super().__init__(check_group(group), in_rep, out_rep)
         check_widths(in_channels=in_channels, out_channels=out_channels)
@@ -70,7 +72,8 @@ class GeometricLayer(TiedLayer[Tables]):
         if hidden is None:
             moves = any(rep is not None for rep in (in_rep, out_rep, pos_rep))
             hidden = "regular" if moves else "trivial"
-        self._maps = Maps(group, hidden, hidden_channels)
+        function = resolve_activation(act, hidden_channels)
+        self._maps = Maps(group, hidden, hidden_channels, function)
         self._into = Channels.of(in_rep, in_channels, group, "in_rep")
         self._out = Channels.of(out_rep, out_channels, group, "out_rep")
         check_widths(0, edge_dim=edge_dim)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsym import kernels
 from gsym._validate import check_edge_index
 from gsym.kernels.edges import EdgeMaps, EdgeOptions, EdgeStage, Rows, compose_edges
+from gsym.nn._activations import Function, on_rows, reset_activation
 from gsym.nn._modules import is_plain
 from gsym.nn._moved import HiddenLinear, Invariant, Maps
 from gsym.nn._nodewise import may_be_read
@@ -65,10 +67,11 @@ class EdgeMLP(nn.Module):
     projected before they are gathered: n products instead of e.
 
     Args:
-        maps: Makes the maps; a message has its hidden channels.
+        maps: Makes the maps, and says which activation; a message has its hidden channels.
         into: Channels of either end, in parts.
         edge_dim: Attributes per edge.
-        invariant: Add the squared distance, and move the coordinates.
+        invariant: Add the squared distance.
+        moves: Move the coordinates, too.
         attention: Weigh every message by a learned gate.
         normalize: As in :func:`gsym.kernels.edge_mlp_sum`, like the others.
         tanh: Bound the factor of a move.
@@ -80,6 +83,7 @@ class EdgeMLP(nn.Module):
     attr: nn.Parameter | None
     coord: nn.Linear | HiddenLinear | None
     coord_last: nn.Linear | HiddenLinear | None
+    act: Function | None
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class EdgeMLP(nn.Module):
         edge_dim: int,
         *,
         invariant: bool = False,
+        moves: bool = True,
         attention: bool = False,
         normalize: bool = False,
         tanh: bool = False,
@@ -111,8 +116,9 @@ class EdgeMLP(nn.Module):
             self.attr = nn.Parameter(torch.empty(free, edge_dim))
         self.second = maps.shared(hidden, hidden)
         self.gate = maps.shared(hidden, one) if attention else None
+        self.act = maps.act
         self.coord = self.coord_last = None
-        if invariant:
+        if invariant and moves:
             self.coord = maps.shared(hidden, hidden)
             self.coord_last = maps.shared(hidden, one, bias=False)
 
@@ -126,6 +132,7 @@ class EdgeMLP(nn.Module):
         for part in (self.target, self.source, self.second, self.gate, self.coord):
             if part is not None:
                 part.reset_parameters()
+        reset_activation(self.act)
         if isinstance(self.coord_last, HiddenLinear):
             self.coord_last.draw(gain * math.sqrt(6 / (self.target.out_channels + 1)))
         elif self.coord_last is not None:
@@ -187,7 +194,9 @@ class EdgeMLP(nn.Module):
         return found
 
     def _may_be_fused(self) -> bool:
-        """Whether nobody notices that the maps of edges are not called."""
+        """Whether kernels have the activation, and nobody notices that no map is called."""
+        if self.act is not None:
+            return False
         parts: list[nn.Module] = [self.second]
         if self.gate is not None:
             parts.append(self.gate)
@@ -235,8 +244,11 @@ class EdgeMLP(nn.Module):
         edge_attr: Tensor | None,
         pos: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The same where somebody listens to a map, which is called in the type of its input."""
-        tensors = {"receiver": target, "sender": source}
+        """The same with another activation, or where somebody listens to a map.
+
+        What is called is called in the type of its input.
+        """
+        tensors, act = {"receiver": target, "sender": source}, self.act
         if edge_attr is not None and self.attr is not None:
             tensors |= {"attr": edge_attr, "attr_weight": self.wide(self.attr)}
         if pos is not None and self.distance is not None:
@@ -257,6 +269,7 @@ class EdgeMLP(nn.Module):
                 called(self.gate),
                 called(self.coord),
                 called(self.coord_last),
+                F.silu if act is None else lambda x: on_rows(act, x.to(target.dtype)).to(x.dtype),
             ),
         )
         return total, None if self.coord is None else moved

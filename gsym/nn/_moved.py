@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsym import kernels
+from gsym.errors import GroupError
 from gsym.groups import PermutationGroup, Representation
 from gsym.groups.coordinates import map_orbits
+from gsym.nn._activations import Function, describe_activation
 from gsym.nn._modules import TabledModule, Tables
 from gsym.nn._nodewise import NodeLinear, NodeMap, NodeMLP
 from gsym.nn._signs import Channels, SignedTie, Tie, bias_tie, hidden_rep, own_matrices, own_tie
@@ -226,6 +228,11 @@ class Maps:
         hidden: How the channels move that a pointwise activation acts on: ``"trivial"``,
             ``"regular"`` or a representation by permutations.
         hidden_channels: How many there are.
+        act: That activation; ``None`` is SiLU.
+
+    Raises:
+        GroupError: As :func:`hidden_rep`; an activation with weights per channel where the group
+            exchanges channels.
     """
 
     def __init__(
@@ -233,10 +240,18 @@ class Maps:
         group: PermutationGroup | None,
         hidden: str | Representation,
         hidden_channels: int,
+        act: Function | None = None,
     ) -> None:
-        self.group = group
-        self.hidden_rep = hidden_rep(hidden, hidden_channels, group, activation="SiLU")
+        self.group, self.act = group, act
+        said = "SiLU" if act is None else f"act={describe_activation(act)!r:.80}"
+        self.hidden_rep = hidden_rep(hidden, hidden_channels, group, activation=said)
         self.hidden = Channels.of(self.hidden_rep, hidden_channels, group, "hidden")
+        weights = act.parameters() if isinstance(act, nn.Module) else ()
+        if self.hidden.moves and any(p.numel() > 1 for p in weights):
+            raise GroupError(
+                f"the group exchanges hidden channels, which {said} treats each by weights of its "
+                'own; use one weight for all channels, or hidden="trivial"'
+            )
 
     def still(self, channels: int) -> Channels:
         """Channels that stay as they are."""
@@ -258,7 +273,8 @@ class Maps:
 
     def mlp(self, into: Sequence[Channels], out: Channels) -> NodeMLP:
         """Two linear maps of every node, with the hidden channels between them."""
-        return NodeMLP(self.linear(into, self.hidden), self.linear([self.hidden], out))
+        first, last = self.linear(into, self.hidden), self.linear([self.hidden], out)
+        return NodeMLP(first, last, self.act)
 
     def shared(
         self, into: Channels, out: Channels, *, bias: bool = True

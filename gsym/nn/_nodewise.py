@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsym import kernels
 from gsym.groups import PermutationGroup
+from gsym.nn._activations import Function, on_rows, reset_activation
 from gsym.nn._modules import T, TabledModule, Tables, is_plain
 
 
@@ -123,28 +123,40 @@ def may_be_read(*maps: NodeMap[Any]) -> bool:
 
 
 class NodeMLP(nn.Module):
-    """Two linear maps of every node with SiLU between, one pair per node orbit."""
+    """Two linear maps of every node with an activation between, one pair per node orbit.
 
-    def __init__(self, first: NodeMap[Any], last: NodeMap[Any]) -> None:
+    Args:
+        first: To the hidden channels.
+        last: From these.
+        act: The activation; ``None`` is SiLU.
+    """
+
+    act: Function | None
+
+    def __init__(
+        self, first: NodeMap[Any], last: NodeMap[Any], act: Function | None = None
+    ) -> None:
         super().__init__()
-        self.first, self.last = first, last
+        self.first, self.last, self.act = first, last, act
 
     @torch.no_grad()
     def reset_parameters(self, gain: float | None = None) -> None:
         """Draw both maps; a gain replaces the last by Xavier's rule times it, without bias."""
         self.first.reset_parameters()
         self.last.reset_parameters()
+        reset_activation(self.act)
         if gain is not None:
             self.last.reset_small(gain)
 
     def may_be_read(self) -> bool:
-        """Whether nobody notices that neither map is called, nor this module."""
-        return is_plain(NodeMLP, self) and may_be_read(self.first, self.last)
+        """Whether it has SiLU, and nobody notices that neither map is called, nor this module."""
+        return self.act is None and is_plain(NodeMLP, self) and may_be_read(self.first, self.last)
 
     def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
         """Map ``[..., n, in_channels]``, or two parts of that, to ``[..., n, out_channels]``."""
         first, last = self.first, self.last
-        if may_be_read(first, last):
+        if self.act is None and may_be_read(first, last):
             maps = (first.weight, first.bias), (last.weight, last.bias)
             return kernels.row_mlp(x, *maps, extra)
-        return last(F.silu(first(x if extra is None else torch.cat([x, extra], dim=-1))))
+        hidden = first(x if extra is None else torch.cat([x, extra], dim=-1))
+        return last(on_rows(self.act, hidden))

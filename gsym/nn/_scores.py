@@ -16,6 +16,7 @@ from gsym._validate import (
 )
 from gsym.errors import GroupError, SignalError
 from gsym.groups import Representation
+from gsym.nn._activations import Function, on_rows, reset_activation
 from gsym.nn._batch import unstack_rows
 from gsym.nn._geometric import GeometricLayer, Inputs
 from gsym.nn._messages import EdgeGraph
@@ -32,11 +33,13 @@ class Estimator(nn.Module):
 
     Args:
         mode: ``"learned"``, ``"node"``, ``"edge"`` or ``"feature"``.
-        maps: Makes the maps, and says how hidden channels move.
+        maps: Makes the maps, and says how hidden channels move, and which activation.
         into: Features and coordinates of a node.
         scores: What ``"node"`` and ``"feature"`` score.
         hard: Round to 0 or 1; gradients pass as if not rounded.
     """
+
+    act: Function | None
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Estimator(nn.Module):
             self.ends = nn.ModuleList(
                 maps.linear(into, maps.hidden, bias=bias) for bias in (True, False)
             )
-            self.last = maps.shared(maps.hidden, scores)
+            self.last, self.act = maps.shared(maps.hidden, scores), maps.act
         else:
             self.nodes = maps.mlp(into, scores)
 
@@ -72,6 +75,7 @@ class Estimator(nn.Module):
         if self.ends is not None:
             for part in (*self.ends, self.last):
                 draw_again(part)
+            reset_activation(self.act)
 
     def forward(self, x: Tensor, pos: Tensor, graph: EdgeGraph) -> Tensor:
         """The score, ``[]``, ``[..., n, 1]`` or ``[..., n, out_channels + 1]``."""
@@ -84,7 +88,7 @@ class Estimator(nn.Module):
         target, source = (end(inputs) for end in self.ends)
         hidden = kernels.segment_gather(target, graph.target)
         hidden = hidden + kernels.segment_gather(source, graph.source)
-        alpha = self._round(self.last(nn.functional.silu(hidden)).sigmoid())
+        alpha = self._round(self.last(on_rows(self.act, hidden)).sigmoid())
         # Counting what is missing to 1 leaves a node without edges symmetric.
         return 1 - kernels.segment_mean(1 - alpha, graph.target)
 

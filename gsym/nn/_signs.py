@@ -345,8 +345,9 @@ def hidden_rep(
         kind.check_group(group)
         if not kind.is_permutation:
             raise GroupError(
-                f"hidden channels pass through {activation}, which acts on each alone and is not "
-                "odd, so the group may exchange them, but neither change their signs nor mix them; "
+                f"hidden channels pass through {activation}, which acts on each alone and, like "
+                "most, is not odd, so the group may exchange them, but neither change their signs "
+                "nor mix them; "
                 f'got {kind!r}; use hidden="regular", in which every representation lies, or '
                 "Representation.from_permutation"
             )

@@ -9,6 +9,7 @@ from gsym._validate import check_clamp, check_like_weights
 from gsym.errors import SignalError
 from gsym.groups import PermutationGroup, Representation
 from gsym.kernels.steps import egnn_step
+from gsym.nn._activations import Activation, describe_activation
 from gsym.nn._geometric import (
     GeometricLayer,
     GeometricStack,
@@ -55,10 +56,10 @@ class EGNNConv(GeometricLayer):
             Coordinates need none: the layer commutes with the rotation or reflection that goes
             with a permutation, as a mirror has one, unless vectors break that.
         out_rep: How it moves those of the output.
-        hidden: How it moves the hidden channels, on which SiLU acts one by one: ``"regular"``,
+        hidden: How it moves the hidden channels, on which ``act`` acts one by one: ``"regular"``,
             copies of :meth:`gsym.Representation.regular`, the default with representations;
             ``"trivial"``, not at all, which loses whatever changes its sign at nodes that the group
-            fixes; or a representation by permutations. Signs before SiLU are refused.
+            fixes; or a representation by permutations. Signs before an activation are refused.
         residual: Add the input features; by default where the widths agree.
         attention: Multiply every message by a learned gate in 0..1.
         normalize: Use the direction of :math:`r_{ij}` in place of :math:`r_{ij}`.
@@ -68,10 +69,16 @@ class EGNNConv(GeometricLayer):
             every coordinate by itself, which rotations do not respect; this shortens the vector.
         velocity: Add :math:`\phi_v(h_i) v_i` to the coordinates, the velocities being given.
         extra_vectors: Directions that break the symmetry, ``[k, d]``, such as gravity. Messages
-            see the component of :math:`r_{ij}` along each, and nodes move along them.
+            see the component of :math:`r_{ij}` along each, and nodes that move do so along them.
         learn_axis: One more such direction, learned; needs ``dim``. ``"given"`` in each call, as
             :class:`EGNN` gives all its layers one.
         dim: Number of coordinates d; any if left out.
+        act: The activation between linear maps, as PyG takes it: a name such as ``"gelu"``, a
+            function or a module, which sees rows ``[r, hidden_channels]``. A module with weights
+            is shared by all maps, and by the layers of a stack; a name gives every layer its own.
+            It has to treat all channels alike where the group moves ``hidden``.
+        update_pos: Whether nodes move. ``False`` returns ``pos`` as it came and leaves out
+            :math:`\phi_x`, its weights and options; features see distances as ever.
 
     Shapes:
         - input: ``x [..., n, in_channels]``, ``pos [..., n, d]``, ``edge_index [2, e]``,
@@ -83,7 +90,8 @@ class EGNNConv(GeometricLayer):
         Coordinates: exact for E(d), rotations, reflections and translations, velocities turning
         along. With ``extra_vectors`` or a learned axis exact for translations and for the
         rotations and reflections that leave each of these vectors where it is. Their weights
-        start at zero, so an untrained layer has all of E(d).
+        start at zero, so an untrained layer has all of E(d). With ``update_pos=False`` the
+        features are invariant, and coordinates stay what they are.
         Nodes: exact for each permutation that preserves ``edge_index``, ``edge_attr`` and the node
         orbits of ``group``; so for ``group`` when it preserves the graph. Relabelling everything
         together commutes with ``group=None`` always.
@@ -93,15 +101,19 @@ class EGNNConv(GeometricLayer):
     Raises:
         GraphError: An ``edge_index`` that is out of range, not int64 or not ``[2, e]``;
             ``edge_attr`` of another shape.
+        ValueError: An unknown ``act`` or one that changes the shape; with ``update_pos=False``
+            velocities or an option that says how nodes move.
         SignalError: Features or coordinates of another shape or type, coordinates or velocities
             that are not finite. On CUDA and in compiled code values are not read.
         GroupError: Loading a checkpoint of another group or of other representations; a
-            representation of another group or of other channels; hidden channels that change signs.
+            representation of another group or of other channels; hidden channels that change signs;
+            an activation with weights per channel where the group exchanges channels.
 
     Cost:
         ``O(n d h + e h^2)`` for width h. The edges run through
         :func:`gsym.kernels.edge_mlp_sum`, which stores nothing per edge and hidden channel, or on
         the CPU with projections and update through one operator, which stores what fits in 4 MiB.
+        Kernels have SiLU alone: another activation stores a few ``[e, h]``, as plain PyTorch does.
         The graph is prepared as in :class:`GNetConv`: once, and before
         ``torch.compile(fullgraph=True)``.
 
@@ -144,6 +156,8 @@ class EGNNConv(GeometricLayer):
         extra_vectors: Tensor | None = None,
         learn_axis: bool | str = False,
         dim: int | None = None,
+        act: Activation = "silu",
+        update_pos: bool = True,
     ) -> None:
         vectors = None if extra_vectors is None else _check_vectors(extra_vectors, dim)
         dim = dim if vectors is None else vectors.size(1)
@@ -158,10 +172,14 @@ class EGNNConv(GeometricLayer):
             dim=dim,
             edge_dim=edge_dim,
             velocity=velocity,
+            act=act,
         )
         if coord_aggr not in AGGREGATIONS:
             raise ValueError(f"coord_aggr must be one of mean, sum; got {coord_aggr!r}")
         check_clamp(clamp)
+        how = {"velocity": velocity, "normalize": normalize, "tanh": tanh, "clamp": clamp}
+        _check_moves(update_pos, how | {"coord_aggr": coord_aggr != "mean" and coord_aggr})
+        self.update_pos = update_pos
         self.residual = check_residual(self, residual)
         self.hidden_channels = hidden_channels
         maps, into = self._maps, self._into
@@ -170,6 +188,7 @@ class EGNNConv(GeometricLayer):
             [into],
             edge_dim,
             invariant=True,
+            moves=update_pos,
             attention=attention,
             normalize=normalize,
             tanh=tanh,
@@ -195,7 +214,8 @@ class EGNNConv(GeometricLayer):
         self.axis_mlp = None
         if count:
             self.axis_weight = nn.Parameter(torch.empty(count, self.edges.num_free))
-            self.axis_mlp = maps.mlp([into], maps.still(count))
+            if update_pos:
+                self.axis_mlp = maps.mlp([into], maps.still(count))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -210,9 +230,10 @@ class EGNNConv(GeometricLayer):
         self.update.reset_parameters(gain if self.residual else None)
         if self.velocity_mlp is not None:
             self.velocity_mlp.reset_parameters()
-        if self.axis_mlp is not None and self.axis_weight is not None:
-            self.axis_mlp.reset_parameters(0)
+        if self.axis_weight is not None:
             self.axis_weight.zero_()
+        if self.axis_mlp is not None:
+            self.axis_mlp.reset_parameters(0)
         if self.axis is not None:
             draw_direction(self.axis)
         if self.extra_vectors is not None and self._given_vectors is not None:
@@ -251,11 +272,12 @@ class EGNNConv(GeometricLayer):
             wide = torch.promote_types(pos.dtype, torch.float32)
             centre = pos.mean(-2, keepdim=True, dtype=wide).to(pos.dtype)
             axis_part = (pos - centre) @ vectors.t() @ self.edges.wide(self.axis_weight.t()).t()
-        if vectors is None and self.edges.may_be_read() and self.update.may_be_read():
+        reads = self.update_pos and vectors is None
+        if reads and self.edges.may_be_read() and self.update.may_be_read():
             new, new_pos = self._step(given)
         else:
             messages, moves = self.edges(x, given.graph, given.edge_attr, pos, axis_part)
-            new, new_pos = self.update(x, messages), pos + moves
+            new, new_pos = self.update(x, messages), pos if moves is None else pos + moves
             new = x + new if self.residual else new
         if given.velocity is not None and self.velocity_mlp is not None:
             new_pos = new_pos + self.velocity_mlp(x) * given.velocity
@@ -295,6 +317,8 @@ class EGNNConv(GeometricLayer):
             "extra_vectors": None if vectors is None else list(vectors.shape),
             "learn_axis": self.learn_axis,
             "dim": self.dim if vectors is None else None,
+            "act": describe_activation(edges.act),
+            "update_pos": self.update_pos,
         }
 
     def __repr__(self) -> str:
@@ -340,6 +364,8 @@ class EGNN(GeometricStack):
         clamp: See there.
         extra_vectors: See there.
         learn_axis: See there; a learned axis is shared by all layers.
+        act: See there; the linear maps of the stack have none.
+        update_pos: See there, for all layers.
 
     Shapes:
         - input: as :class:`EGNNConv`
@@ -380,6 +406,8 @@ class EGNN(GeometricStack):
         clamp: float | None = None,
         extra_vectors: Tensor | None = None,
         learn_axis: bool = False,
+        act: Activation = "silu",
+        update_pos: bool = True,
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
         super().__init__(
@@ -393,6 +421,7 @@ class EGNN(GeometricStack):
             dim=dim,
             edge_dim=edge_dim,
             velocity=velocity,
+            act=act,
         )
         options = {
             "residual": residual,
@@ -403,6 +432,8 @@ class EGNN(GeometricStack):
             "clamp": clamp,
             "extra_vectors": extra_vectors,
             "learn_axis": learn_axis,
+            "act": act,
+            "update_pos": update_pos,
         }
         self._set_layers(EGNNConv, hidden_channels, out_channels, num_layers, options)
         self.reset_parameters()
@@ -425,6 +456,18 @@ class EGNN(GeometricStack):
         """New features and coordinates; arguments as for :class:`EGNNConv`."""
         given = self._prepare(x, pos, edge_index, edge_attr, velocity, batch, batch_size)
         return self._run(given, edge_index, edge_attr)
+
+
+def _check_moves(update_pos: bool, how: dict[str, object]) -> None:
+    """Refuse options that say how nodes move where they do not."""
+    if not isinstance(update_pos, bool):
+        raise TypeError(f"update_pos must be True or False; got {update_pos!r:.80}")
+    given = [name for name, value in how.items() if value not in (None, False)]
+    if given and not update_pos:
+        raise ValueError(
+            f"{' and '.join(given)} of a layer says how nodes move, and update_pos=False leaves "
+            "them where they are; give one or the other"
+        )
 
 
 def _check_vectors(vectors: Tensor, dim: int | None) -> Tensor:

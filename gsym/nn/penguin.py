@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gsym.groups import PermutationGroup, Representation
 from gsym.nn._absolute import NonEquivariantConv
+from gsym.nn._activations import Activation
 from gsym.nn._batch import unstack
 from gsym.nn._geometric import (
     GeometricStack,
@@ -70,6 +71,8 @@ class PenguinConv(ScoredLayer):
         clamp: See there.
         extra_vectors: See there.
         learn_axis: See there.
+        act: As in :class:`EGNNConv`, for both branches and the Estimator; by a name each has its
+            own.
 
     Shapes:
         - input: as :class:`EGNNConv`
@@ -89,7 +92,8 @@ class PenguinConv(ScoredLayer):
         SignalError: A given alpha of another shape or, on the CPU, outside 0..1; and as
             :class:`EGNNConv`.
         GroupError: Loading a checkpoint of another group or of other representations; a
-            representation of another group or of other channels; hidden channels that change signs.
+            representation of another group or of other channels; hidden channels that change signs;
+            an activation with weights per channel where the group exchanges channels.
 
     Cost:
         Twice that of :class:`EGNNConv`, and the Estimator.
@@ -132,6 +136,7 @@ class PenguinConv(ScoredLayer):
         clamp: float | None = None,
         extra_vectors: Tensor | None = None,
         learn_axis: bool | str = False,
+        act: Activation = "silu",
     ) -> None:
         super().__init__(
             in_channels,
@@ -145,6 +150,7 @@ class PenguinConv(ScoredLayer):
             dim=dim,
             edge_dim=edge_dim,
             velocity=velocity,
+            act=act,
         )
         residual = check_residual(self, residual)
         self._set_alpha(alpha, hard, out_channels, out_rep)
@@ -167,6 +173,7 @@ class PenguinConv(ScoredLayer):
             extra_vectors=extra_vectors,
             learn_axis=learn_axis,
             dim=dim,
+            act=act,
         )
         self.free = NonEquivariantConv(
             self._maps,
@@ -200,6 +207,7 @@ class PenguinConv(ScoredLayer):
         branch = self.equivariant._options()
         options = {**branch, "hidden": self.hidden, "pos_rep": self.pos_rep, "alpha": self.alpha}
         options |= {"hard": hard, "dim": self.dim}
+        del options["update_pos"]  # of the branch alone
         return short_repr(self, PenguinConv, options)
 
     def forward(
@@ -282,6 +290,7 @@ class Penguin(ScoredLayer, GeometricStack):
         learn_axis: See there; a learned axis is shared by all layers.
         velocity: As in :class:`EGNNConv`; each layer sees the same, initial velocities.
         dim: Number of coordinates d.
+        act: As in :class:`EGNNConv`; the linear maps of the stack have none.
 
     Shapes:
         - input: as :class:`EGNNConv`
@@ -336,6 +345,7 @@ class Penguin(ScoredLayer, GeometricStack):
         learn_axis: bool = False,
         velocity: bool = False,
         dim: int = 3,
+        act: Activation = "silu",
     ) -> None:
         width = hidden_channels if out_channels is None else out_channels
         super().__init__(
@@ -350,6 +360,7 @@ class Penguin(ScoredLayer, GeometricStack):
             dim=dim,
             edge_dim=edge_dim,
             velocity=velocity,
+            act=act,
         )
         self._set_alpha(alpha, hard, hidden_channels, self._maps.hidden_rep)
         options = {
@@ -363,6 +374,7 @@ class Penguin(ScoredLayer, GeometricStack):
             "clamp": clamp,
             "extra_vectors": extra_vectors,
             "learn_axis": learn_axis,
+            "act": act,
         }
         self._set_layers(PenguinConv, hidden_channels, out_channels, num_layers, options)
         self.reset_parameters()

@@ -42,6 +42,16 @@ OPTIONS = {
     "gravity": {"extra_vectors": torch.tensor([[0.0, 0.0, -9.81], [0.5, 0.0, 0.0]])},
     "axis": {"learn_axis": True, "dim": D},
     "orbits": {"group": LEG_ARM},
+    "act": {"act": "prelu", "attention": True},
+    "fixed": {"update_pos": False},
+    "act, fixed": {
+        "act": torch.nn.Tanh(),
+        "update_pos": False,
+        "attention": True,
+        "edge_dim": 2,
+        "extra_vectors": torch.tensor([[0.0, 0.0, -9.81]]),
+        "group": LEG_ARM,
+    },
     "all": {
         "attention": True,
         "normalize": True,
@@ -55,7 +65,7 @@ OPTIONS = {
         "group": LEG_ARM,
     },
 }
-EXACT = [name for name in OPTIONS if name not in ("gravity", "axis", "all")]
+EXACT = [name for name in OPTIONS if name not in ("gravity", "axis", "act, fixed", "all")]
 
 
 @pytest.fixture(autouse=True)
@@ -103,12 +113,14 @@ def node_map(linear, x: Tensor, node: int) -> Tensor:
 
 
 def node_mlp(mlp, x: Tensor, node: int) -> Tensor:
-    return node_map(mlp.last, F.silu(node_map(mlp.first, x, node)), node)
+    act = F.silu if mlp.act is None else mlp.act
+    return node_map(mlp.last, act(node_map(mlp.first, x, node)), node)
 
 
 def by_formula(conv, x, pos, edge_index, edge_attr=None, velocity=None):
     """Section A.1 and A.2 for one sample, one edge after another."""
     n, edges, option = x.size(0), conv.edges, conv.edges.options._asdict()
+    act = F.silu if edges.act is None else edges.act
     vectors = [] if conv.extra_vectors is None else list(conv.extra_vectors)
     vectors += [] if conv.axis is None else [conv.axis]
     messages = [[] for _ in range(n)]
@@ -122,16 +134,18 @@ def by_formula(conv, x, pos, edge_index, edge_attr=None, velocity=None):
             first = first + edges.attr @ edge_attr[k]
         for g, vector in enumerate(vectors):
             first = first + (r @ vector) * conv.axis_weight[g]
-        m = F.silu(edges.second.weight @ F.silu(first) + edges.second.bias)
+        m = act(edges.second.weight @ act(first) + edges.second.bias)
         if edges.gate is not None:
             m = m * (edges.gate.weight @ m + edges.gate.bias).sigmoid()
+        messages[i].append(m)
+        if not conv.update_pos:
+            continue
         if option["normalize"] and s > 0:  # a self-loop times 1e8 would cancel inexactly
             r = r / (s.detach().sqrt() + 1e-8)
-        phi = edges.coord_last.weight @ F.silu(edges.coord.weight @ m + edges.coord.bias)
+        phi = edges.coord_last.weight @ act(edges.coord.weight @ m + edges.coord.bias)
         move = r * (phi.tanh() if option["tanh"] else phi)
         if option["clamp"] is not None and move.norm() > option["clamp"]:
             move = move * option["clamp"] / move.norm()
-        messages[i].append(m)
         moves[i].append(move)
     new_x, new_pos = [], []
     for i in range(n):
@@ -140,7 +154,7 @@ def by_formula(conv, x, pos, edge_index, edge_attr=None, velocity=None):
         place = pos[i] + (moved / max(len(moves[i]), 1) if option["mean"] else moved)
         if velocity is not None:
             place = place + node_mlp(conv.velocity_mlp, x[i], i) * velocity[i]
-        for g, vector in enumerate(vectors):
+        for g, vector in enumerate(vectors if conv.update_pos else ()):
             place = place + node_mlp(conv.axis_mlp, x[i], i)[g] * vector
         new = node_mlp(conv.update, torch.cat([x[i], total]), i)
         new_x.append(x[i] + new if conv.residual else new)
@@ -351,7 +365,7 @@ def test_gravity_far_from_the_origin_in_float32():
 # Nodes
 
 
-@pytest.mark.parametrize("name", ["plain", "all"])
+@pytest.mark.parametrize("name", ["plain", "act, fixed", "all"])
 def test_relabelling_everything(name):
     perm = torch.tensor([1, 2, 0, 4, 3, 5, 6])  # within the orbits of LEG_ARM, with a 3-cycle
     conv = randomised(make(name))
@@ -557,7 +571,7 @@ def test_an_equal_graph_may_be_seen_before_compiling(graph):
 # The compiler and derivatives
 
 
-@pytest.mark.parametrize("name", ["plain", "all"])
+@pytest.mark.parametrize("name", ["plain", "act, fixed", "all"])
 def test_compiles_in_one_graph_for_all_batch_sizes(name):
     torch.compiler.reset()
     net = randomised(make(name, EGNN, num_layers=1))
@@ -603,11 +617,11 @@ def test_trains_with_inductor_and_two_threads():
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["plain", "all"])
+@pytest.mark.parametrize("name", ["plain", "act, fixed", "all"])
 def test_derivatives(name):
     # normalize detaches the length, so its derivative is not that of its values.
     more = {"normalize": False, "hidden_channels": 2}
-    if name == "all":
+    if name != "plain":
         more["group"] = ClusterGroup(Partition.from_labels([0, 1, 1]))
     conv = randomised(make(name, **more))
     edge_index = torch.tensor([[0, 1, 2], [1, 2, 2]])
@@ -926,4 +940,8 @@ def test_repr_is_that_of_pyg():
     conv = EGNNConv(8, 4, extra_vectors=torch.eye(3), learn_axis=True, velocity=True)
     assert repr(conv) == "EGNNConv(8, 4, velocity=True, extra_vectors=[3, 3], learn_axis=True)"
     assert repr(EGNNConv(8, 4, dim=2).to("meta")) == "EGNNConv(8, 4, dim=2)"
+    conv = EGNNConv(8, 4, act=F.relu, update_pos=False)
+    assert repr(conv) == "EGNNConv(8, 4, act='relu', update_pos=False)"
+    assert repr(PenguinConv(8, 4, act="elu")) == "PenguinConv(8, 4, act=ELU(alpha=1.0))"
+    assert repr(EGNNConv(8, 4, act=torch.nn.SiLU())) == "EGNNConv(8, 4)"
     assert repr(EGNN(1, 2)).count("EGNNConv(64, 64)") == 1

@@ -29,6 +29,7 @@ OPTIONS = {
     "plain": {},
     "other width": {"out_channels": 4},
     "orbits": {"group": LEG_ARM},
+    "act": {"group": LEG_ARM, "act": "gelu"},
     "all": {
         "attention": True,
         "coord_aggr": "sum",
@@ -84,7 +85,11 @@ def node_map(linear, x: Tensor, node: int) -> Tensor:
 
 
 def node_mlp(mlp, x: Tensor, node: int) -> Tensor:
-    return node_map(mlp.last, F.silu(node_map(mlp.first, x, node)), node)
+    return node_map(mlp.last, act_of(mlp)(node_map(mlp.first, x, node)), node)
+
+
+def act_of(part):
+    return F.silu if part.act is None else part.act
 
 
 def free_by_formula(free, x, pos, edge_index, edge_attr=None, velocity=None):
@@ -97,7 +102,8 @@ def free_by_formula(free, x, pos, edge_index, edge_attr=None, velocity=None):
         if edge_attr is not None:
             first = first + free.edges.attr @ edge_attr[k]
         second = free.edges.second
-        messages[i] = messages[i] + F.silu(second.weight @ F.silu(first) + second.bias)
+        act = act_of(free.edges)
+        messages[i] = messages[i] + act(second.weight @ act(first) + second.bias)
     new_x, new_pos = [], []
     for i, m in enumerate(messages):
         new = node_mlp(free.update, torch.cat([x[i], m]), i)
@@ -118,7 +124,7 @@ def alpha_by_formula(estimator, x, pos, edge_index) -> Tensor:
     target, source = estimator.ends
     scores: list[list[Tensor]] = [[] for _ in x]
     for j, i in edge_index.T.tolist():
-        hidden = F.silu(node_map(target, place[i], i) + node_map(source, place[j], j))
+        hidden = act_of(estimator)(node_map(target, place[i], i) + node_map(source, place[j], j))
         scores[i].append((estimator.last.weight @ hidden + estimator.last.bias).sigmoid())
     one = torch.ones(1, dtype=x.dtype)
     return torch.stack([sum(s) / len(s) if s else one for s in scores])
