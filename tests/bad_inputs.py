@@ -593,6 +593,17 @@ def layers() -> Iterator[Bad]:
     yield from slot(
         c, "propagate", lambda v: GNetConv(2, 2, GROUP, propagate=v), names, "propagate"
     )
+    acts = {**names, "a class": torch.nn.ReLU, "halves": "glu", "needs more": "threshold"}
+    for name, make in {
+        "EGNNConv act": lambda v: EGNNConv(2, 2, 8, act=v),
+        "EGNN act": lambda v: EGNN(2, 2, 8, act=v),
+        "PenguinConv act": lambda v: PenguinConv(2, 2, 8, act=v),
+    }.items():
+        yield from slot(c, name, make, acts, "act")
+    moves = {"none": None, "a number": 1, "a text": "no"}
+    yield from slot(
+        c, "update_pos", lambda v: EGNNConv(2, 2, 8, update_pos=v), moves, "update_pos must be"
+    )
     yield from slot(c, "coord_aggr", lambda v: EGNNConv(2, 2, 8, coord_aggr=v), names, "coord_aggr")
     alphas = {"unknown": "some", "none": None, "True": True, "-0.1": -0.1, "1.1": 1.1, "NaN": NAN}
     yield from slot(c, "alpha", lambda v: PenguinConv(2, 2, 8, alpha=v), alphas, "alpha")

@@ -215,9 +215,10 @@ CASES = {
     "EGNNConv signs": _space(
         EGNNConv, 3, 3, 8, group=FLIPPED, in_rep=POSE, out_rep=POSE, attention=True
     ),
-    "EGNNConv act": _space(EGNNConv, 3, 3, 8, group=UNSORTED, act="prelu"),
     "EGNN": _space(EGNN, 3, 2, 8, num_layers=2),
-    "EGNN act, fixed": _space(EGNN, 3, 2, 8, num_layers=2, act="gelu", update_pos=False),
+    "EGNN act, fixed": _space(
+        EGNN, 3, 2, 8, num_layers=2, group=UNSORTED, act="prelu", update_pos=False
+    ),
     "EGNN group, axis": _space(EGNN, 3, 2, 8, num_layers=2, group=SORTED, learn_axis=True, dim=3),
     "PenguinConv number": _space(PenguinConv, 3, 3, 8, alpha=0.3),
     "PenguinConv learned": _space(PenguinConv, 3, 3, 8),
