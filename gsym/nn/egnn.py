@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -285,6 +287,9 @@ class EGNNConv(GeometricLayer):
             new_pos = new_pos + self.axis_mlp(x) @ vectors
         return given.stack(new, new_pos)
 
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
+
     def _step(self, given: Inputs) -> tuple[Tensor, Tensor]:
         """Features and coordinates by all weights at once."""
         first, last = self.update.first, self.update.last
@@ -456,6 +461,9 @@ class EGNN(GeometricStack):
         """New features and coordinates; arguments as for :class:`EGNNConv`."""
         given = self._prepare(x, pos, edge_index, edge_attr, velocity, batch, batch_size)
         return self._run(given, edge_index, edge_attr)
+
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
 
 
 def _check_moves(update_pos: bool, how: dict[str, object]) -> None:

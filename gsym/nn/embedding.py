@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,9 @@ class OrbitEmbedding(ChainLayer[OrbitRows]):
         part = tables.part.index_select(0, node.reshape(-1))
         found = tables.sums(weight).index_select(0, part)
         return found.view(*node.shape, self.channels)
+
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
 
     @property
     def weight(self) -> Tensor:

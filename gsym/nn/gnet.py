@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -274,6 +274,9 @@ class GNetConv(TiedLayer[_ConvTables], Movable["GNetConv"]):
             y = y + bias.index_select(0, tables.node_orbit)
         return y if batch_size is None else y.flatten(0, 1)
 
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
+
     def _like(self) -> Tensor | None:
         """A weight whose device and type a signal must have."""
         own = own_parameter(self, "weight", "bias", "edge_logit")
@@ -469,6 +472,9 @@ class GNet(nn.Module, Movable["GNet"]):
         for i, conv in enumerate(self.convs):
             x = conv(x if i == 0 else x.relu(), edge_index, edge_weight, batch_size=batch_size)
         return x
+
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
 
     def energy(self) -> Tensor:
         """As :meth:`OrbitLinear.energy`, of all layers, float64 ``[layers, levels]``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -274,6 +274,9 @@ class OrbitLinear(TiedLayer[_LinearTables], Movable["OrbitLinear"]):
         check_input(x, self.num_nodes, self.in_channels, self._like())
         y = self.map(x, self._tables(x.device))
         return y if batch_size is None else y.flatten(0, 1)
+
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
 
     def sort(self, x: Tensor, was_sorted: bool) -> tuple[Tensor, bool]:
         """A signal sorted by cluster where that suits the map, and whether it is now.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor
 
 from gsym.groups import PermutationGroup, Representation
@@ -244,6 +246,7 @@ class PenguinConv(ScoredLayer):
         if isinstance(score, float) and score == 0:
             free = self.free(given.x, given.pos, given.graph, given.edge_attr, given.velocity)
             return given.stack(*free)
+        options: dict[str, Any]
         options = {"velocity": velocity, "axis": axis, "batch_size": given.batch_size}
         options = {name: value for name, value in options.items() if value is not None}
         equal = self.equivariant(x, pos, edge_index, edge_attr, **options)
@@ -251,7 +254,8 @@ class PenguinConv(ScoredLayer):
             return equal
         free = self.free(given.x, given.pos, given.graph, given.edge_attr, given.velocity)
         if given.batch_size is not None:
-            equal = tuple(unstack(y, given.batch_size, self.num_nodes) for y in equal)
+            rows = given.batch_size, self.num_nodes
+            equal = unstack(equal[0], *rows), unstack(equal[1], *rows)
         features = moves = score
         if isinstance(score, Tensor) and score.dim() and score.size(-1) == self.scored_channels + 1:
             features, moves = score[..., :-1], score[..., -1:]
@@ -259,6 +263,9 @@ class PenguinConv(ScoredLayer):
             features * equal[0] + (1 - features) * free[0],
             moves * equal[1] + (1 - moves) * free[1],
         )
+
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
 
 
 class Penguin(ScoredLayer, GeometricStack):
@@ -398,3 +405,6 @@ class Penguin(ScoredLayer, GeometricStack):
         """New features and coordinates; arguments as for :class:`PenguinConv`."""
         given = self._prepare(x, pos, edge_index, edge_attr, velocity, batch, batch_size)
         return self._run(given, edge_index, edge_attr, alpha=self._score_of(given, alpha))
+
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward

@@ -131,6 +131,9 @@ class SubgraphConv(nn.Module):
             kernels.segment_mean(torch.cat(nodes, dim=-1), tables.node),
         )
 
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
+
     def _commutes(self, pair: Tensor, node: Tensor | None, tables: EgoTables) -> bool:
         """Whether averages can be had without lifting."""
         like = self.pair_to_pair.graph_weight
@@ -271,6 +274,9 @@ class SPEN(nn.Module):
         every = F.elu(torch.cat(self._to_subgraphs(pair, node, tables), dim=-1))
         scores: Tensor = self.head(kernels.segment_mean(every, graphs))
         return scores
+
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
 
     def _to_subgraphs(self, pair: Tensor, node: Tensor, tables: EgoTables) -> tuple[Tensor, ...]:
         maps = self.pair_to_graph, self.node_to_graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +151,9 @@ class EquivariantTensorLinear(nn.Module):
             self.bias,
             self.loop_bias,
         )
+
+    if TYPE_CHECKING:  # to PyTorch the result of a call is Any
+        __call__ = forward
 
     def _check(self, x: Tensor, subgraphs: Subgraphs) -> None:
         if not isinstance(subgraphs, Subgraphs):
