@@ -121,7 +121,8 @@ def test_a_choice_stands_beside_one_model_and_one_number_of_signals(tmp_path):
         [
             Real("toy", "noise", "quick", 0, g, 0.1, 0.0, 0.0, int(g == "(S_2)^2"), 0.5, "abc")
             for g in groups
-        ],
+        ]
+        + [Real("toy", "noise", "quick", 1, g, 0.1, 0.0, 0.0, 0, 99.0, "abc") for g in groups],
         6,
     )
     fact = Value("train", SIGNALS, "1", 25)

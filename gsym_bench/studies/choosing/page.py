@@ -235,8 +235,9 @@ def _beside_training(own: Sequence[Real], trained: Sequence[Line]) -> list[str]:
         for r in picks
     ]
     chosen = float(np.mean([by_seed[r.seed, r.group] for r in picks]))
-    choosing = sum({r.seed: r.seconds for r in own}.values())
-    training = sum(row.seconds for line in trained for row in line.rows)
+    seeds = {r.seed for r in picks}
+    choosing = sum({r.seed: r.seconds for r in own if r.seed in seeds}.values())
+    training = sum(row.seconds for line in trained for row in line.rows if row.seed in seeds)
     variant = first.model.partition(VARIANT)[2]
     return [
         "",
