@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from gsym_bench.suite.errors import BenchmarkError
+from gsym_bench.suite.memory import keep_freed_memory
 from gsym_bench.suite.results import Row
 from gsym_bench.suite.work import Unit, Worker
 
@@ -152,6 +153,7 @@ def _serve(pipe: Any, parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    keep_freed_memory()
     with suppress(EOFError, KeyboardInterrupt):
         while True:
             answer: Any

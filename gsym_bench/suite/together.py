@@ -20,6 +20,7 @@ from gsym_bench.suite.train import (
     Measured,
     Trainer,
     Training,
+    adam,
     is_out_of_memory,
     load_checkpoint,
     save_checkpoint,
@@ -198,7 +199,7 @@ def fit_together(trainer: Trainer, recipes: Sequence[tuple[Training, Schedule, i
     if any(other != schedule for other in schedules):
         raise NotTogetherError("their schedules differ")
     both = Together(trainings, seeds, trainer.fabric.device)
-    optimizer = torch.optim.Adam(both.groups(), lr=schedule.lr)
+    optimizer = adam(both.groups(), schedule.lr)
     own: list[dict[str, Any]] = [
         {"best_epoch": 0, "best": None, "best_measured": None, "history": [], "stopped": None}
         for _ in seeds

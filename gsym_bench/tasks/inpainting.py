@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any, ClassVar
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from gsym import SymmetricCovariance
 from gsym.groups import ClusterGroup, Partition, PermutationGroup
@@ -103,10 +102,10 @@ class Inpainting(Task):
     choosing: ClassVar[Mapping[str, Any]] = {"shared": False}
     files: ClassVar[ImageSet] = FASHION
 
-    def __init__(self) -> None:
-        # The last problem whose fills were computed, with what came out.
-        self._seen: tuple[Problem, Problem] | None = None
-        self._fitted: tuple[Problem, SymmetricCovariance] | None = None
+    # The last problem whose fills were computed, with what came out. Of the class, because every
+    # cell brings a task of its own to the process that it is sent to, but shares the problem.
+    _seen: ClassVar[tuple[Problem, Problem] | None] = None
+    _fitted: ClassVar[tuple[Problem, SymmetricCovariance] | None] = None
 
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:
         """Build one seed: which images, which holes.
@@ -215,9 +214,10 @@ class Inpainting(Task):
             return _as_published(problem)
         if variant != FILL:
             return problem
-        if self._seen is None or self._seen[0] is not problem:
-            self._seen = problem, self._filled(problem)
-        return self._seen[1]
+        seen = Inpainting._seen
+        if seen is None or seen[0] is not problem:
+            seen = Inpainting._seen = problem, self._filled(problem)
+        return seen[1]
 
     def epoch(self, train: Split, profile: str) -> Split:
         """New holes, but in the published protocol."""
@@ -286,11 +286,12 @@ class Inpainting(Task):
 
     def _covariance(self, problem: Problem) -> SymmetricCovariance:
         """The mixture of all levels with the weights that are best for such holes."""
-        if self._fitted is None or self._fitted[0] is not problem:
+        fitted = Inpainting._fitted
+        if fitted is None or fitted[0] is not problem:
             _, side = sides(problem.train.aux["hole"])
             model = fit_covariance(problem.train.targets, self.levels(problem), side)
-            self._fitted = problem, model
-        return self._fitted[1]
+            fitted = Inpainting._fitted = problem, model
+        return fitted[1]
 
     def _filled(self, problem: Problem) -> Problem:
         """The problem whose inputs also hold fills."""
@@ -393,8 +394,8 @@ class PublishedLayer(nn.Module):
             else None
         )
         assert self.linear.mixing is not None
-        divide = _Divide(group.partition.num_clusters)
-        parametrize.register_parametrization(self.linear.mixing, "weight", divide)
+        # Of means and weights the means are fewer, so these are divided.
+        self.linear.mixing.register_forward_pre_hook(_Divide(group.partition.num_clusters))
         bound = out_channels**-0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
@@ -404,15 +405,14 @@ class PublishedLayer(nn.Module):
         return y if self.own is None else y + self.own(x)
 
 
-class _Divide(nn.Module):
-    """Makes a layer use its weight divided by a number."""
+@dataclass(frozen=True)
+class _Divide:
+    """Divides by a number what a module is called with."""
 
-    def __init__(self, divisor: int) -> None:
-        super().__init__()
-        self.divisor = divisor
+    divisor: int
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight / self.divisor
+    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        return args[0] / self.divisor
 
 
 def patch_groups(

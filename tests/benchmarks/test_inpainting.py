@@ -362,7 +362,7 @@ def test_published_layer_is_the_published_formula(patch):
     assert sum(p.numel() for p in layer.parameters()) == 6 * (k + k**2) + 3 * k
     assert all(p.abs().max() <= 3**-0.5 for p in layer.parameters())
     own = (layer.own or layer.linear).weight_self
-    raw = layer.linear.mixing.parametrizations.weight.original
+    raw = layer.linear.mixing.weight
     x = torch.randn(5, 64, 2)
     total = torch.zeros(5, k, 2).index_add(1, labels, x)
     mixed = torch.einsum("bsi,sito->bto", total, raw)[:, labels] / 64
