@@ -6,12 +6,23 @@ RUN := $(VENV)/bin/python
 # pip knows where local wheels lie from its own configuration; uv has to be told.
 INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(RUN) -m uv pip install -q -p $(VENV) -c constraints.txt
 
-.PHONY: bench test test-scatter gate-extras mutants asan soak registers lint docs lock matrix release clean
+.PHONY: bench standard paper test test-scatter gate-extras mutants asan soak registers lint docs lock matrix release clean
+
+# What a whole profile is. Each command says beforehand how long it takes, goes on where it was
+# interrupted, and lets every core work; DATA is a folder of downloaded data.
+DATA ?= data
 
 bench: $(VENV)/.ok  ## run the suite on embedded data: every task, group and baseline
-	@echo "Running the benchmark suite on embedded data. It says how many minutes are left, from the"
-	@echo "mean time of what is done: too few at the beginning, and more on a busy machine."
 	$(RUN) -m gsym_bench run --profile quick --out $(OUT)
+	$(RUN) -m gsym_bench motion --profile quick --seeds 3 --out $(OUT)
+
+standard: $(VENV)/.ok  ## run the suite on real data, DATA=DIR; 90 minutes at most on two cores
+	$(RUN) -m gsym_bench run --profile standard --data $(DATA) --out $(OUT)
+	$(RUN) -m gsym_bench motion --profile standard --seeds 5 --data $(DATA) --out $(OUT)
+	$(RUN) -m gsym_bench poses --data $(DATA) --out $(OUT)
+
+paper: $(VENV)/.ok  ## run the published inpainting, DATA=DIR; 90 minutes at most on two cores
+	$(RUN) -m gsym_bench run inpainting inpainting-mnist --profile paper --data $(DATA) --out $(OUT)
 
 test: $(VENV)/.ok  ## run all tests and the examples in the documentation
 	@echo "Running the tests; some minutes on two cores."

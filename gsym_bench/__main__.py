@@ -58,7 +58,7 @@ def run(
     signals: Numbers = (),
     as_published: bool = False,
     device: str = "auto",
-    workers: int = 1,
+    workers: int | None = None,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     devices: int = 1,
@@ -68,8 +68,8 @@ def run(
     """Train every group and baseline of the tasks, then write the report.
 
     Finished cells are kept, and an interrupted run goes on where it stopped, so the same command
-    may be given again at any time. On a machine busy with other work, OMP_NUM_THREADS=1 before the
-    command makes small models much faster. Examples:
+    may be given again at any time. How long it takes is said before it begins, from what cells cost
+    and from the speed of the machine at the moment. Examples:
 
       gsym-bench run
 
@@ -81,7 +81,7 @@ def run(
 
       gsym-bench run --task my_task.py
 
-      gsym-bench run --workers 4
+      gsym-bench run --workers 1
 
       gsym-bench run --engine ray --address 10.0.0.1:6379
 
@@ -96,7 +96,8 @@ def run(
             the report draws error against the number of signals.
         as_published: Add faulty models and data as they were published, beside the correct ones.
         device: auto, cpu or cuda.
-        workers: Processes of this machine that run cells at the same time.
+        workers: Processes of this machine that run cells at the same time; by default one per
+            core, with one thread each. OMP_NUM_THREADS sets the threads of each.
         engine: local, or ray for a Ray cluster that is running; needs the extra ray. Every node
             needs gsym and, in the same place, the data.
         address: Of the head of the cluster, host:port; one on this machine is found by itself.
@@ -108,14 +109,18 @@ def run(
         out: Folder of results.
     """
     from gsym_bench.suite import run as running
+    from gsym_bench.suite.forecast import share_cores
     from gsym_bench.suite.processes import leads
     from gsym_bench.suite.report.markdown import write_report
     from gsym_bench.suite.report.tables import rich_tables
+    from gsym_bench.suite.work import on_gpu
     from gsym_bench.tasks import get_tasks, load_task_file
 
     data = _folder(data)
     console = Console()
     own = [] if task is None else load_task_file(task)
+    alone = engine == "ray" or devices > 1 or on_gpu(device)
+    workers = 1 if alone and workers is None else share_cores(workers)
     rows = running.run(
         own if own and not tasks else get_tasks(tasks),
         out=out,
@@ -193,6 +198,51 @@ def list_tasks(
         print(f"  data set   {problem.dataset}")
         print(f"  groups     {', '.join(map(repr, problem.groups))}")
         print(f"  baselines  {', '.join(one.baselines())}")
+
+
+@app.command
+def costs(
+    tasks: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    profile: str = "quick",
+    data: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Measure what cells cost on one processor, for the forecast of a run; minutes.
+
+    For example:
+
+      gsym-bench costs inpainting motion --data DIR --profile standard
+
+    Args:
+        tasks: Names of tasks, motion and poses among them; if none is given, all tasks that have
+            the profile and need no files.
+        profile: quick, standard or paper.
+        data: Folder of downloaded data; by default $GSYM_DATA, and embedded data without it.
+        out: Table to put the costs into; that of the suite by default.
+    """
+    from itertools import chain
+
+    from gsym_bench.studies import bodies, motion, poses
+    from gsym_bench.suite import costing
+    from gsym_bench.suite.errors import check_names
+    from gsym_bench.suite.forecast import TABLE
+    from gsym_bench.suite.run import PROFILES
+    from gsym_bench.tasks import get_tasks
+
+    check_names("profile", [profile], PROFILES)
+    data = _folder(data)
+    names = [name for name in tasks if name not in ("motion", "poses")]
+    chosen = get_tasks(names) if names or not tasks else []
+    found = [costing.of_tasks([t for t in chosen if profile in t.profiles], profile, data)]
+    if "motion" in tasks:
+        jobs = motion.jobs(bodies.settings(profile, data), profile, 1)
+        found.append(costing.of_jobs(jobs))
+    if "poses" in tasks:
+        few = map(poses.FewPoses, poses.STEPS)
+        found.append(costing.of_tasks(few, "standard", data, poses.GROUPS))
+    costing.main(chain(*found), out or TABLE, Console())
 
 
 @app.command
@@ -305,7 +355,12 @@ def nbody(
 
 @app.command
 def motion(
-    *, out: Path = OUT, profile: str = "quick", data: Path | None = None, seeds: int = 3
+    *,
+    out: Path = OUT,
+    profile: str = "quick",
+    data: Path | None = None,
+    seeds: int = 3,
+    workers: int | None = None,
 ) -> None:
     """Forecast where the joints of a body go, 80 to 1,000 ms ahead; finished cells are kept.
 
@@ -318,10 +373,14 @@ def motion(
         profile: quick (300 training windows) or standard (1,000).
         data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
         seeds: Number of seeds.
+        workers: Processes that run cells; by default one per core, with one thread each.
     """
     from gsym_bench.studies import bodies
+    from gsym_bench.suite.forecast import share_cores
 
-    print(f"The page is in {bodies.main(out, profile, _folder(data), seeds, Console())}")
+    workers = share_cores(workers)
+    page = bodies.main(out, profile, _folder(data), seeds, Console(), workers)
+    print(f"The page is in {page}")
 
 
 @app.command
@@ -445,6 +504,7 @@ def poses(
     out: Path = OUT,
     data: Path | None = None,
     seeds: int = 5,
+    workers: int | None = None,
 ) -> None:
     """Lift poses from few examples, with and without the mirror of the body.
 
@@ -458,10 +518,13 @@ def poses(
         out: Folder of results.
         data: Folder of downloaded data; by default $GSYM_DATA, and simulated walks without it.
         seeds: Number of seeds.
+        workers: Processes that run cells; by default one per core, with one thread each.
     """
     from gsym_bench.studies import poses as study
+    from gsym_bench.suite.forecast import share_cores
 
-    page = study.main(out, _folder(data), counts or tuple(study.STEPS), seeds, Console())
+    workers, counts = share_cores(workers), counts or tuple(study.STEPS)
+    page = study.main(out, _folder(data), counts, seeds, Console(), workers)
     print(f"The page is in {page}")
 
 

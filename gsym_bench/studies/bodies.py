@@ -178,7 +178,9 @@ def settings(profile: str, data: Path | None) -> list[Setting]:
     ]
 
 
-def main(out: Path, profile: str, data: Path | None, seeds: int, console: Console) -> Path:
+def main(
+    out: Path, profile: str, data: Path | None, seeds: int, console: Console, workers: int = 1
+) -> Path:
     """Run every horizon, then write the page and the picture.
 
     Args:
@@ -187,13 +189,22 @@ def main(out: Path, profile: str, data: Path | None, seeds: int, console: Consol
         data: Folder of downloaded data, or ``None`` for simulated walks.
         seeds: Number of seeds.
         console: Where to tell the progress.
+        workers: Processes that run cells.
 
     Returns:
         Path of the page.
     """
     check_names("profile", [profile], SIZES)
     tables = settings(profile, data)
-    run(tables, out=out, name=RESULTS, profile=profile, seeds=seeds, console=console)
+    run(
+        tables,
+        out=out,
+        name=RESULTS,
+        profile=profile,
+        seeds=seeds,
+        console=console,
+        workers=workers,
+    )
     return report(out, tables, profile)
 
 

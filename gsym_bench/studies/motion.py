@@ -146,6 +146,7 @@ def run(
     profile: str,
     seeds: int,
     console: Console | None,
+    workers: int = 1,
 ) -> list[Row]:
     """Train every model of every setting on every seed; finished cells are kept.
 
@@ -156,6 +157,7 @@ def run(
         profile: Written to every row.
         seeds: Number of seeds.
         console: Where to tell the progress.
+        workers: Processes that run cells.
 
     Returns:
         The rows, those found finished included.
@@ -165,15 +167,21 @@ def run(
     """
     check_request(profile, [profile], seeds)
 
-    def jobs() -> Iterator[Job]:
-        for seed in range(seeds):
-            for setting in settings:
-                load = cache(partial(setting.load, seed))
-                for title in setting.models:
-                    yield _job(setting, title, profile, seed, load)
+    def every() -> Iterator[Job]:
+        return jobs(settings, profile, seeds)
 
-    total = seeds * sum(len(setting.models) for setting in settings)
-    return Engine(out, name, console=console).run(lambda: (total, jobs()))
+    # Those that are read for the plan load nothing.
+    engine = Engine(out, name, console=console, workers=workers)
+    return engine.run(lambda: (list(every()), every()))
+
+
+def jobs(settings: Sequence[Setting], profile: str, seeds: int) -> Iterator[Job]:
+    """Every model of every setting on every seed; those of a seed share its data."""
+    for seed in range(seeds):
+        for setting in settings:
+            load = cache(partial(setting.load, seed))
+            for title in setting.models:
+                yield _job(setting, title, profile, seed, load)
 
 
 def _job(

@@ -90,7 +90,14 @@ class FewPoses(Skeleton):
         return {name: fit for name, fit in super().baselines().items() if name in RIDGES}
 
 
-def main(out: Path, data: Path | None, counts: Sequence[int], seeds: int, console: Console) -> Path:
+def main(
+    out: Path,
+    data: Path | None,
+    counts: Sequence[int],
+    seeds: int,
+    console: Console,
+    workers: int = 1,
+) -> Path:
     """Train every net and ridge at every number of poses, then write the page.
 
     Args:
@@ -99,6 +106,7 @@ def main(out: Path, data: Path | None, counts: Sequence[int], seeds: int, consol
         counts: Numbers of training poses, of :data:`STEPS`; 0 takes all.
         seeds: Number of seeds, each with its own poses.
         console: Where to tell the progress.
+        workers: Processes that run cells.
 
     Returns:
         Path of the page.
@@ -113,7 +121,16 @@ def main(out: Path, data: Path | None, counts: Sequence[int], seeds: int, consol
         )
     tasks = [FewPoses(count) for count in counts]
     rows = out / FOLDER
-    run(tasks, out=rows, profile="standard", data=data, groups=GROUPS, seeds=seeds, console=console)
+    run(
+        tasks,
+        out=rows,
+        profile="standard",
+        data=data,
+        groups=GROUPS,
+        seeds=seeds,
+        console=console,
+        workers=workers,
+    )
     return report(out)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from gsym_bench.suite.display import Display
 from gsym_bench.suite.errors import BenchmarkError, check_names
 from gsym_bench.suite.executors import Executor, Here, Processes
 from gsym_bench.suite.folder import locked
+from gsym_bench.suite.forecast import Forecast, expect
 from gsym_bench.suite.processes import leads
 from gsym_bench.suite.provenance import version
 from gsym_bench.suite.results import (
@@ -35,7 +36,7 @@ ENGINES = ("local", "ray")
 MOST_SEEDS = 1000
 
 
-Plan = Callable[[], tuple[int, Iterable[Job | Unit]]]
+Plan = Callable[[], tuple[Sequence[Job], Iterable[Job | Unit]]]
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Engine:
         """Run every job that the results do not hold yet.
 
         Args:
-            plan: Called once the folder is known to be ours; gives the number of jobs and the jobs,
-                those in one process at a time as a tuple.
+            plan: Called once the folder is known to be ours; gives all jobs twice. Of the first
+                only columns and facts are read, to know what is planned; of the others, those in
+                one process at a time come as a tuple.
 
         Returns:
             The rows of the jobs in their order, those found finished included.
@@ -93,9 +95,10 @@ class Engine:
             return []
         with self._ours(worker, console) as finished:
             executor = self._executor()
-            total, jobs = plan()
-            asked: dict[str, str] = {}  # keys of all jobs in their order, with their labels
-            with Display(console, total) as display:
+            planned, jobs = plan()
+            asked: dict[str, Job] = {}  # all jobs in their order, by their keys
+            forecast = self._expect(planned, finished, worker)
+            with Display(console, len(planned), forecast) as display:
 
                 def on_epoch(unit: Unit, epoch: int, epochs: int, best: float) -> None:
                     text = f"{unit[0].label}: validation {unit[0].metric} {best:.4g}"
@@ -107,8 +110,9 @@ class Engine:
                         if row.key not in finished:
                             append_row(self.out, row, self.name)
                             finished[row.key] = row
-                            told = f"{_told(row)}, {row.seconds:.1f} s"
-                            display.finish(f"{asked[row.key]}: {told}")
+                            job = asked[row.key]
+                            told = f"{job.label}: {_told(row)}, {row.seconds:.1f} s"
+                            display.finish(_place(job.columns, job.facts), told)
                     worker.forget([row.key for row in rows])
         return [finished[key] for key in asked]
 
@@ -138,6 +142,20 @@ class Engine:
                 finished.add(job.key)
                 worker.run((job,))
 
+    def _expect(self, planned: Sequence[Job], finished: dict[str, Row], worker: Worker) -> Forecast:
+        """How long the jobs take whose rows, as far as columns tell, are not there yet."""
+        rows = {_place(vars(row), row.values): row for row in finished.values()}
+        now = {"gsym": version(), "threads": worker.threads}
+        cells = []
+        for job in planned:
+            place = _place(job.columns, job.facts)
+            same = {"fingerprint": job.columns.get("fingerprint", ""), **now}
+            row = rows.get(place)
+            if row is None or any(getattr(row, name) != value for name, value in same.items()):
+                cells.append((place, job.columns))
+        device = worker.device if self.engine == "local" and self.devices == 1 else self.engine
+        return expect(cells, self.workers, worker.threads, device)
+
     def _executor(self) -> Executor:
         if self.engine == "ray":
             from gsym_bench.suite.cluster import Cluster
@@ -150,7 +168,7 @@ class Engine:
         worker: Worker,
         jobs: Iterable[Job | Unit],
         finished: dict[str, Row],
-        asked: dict[str, str],
+        asked: dict[str, Job],
         display: Display,
     ) -> Iterator[Unit]:
         """The units that are still to be run, as soon as one is asked for."""
@@ -163,8 +181,9 @@ class Engine:
                 worker.forget([job.key for job in unit])  # if it was killed before it did
             for job in unit:
                 if job.key in finished and job.key not in asked:
-                    display.finish(f"{job.label}: already in the results", trained=False)
-                asked[job.key] = job.label
+                    text = f"{job.label}: already in the results"
+                    display.finish(_place(job.columns, job.facts), text, trained=False)
+                asked[job.key] = job
             for job in new:
                 why = _changed(places.get(_place(job.columns, job.facts)), job)
                 if why and why not in said:

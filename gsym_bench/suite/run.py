@@ -129,7 +129,7 @@ def run(
 
     firsts: list[Cells] = []
 
-    def plan() -> tuple[int, Iterator[Job | Unit]]:
+    def plan() -> tuple[list[Job], Iterator[Job | Unit]]:
         firsts.extend(own for task in tasks for own in cells(task, 0))
         known = dict.fromkeys(name for first in firsts for name in first.problem.groups)
         check_names("group", groups, known)
@@ -138,12 +138,14 @@ def run(
             _save_shown(out, first)
         for task in tasks if signals and leads() else ():
             _predict(out, [first for first in firsts if first.task is task])
-        total = 0
+        planned: list[Job] = []
         for first in firsts:
-            every = len(list(first.jobs(groups)))
-            quoted = len(first.problem.published) if first.signals is None else 0
-            total += count(first.task) * (every - quoted) + quoted
-        return total, jobs()
+            quoted = {quoted_model(name) for name in first.problem.published}
+            for job in first.jobs(groups):
+                # Other seeds have the same cells; what is quoted comes once.
+                seeded = range(1 if job.columns["model"] in quoted else count(first.task))
+                planned += [replace(job, columns={**job.columns, "seed": s}) for s in seeded]
+        return planned, jobs()
 
     def jobs() -> Iterator[Job | Unit]:
         if batched_seeds:
@@ -174,6 +176,11 @@ def run(
     for first in of_tasks.values() if leads() else ():
         _save_example(out, first)
     return rows
+
+
+def quoted_model(name: str) -> str:
+    """What rows call a model whose numbers are quoted."""
+    return f"{name}, {AS_PUBLISHED}"
 
 
 def _units(seeds: Sequence[Cells], groups: Sequence[str]) -> Iterator[tuple[Job, ...]]:
@@ -270,7 +277,7 @@ class Cells:
             return [Value("test", metric, self._unit(metric), value) for metric, value in found]
 
         job = self._job(
-            f"{name}, {AS_PUBLISHED}",
+            quoted_model(name),
             "",
             lambda trainer: closed_form(lambda: None),
             lambda fit: (fit.model, self.problem),

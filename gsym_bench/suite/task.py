@@ -181,7 +181,7 @@ class Task(ABC):
     draws: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
-    seeds: ClassVar[Mapping[str, int]] = {"quick": 3, "standard": 5, "paper": 3}
+    seeds: ClassVar[Mapping[str, int]] = {"quick": 5, "standard": 5, "paper": 3}
     shown: ClassVar[tuple[int, ...]] = ()
     choosing: ClassVar[Mapping[str, Any]] = {}
     command: str = ""

@@ -179,6 +179,11 @@ def digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def on_gpu(device: str) -> bool:
+    """Whether cells run on a GPU, as far as the name tells."""
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
+
+
 def check_device(device: str) -> str:
     """The kind of device to use: ``"auto"`` takes CUDA where there is a device.
 

@@ -58,6 +58,7 @@ class FlowInpainting(Inpainting):
     unit: ClassVar[str] = "x 1e-2, squared velocity"
     model_name: ClassVar[str] = "GNet"
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
+    seeds: ClassVar[Mapping[str, int]] = {"quick": 5, "standard": 5}
     shown: ClassVar[tuple[int, ...]] = (0, 1, 2)
 
     def load(self, data: Path | None, profile: str, seed: int) -> Problem:

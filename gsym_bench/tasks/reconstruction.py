@@ -73,6 +73,7 @@ class Gaps(Task):
     model_name: ClassVar[str] = "conditional mean"
     units: ClassVar[Mapping[str, str]] = {COVERAGE: "share"}
     signals: ClassVar[int] = 100  # in training, where no number is asked for
+    seeds: ClassVar[Mapping[str, int]] = {"quick": 10, "standard": 10}
 
     @abstractmethod
     def source(self, data: Path | None) -> Source:

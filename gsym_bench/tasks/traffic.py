@@ -39,7 +39,7 @@ class _Profile:
 
 
 _PROFILES = {
-    ("freeway (simulated)", "quick"): _Profile(16, 128, 4, 30, 16),
+    ("freeway (simulated)", "quick"): _Profile(16, 128, 4, 24, 16),
     ("freeway (simulated)", "standard"): _Profile(32, 512, 1, 40, 32),
     ("metr-la", "quick"): _Profile(16, 512, 16, 6, 32),
     ("metr-la", "standard"): _Profile(32, 2048, 4, 6, 32),

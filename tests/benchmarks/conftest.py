@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from gsym_bench.suite import forecast
+
 
 @pytest.fixture(autouse=True)
 def _threads():
@@ -10,3 +12,9 @@ def _threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _one_core(monkeypatch):
+    """Where a command is not told how many processes run its cells, none has to be started."""
+    monkeypatch.setattr(forecast, "usable_cores", lambda: 1)

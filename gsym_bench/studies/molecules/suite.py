@@ -135,7 +135,7 @@ def main(
     for name in chosen:
         graphs(name)  # a file that cannot be read is found before anything is trained
     jobs = [_job(cell, graphs) for cell in cells(profile, seeds, chosen, only)]
-    Engine(out, RESULTS, console=console).run(lambda: (len(jobs), jobs))
+    Engine(out, RESULTS, console=console).run(lambda: (jobs, jobs))
     return report(out)
 
 
