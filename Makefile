@@ -19,7 +19,6 @@ bench: $(VENV)/.ok  ## run the suite on embedded data: every task, group and bas
 standard: $(VENV)/.ok  ## run the suite on real data, DATA=DIR; 90 minutes at most on two cores
 	$(RUN) -m gsym_bench run --profile standard --data $(DATA) --out $(OUT)
 	$(RUN) -m gsym_bench motion --profile standard --seeds 5 --data $(DATA) --out $(OUT)
-	$(RUN) -m gsym_bench poses --data $(DATA) --out $(OUT)
 
 paper: $(VENV)/.ok  ## run the published inpainting, DATA=DIR; 90 minutes at most on two cores
 	$(RUN) -m gsym_bench run inpainting inpainting-mnist --profile paper --data $(DATA) --out $(OUT)

@@ -111,7 +111,7 @@ class Skeleton(Task):
         return "cmu-mocap", _evenly(cmu_sequences(data))
 
     def schedule(self, profile: str, data: Path | None) -> Schedule:
-        epochs = {"quick": (10, 3), "standard": (80, 20)}[profile][data is not None]
+        epochs = {"quick": (10, 3), "standard": (80, 14)}[profile][data is not None]
         return Schedule(epochs=epochs, batch_size=64, lr=1e-3, cosine=True)
 
     def model(self, problem: Problem, group: str, profile: str) -> nn.Module:

@@ -42,7 +42,7 @@ _PROFILES = {
     ("freeway (simulated)", "quick"): _Profile(16, 128, 4, 24, 16),
     ("freeway (simulated)", "standard"): _Profile(32, 512, 1, 40, 32),
     ("metr-la", "quick"): _Profile(16, 512, 16, 6, 32),
-    ("metr-la", "standard"): _Profile(32, 2048, 4, 6, 32),
+    ("metr-la", "standard"): _Profile(32, 2048, 4, 5, 32),
 }
 
 
@@ -70,7 +70,7 @@ class Traffic(Task):
     windows; validation and test are the same for all seeds.
 
     The published schedule (64 units, all 23,987 windows, 30 epochs) is shortened: the standard
-    profile on METR-LA trains 32 units for 6 epochs on 2,048 windows drawn per seed, looks at every
+    profile on METR-LA trains 32 units for 5 epochs on 2,048 windows drawn per seed, looks at every
     fourth validation window and has no scheduled sampling. Adam at 0.01 and gradient norms clipped
     at 5 are kept, the test part is whole. The supports leave out the self loops of the published
     graph, because the cell sees each node itself anyway.
