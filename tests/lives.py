@@ -228,7 +228,9 @@ def full(folder: Path) -> dict:
 def command(out: Path, task: Task):
     def body():
         tasks.TASKS["toy"] = task
-        main(["run", "toy", "--seeds", str(SEEDS), "--device", "cpu", "--out", str(out)])
+        # One worker: steps are counted in this process.
+        words = ["run", "toy", "--seeds", str(SEEDS), "--workers", "1", "--device", "cpu"]
+        main([*words, "--out", str(out)])
 
     return body
 
