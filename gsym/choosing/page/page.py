@@ -196,6 +196,7 @@ def render(
         data=data,
         best_code=_written_out(row["code"], row, best),
         best_script=filled(data["script"], _written_out(row["group"], row, best), row["net"]),
+        made_up=load is None,
         all_listed=all(other["group"] is not None for other in data["candidates"]),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
