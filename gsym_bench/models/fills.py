@@ -207,19 +207,29 @@ _PENALTIES = 0.02, 0.05, 0.1, 0.2, 0.4
 class _StandardLasso:
     """Graphical lasso on coordinates of unit variance, its penalty one of a grid, by three folds.
 
-    Along the grid every fit starts from the one before. Coordinates that never vary are left out.
+    Along the grid every fit starts from the one before. Coordinates that never vary are left out,
+    and penalties that are too small for the solver with so few signals.
     """
 
     def fit(self, x: NDArray) -> _StandardLasso:
         scale = x.std(0)
         moves = scale > 1e-12 * scale.max()
-        lasso = GraphicalLassoCV(alphas=list(_PENALTIES), cv=3, enet_tol=1e-6)
-        fitted = lasso.fit(x[:, moves] / scale[moves])
+        fitted = _graphical_lasso(x[:, moves] / scale[moves], list(_PENALTIES))
         self.location_ = x.mean(0)
         self.covariance_ = np.zeros((len(scale), len(scale)))
         own = fitted.covariance_ * np.outer(scale[moves], scale[moves])
         self.covariance_[np.ix_(moves, moves)] = own
         return self
+
+
+def _graphical_lasso(x: NDArray, penalties: list[float]) -> GraphicalLassoCV:
+    try:
+        return GraphicalLassoCV(alphas=penalties, cv=3, enet_tol=1e-6).fit(x)
+    # An index is out of range where a fold has no penalty that is large enough.
+    except (FloatingPointError, IndexError) as cause:
+        if len(penalties) == 1:
+            raise FloatingPointError("no penalty is large enough for the solver") from cause
+        return _graphical_lasso(x, penalties[1:])
 
 
 def _node_mean(draw: Draw) -> Filler:
