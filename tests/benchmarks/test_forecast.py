@@ -180,6 +180,20 @@ def test_costs_take_the_place_of_older_ones(tmp_path):
     assert {kind_of(row): float(row["work"]) for row in rows} == {one: 5.0, two: 4.0}
 
 
+# Seconds of a piece of work on the two cores that budgets are meant for, one process on each.
+SECONDS_OF_WORK = 0.07
+
+
+def test_the_quick_profile_fits_into_six_minutes():
+    works = 0.0
+    for (task, _, profile, _, _), work in forecast.known_costs().items():
+        if profile == "quick":
+            # The horizons of motion are no tasks; the Makefile says how many seeds they have.
+            works += work * (TASKS[task].seeds[profile] if task in TASKS else 3)
+    minutes = works * SECONDS_OF_WORK / 2 / 60
+    assert 1 < minutes <= 0.8 * 6
+
+
 def test_every_cell_of_the_quick_profile_has_a_known_cost():
     known = forecast.known_costs()
     for task in TASKS.values():
