@@ -88,6 +88,8 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+# PyTorch warns of itself where it saves a program.
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 sphinx_gallery_conf = {
     "examples_dirs": ["../gallery"],
     "gallery_dirs": ["tutorials"],

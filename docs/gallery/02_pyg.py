@@ -6,7 +6,6 @@ You have a model with ``GCNConv`` and a ``DataLoader``. Where all graphs of the 
 same one, with other signals, a layer may know which node is which, as far as a group allows. This
 page puts such layers in its place.
 """
-# sphinx_gallery_thumbnail_number = 2
 
 # %%
 # Data as PyG has them
@@ -14,6 +13,7 @@ page puts such layers in its place.
 # Simulated walkers, seen from a camera to the side. From the places of the joints in the picture
 # the model says how far each joint is away. All samples share the skeleton.
 
+# sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
 import torch
 from torch import nn

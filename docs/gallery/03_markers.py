@@ -6,7 +6,6 @@ Motion capture loses markers: a hand goes behind the back, and for some frames i
 missing. The other joints say where it is, and the mirror of the body says more: what the left arm
 does the right one may do.
 """
-# sphinx_gallery_thumbnail_number = 2
 
 # %%
 # Walkers, and what is lost
@@ -14,6 +13,7 @@ does the right one may do.
 # Simulated walkers, seen from the hip. Few recordings are complete, as is usual; in the others a
 # wrist and an elbow are lost together.
 
+# sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
 import numpy as np
 

@@ -6,7 +6,6 @@ A network that commutes with every rotation cannot know where down is. This page
 and compares a network that keeps all of the symmetry of space, one that is told which direction
 counts, and one that learns how much of the symmetry to keep.
 """
-# sphinx_gallery_thumbnail_number = 3
 
 # %%
 # A world with and without gravity
@@ -14,6 +13,7 @@ counts, and one that learns how much of the symmetry to keep.
 # Four nodes go half the way to their centre, which every rotation respects. With gravity they
 # fall as well, and then only rotations about the vertical are left.
 
+# sphinx_gallery_thumbnail_number = 3
 import matplotlib.pyplot as plt
 import torch
 

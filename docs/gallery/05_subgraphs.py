@@ -6,7 +6,6 @@ Message passing cannot tell some graphs apart that plainly differ. A network tha
 neighbourhood of every node as a small graph of its own can. This page shows two such graphs, says
 why, and trains on them.
 """
-# sphinx_gallery_thumbnail_number = 2
 
 # %%
 # Two graphs that look alike from every node
@@ -15,6 +14,7 @@ why, and trains on them.
 # every two that are none. In the rook's graph the nodes are the squares of a small chess board,
 # joined if a rook goes from one to the other; the other one is due to Shrikhande.
 
+# sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
 import networkx as nx
 import torch

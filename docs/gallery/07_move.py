@@ -65,8 +65,8 @@ axes.plot(curve, label="one group after another")
 axes.plot(alone, ":", label="no symmetry from the start")
 for step, name in ((0, "all alike"), (60, "three clusters"), (120, "no symmetry")):
     axes.axvline(step, color="0.8", zorder=0)
-    axes.text(step + 2, max(curve), name, va="top")
-axes.set(xlabel="step", ylabel="test error", ylim=(0, 1.05 * max(curve)))
+    axes.text(step + 2, 1.15 * max(curve), name, va="top", bbox={"color": "white", "pad": 1})
+axes.set(xlabel="step", ylabel="test error", ylim=(0, 1.2 * max(curve)))
 axes.legend(loc="center right")
 plt.show()
 
