@@ -15,7 +15,7 @@ from gsym.choosing.criteria import ChoiceData
 from gsym.errors import SignalError
 from gsym.groups import ClusterGroup
 from gsym.groups.levels import level_name
-from gsym.risk._weights import Weights
+from gsym.risk._shares import Weights
 from gsym.risk.learning import HORIZON, Crossing, Outlook, learning_curves, look_ahead
 from gsym.risk.mixture import RidgeMixture
 from gsym.risk.ridge import Reps, as_clusters, fit_group

@@ -12,9 +12,9 @@ from sklearn.covariance import ledoit_wolf
 from gsym.errors import SignalError
 from gsym.risk._em import Completed
 from gsym.risk._fills import Combined, Fill, GaussianFill, combine, other_fills
+from gsym.risk._fit_weights import Fitted, fit_weights, imputation
 from gsym.risk._gaps import covering
 from gsym.risk._gaussian import DenseGaussian
-from gsym.risk._mixture import Fitted, fit_weights, imputation
 from gsym.risk._problem import Problem, Rows, make_problem
 from gsym.risk._split_gaussian import SplitGaussian
 from gsym.risk._terms import Terms, stack

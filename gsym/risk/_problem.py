@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from gsym.errors import SignalError
 from gsym.groups import ClusterGroup, Partition
 from gsym.risk._em import Completed
+from gsym.risk._fit_weights import Fold, Loss, likelihood
 from gsym.risk._gaussian import DenseGaussian
-from gsym.risk._mixture import Fold, Loss, likelihood
 from gsym.risk._split import Products, SplitFold, meet_of, split_likelihood
 from gsym.risk._split_gaussian import SplitGaussian
 from gsym.risk._terms import GroupTerm, KernelTerm, Terms, stack

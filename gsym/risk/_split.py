@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 
 from gsym.groups import Partition
+from gsym.risk._fit_weights import FLOOR, Loss, Value
 from gsym.risk._inverses import inverse_and_log_det
-from gsym.risk._mixture import FLOOR, Loss, Value
 from gsym.risk._split_gaussian import BLOCK, Factor, SplitGaussian
 from gsym.risk.left_out import how_many
 
@@ -274,7 +274,7 @@ class SplitFold:
 
 
 def split_likelihood(folds: Sequence[SplitFold]) -> Loss:
-    """As :func:`gsym.risk._mixture.likelihood`, at a cost without n.
+    """As :func:`gsym.risk._fit_weights.likelihood`, at a cost without n.
 
     Products that folds share are read once for all of them.
 

@@ -21,8 +21,8 @@ from gsym.risk._fills import Combined
 from gsym.risk._folds import make_folds
 from gsym.risk._gaps import by_pattern, read_observed, read_patterns
 from gsym.risk._model import OBJECTIVES, fit_model
+from gsym.risk._shares import Weights
 from gsym.risk._terms import GroupTerm, Terms, read_terms
-from gsym.risk._weights import Weights
 
 _FEWEST = 4
 # Up to so many numbers, signals are copied, and the caller may change theirs.

@@ -12,7 +12,7 @@ from gsym.choosing import reconstruction
 from gsym.choosing.choice import Candidate
 from gsym.choosing.soft import SoftChoice
 from gsym.errors import SignalError
-from gsym.risk._weights import Weights
+from gsym.risk._shares import Weights
 from gsym.risk.learning import Crossing, Outlook
 from gsym.risk.mixture import RidgeMixture
 from gsym.risk.ridge import commutant_ridge

@@ -12,7 +12,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import gsym
 from gsym import ClusterGroup, Partition, PermutationGroup, Representation, SymmetricCovariance
-from gsym.risk._mixture import Fold, fit_weights, imputation, likelihood
+from gsym.risk._fit_weights import Fold, fit_weights, imputation, likelihood
 from gsym.risk._terms import GroupTerm, read_terms, stack
 
 MIRROR = PermutationGroup.from_cycles(5, [(0, 1), (2, 3)])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from gsym import Partition, PermutationGroup, SymmetricCovariance
-from gsym.risk import _em, _mixture
+from gsym.risk import _em, _fit_weights
 from gsym.risk._em import Completed
+from gsym.risk._fit_weights import Fold, fit_weights, imputation, lbfgs, likelihood
 from gsym.risk._gaussian import DenseGaussian
-from gsym.risk._mixture import Fold, fit_weights, imputation, lbfgs, likelihood
 
 CYCLE = PermutationGroup.from_cycles(6, [(0, 1, 2)])
 
@@ -35,7 +35,7 @@ def folds(d=6, m=3, held=12, gaps=False, seed=0):
 def test_all_patterns_at_once_are_one_by_one(held, monkeypatch):
     cases, weights = folds(held=held, gaps=True), np.array([0.3, 0.02, 1.7])
     fast = likelihood(cases)(weights)
-    monkeypatch.setattr(_mixture, "FEW", 0)
+    monkeypatch.setattr(_fit_weights, "FEW", 0)
     slow = likelihood(cases)(weights)
     assert fast.loss == pytest.approx(slow.loss, rel=1e-12)
     np.testing.assert_allclose(fast.gradient, slow.gradient, rtol=1e-10)
@@ -63,7 +63,7 @@ def expected(cases, weights):
 
 @pytest.mark.parametrize("gaps", [False, True])
 def test_curvature_is_the_average_information(gaps, monkeypatch):
-    monkeypatch.setattr(_mixture, "FEW", 0)
+    monkeypatch.setattr(_fit_weights, "FEW", 0)
     cases, weights = folds(held=5, gaps=gaps), np.array([0.3, 0.2, 0.7])
     loss = likelihood(cases)
     average = (second_derivatives(loss, weights) + expected(cases, weights)) / 2
@@ -144,9 +144,9 @@ def test_a_fit_with_gaps_is_that_of_the_slow_way(monkeypatch):
         return SymmetricCovariance(levels, objective="likelihood").fit(x, observed=seen)
 
     fast = fit()
-    monkeypatch.setattr(_mixture, "FEW", 0)
+    monkeypatch.setattr(_fit_weights, "FEW", 0)
     monkeypatch.setattr(_em, "FEW", 0)
-    monkeypatch.setattr(_mixture, "scoring", lbfgs)
+    monkeypatch.setattr(_fit_weights, "scoring", lbfgs)
     slow = fit()
     np.testing.assert_allclose(fast.covariance_, slow.covariance_, atol=2e-3)
     assert fast.loss_ <= slow.loss_ + 1e-5

@@ -20,8 +20,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 from gsym.risk._em import Completed
+from gsym.risk._fit_weights import fit_weights, imputation, likelihood
 from gsym.risk._folds import make_folds
-from gsym.risk._mixture import fit_weights, imputation, likelihood
 from gsym.risk._problem import make_fold
 from gsym.risk._terms import read_terms, stack
 from gsym_bench.simulators.freeway import simulate_freeway
