@@ -25,7 +25,7 @@ from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.folder import locked
 from gsym_bench.suite.provenance import commit
 from gsym_bench.suite.report.markdown import markdown_table, write_page
-from gsym_bench.suite.report.tables import mean_interval
+from gsym_bench.suite.report.statistics import mean_interval
 from gsym_bench.suite.study_tables import read_records, write_records
 from gsym_bench.tasks.traffic import metr_la
 

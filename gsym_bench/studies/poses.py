@@ -18,7 +18,8 @@ from gsym_bench.models.pose import PoseNet
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.draw import PALETTE, save
 from gsym_bench.suite.report.markdown import Highlight, made_with, markdown_table, write_page
-from gsym_bench.suite.report.tables import Interval, Line, Table, compare, tabulate
+from gsym_bench.suite.report.statistics import Interval
+from gsym_bench.suite.report.tables import Line, Table, compare, tabulate
 from gsym_bench.suite.results import RESULTS, read_rows
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import Predictor, Problem, Schedule

@@ -16,16 +16,8 @@ from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.draw import distinct_colors
 from gsym_bench.suite.report.markdown import BEGIN, END, Highlight, _command, _when
 from gsym_bench.suite.report.markdown import write_report as report
-from gsym_bench.suite.report.tables import (
-    against,
-    bootstrap,
-    compare,
-    holm,
-    paired_p,
-    rich_tables,
-    select,
-    tabulate,
-)
+from gsym_bench.suite.report.statistics import bootstrap, holm, paired_p
+from gsym_bench.suite.report.tables import against, compare, rich_tables, select, tabulate
 from gsym_bench.suite.results import SIGNALS, TOGETHER, Value, append_row, read_rows
 from gsym_bench.suite.run import run
 from gsym_bench.suite.task import TASKS, register

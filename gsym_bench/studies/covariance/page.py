@@ -21,7 +21,7 @@ from gsym_bench.models.fills import (
 from gsym_bench.studies.covariance.sources import CELLS, HOLE, SCATTERED, UNTUNED, Cell
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.markdown import made_with, markdown_table, write_page
-from gsym_bench.suite.report.tables import mean_interval
+from gsym_bench.suite.report.statistics import mean_interval
 from gsym_bench.suite.results import Row, read_rows
 
 ROWS, PAGE = "covariance.csv", "covariance.md"

@@ -35,7 +35,7 @@ from gsym_bench.studies.molecules.training import BASELINES, LAST
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.draw import PALETTE, save
 from gsym_bench.suite.report.markdown import made_with, markdown_table, write_page
-from gsym_bench.suite.report.tables import Interval
+from gsym_bench.suite.report.statistics import Interval
 from gsym_bench.suite.results import Row, read_rows
 
 PAGE, PICTURE = "molecules.md", "molecules.png"

@@ -21,7 +21,8 @@ from PIL import Image
 
 from gsym_bench.data import DataError, read_npz, replacing
 from gsym_bench.suite.crossover import Prediction
-from gsym_bench.suite.report.tables import Line, Table, bootstrap, select, thousands
+from gsym_bench.suite.report.statistics import bootstrap
+from gsym_bench.suite.report.tables import Line, Table, select, thousands
 from gsym_bench.suite.results import graph_path, samples_path, shown_path
 from gsym_bench.suite.task import TASKS, Split
 

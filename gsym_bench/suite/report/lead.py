@@ -9,12 +9,12 @@ from statistics import mean
 from gsym_bench.data import replacing
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.draw import load_graph
+from gsym_bench.suite.report.statistics import is_sure
 from gsym_bench.suite.report.tables import (
     MIXED,
     Line,
     Table,
     against,
-    is_sure,
     paired,
     select,
     spread,

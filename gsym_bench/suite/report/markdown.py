@@ -19,12 +19,11 @@ from gsym_bench.suite.report.draw import (
     draw_shown,
     load_graph,
 )
+from gsym_bench.suite.report.statistics import Interval, is_sure
 from gsym_bench.suite.report.tables import (
-    Interval,
     Line,
     Table,
     against,
-    is_sure,
     paired,
     select,
     spread,
