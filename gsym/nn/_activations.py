@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from importlib import import_module
 
@@ -34,6 +35,8 @@ def resolve_activation(act: object, channels: int) -> Function | None:
             f"for none; got {act!r:.80}{hint}"
         )
     _try_out(function, act, channels)
+    if isinstance(act, str) and isinstance(function, nn.Module):
+        function.is_built_by_name = True  # type: ignore[assignment]
     return function
 
 
@@ -43,9 +46,10 @@ def on_rows(act: Function | None, x: Tensor) -> Tensor:
 
 
 def reset_activation(act: Function | None) -> None:
-    """Draw the weights of an activation that has any."""
-    if isinstance(act, nn.Module) and callable(getattr(act, "reset_parameters", None)):
-        act.reset_parameters()  # type: ignore[operator]
+    """Draw the weights of an activation built by its name; a module given stays as it came."""
+    reset = getattr(act, "reset_parameters", None)
+    if getattr(act, "is_built_by_name", False) and reset is not None:
+        reset()
 
 
 def describe_activation(act: Function | None) -> object:
@@ -72,10 +76,17 @@ def _by_name(name: str) -> object:
 
 def _try_out(function: Function, act: object, channels: int) -> None:
     """Refuse what does not map rows to rows of the same shape."""
-    weight = next(function.parameters(), None) if isinstance(function, nn.Module) else None
-    rows = torch.zeros(2, channels) if weight is None else weight.new_zeros(2, channels)
+    rows = torch.zeros(2, channels)
     what = f"act must map [r, {channels}], the hidden channels, to the same shape"
     try:
+        if isinstance(function, nn.Module):
+            # A copy, so that running statistics and lazy shapes of the module stay as they are.
+            function = copy.deepcopy(function)
+            held = next(
+                (t for t in (*function.parameters(), *function.buffers()) if t.is_floating_point()),
+                rows,
+            )
+            rows = held.new_zeros(2, channels)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             found = function(rows)
     except Exception as cause:  # whatever a user's function raises

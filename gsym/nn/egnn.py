@@ -77,7 +77,8 @@ class EGNNConv(GeometricLayer):
         dim: Number of coordinates d; any if left out.
         act: The activation between linear maps, as PyG takes it: a name such as ``"gelu"``, a
             function or a module, which sees rows ``[r, hidden_channels]``. A module with weights
-            is shared by all maps, and by the layers of a stack; a name gives every layer its own.
+            is shared by all maps, and by the layers of a stack, and keeps the values that it has; a
+            name gives every layer its own, which ``reset_parameters`` draws.
             It has to treat all channels alike where the group moves ``hidden``.
         update_pos: Whether nodes move. ``False`` returns ``pos`` as it came and leaves out
             :math:`\phi_x`, its weights and options; features see distances as ever.
@@ -116,6 +117,7 @@ class EGNNConv(GeometricLayer):
         :func:`gsym.kernels.edge_mlp_sum`, which stores nothing per edge and hidden channel, or on
         the CPU with projections and update through one operator, which stores what fits in 4 MiB.
         Kernels have SiLU alone: another activation stores a few ``[e, h]``, as plain PyTorch does.
+        With ``update_pos=False`` the parts of a step run one by one.
         The graph is prepared as in :class:`GNetConv`: once, and before
         ``torch.compile(fullgraph=True)``.
 

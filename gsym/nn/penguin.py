@@ -73,8 +73,8 @@ class PenguinConv(ScoredLayer):
         clamp: See there.
         extra_vectors: See there.
         learn_axis: See there.
-        act: As in :class:`EGNNConv`, for both branches and the Estimator; by a name each has its
-            own.
+        act: As in :class:`EGNNConv`, for both branches and the Estimator. By a name the equivariant
+            branch has its own; the other branch and the Estimator share one.
 
     Shapes:
         - input: as :class:`EGNNConv`

@@ -86,8 +86,15 @@ class Completed:
         if len(mean) <= FEW:
             B, left = gaussian.regressions(patterns)
             known = np.where(self.seen, self.filled - mean, 0.0)
-            guess = mean + (known[:, None] @ B[which])[:, 0]
-            filled = np.where(self.seen, self.filled, guess)
+            # Coefficients are copied for each signal only where most have a pattern of their own.
+            if len(patterns) * 4 > len(known):
+                guess = (known[:, None] @ B[which])[:, 0]
+            else:
+                guess = np.empty_like(known)
+                for k in range(len(patterns)):
+                    rows = which == k
+                    guess[rows] = known[rows] @ B[k]
+            filled = np.where(self.seen, self.filled, mean + guess)
             return Completed(filled, self.seen, Uncertain(which, patterns, left))
         filled, each = self.filled.copy(), []
         for k, pattern in enumerate(patterns):

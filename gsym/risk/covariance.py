@@ -52,13 +52,13 @@ class SymmetricCovariance(BaseEstimator):
     as of patches from anywhere in a photograph, take that mean off before the fit.
 
     **Intervals.** Nodes differ in how far variances are off: of those that hardly move, the ridge
-    makes most of it. So with objectives other than likelihood, variances of what is filled are
-    multiplied by factors, one for each coordinate, or for all that every level exchanges: means of
-    squared standardised errors of held-out signals, drawn towards each other as far as they differ
-    by chance. Then 90 % intervals of normal signals hold 88 to 92 % of all hidden entries, and of a
-    single node, where some move 1000 times as far as others, 77 to 96 % with 25 signals and 85 to
-    92 % with 200. That is for signals like those of the fit: another person or another week is
-    more than they tell.
+    makes most of it. So with objectives other than likelihood, where 8 signals at least are whole
+    and coordinates are 4096 at most, variances of what is filled are multiplied by factors, one for
+    each coordinate, or for all that every level exchanges: means of squared standardised errors of
+    held-out signals, drawn towards each other as far as they differ by chance. Then 90 % intervals
+    of normal signals hold 88 to 92 % of all hidden entries, and of a single node, where some move
+    1000 times as far as others, 77 to 96 % with 25 signals and 85 to 92 % with 200. That is for
+    signals like those of the fit: another person or another week is more than they tell.
 
     Follows scikit-learn's covariance estimators. Samples are signals on n nodes, ``[s, n]`` or
     with channels ``[s, n, c]``; covariances are of the ``n c`` coordinates, channels innermost.
@@ -287,7 +287,8 @@ class SymmetricCovariance(BaseEstimator):
 
         Returns:
             Both shaped as X. What is observed is returned as it came, with variance 0. Of others,
-            mean ± 1.645 roots of the variance hold 90 % in signals like those of the fit.
+            mean ± 1.645 roots of the variance hold 90 % in signals like those of the fit, where
+            variances are corrected (see "Intervals").
 
         Raises:
             SignalError: A mask of another shape, a signal of which nothing is observed, NaN among

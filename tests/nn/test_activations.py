@@ -123,10 +123,17 @@ def test_a_module_is_shared_by_all_layers_and_a_name_is_not():
     assert slopes(EGNN(2, 2, H, 3, act="prelu")) == 3
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert slopes(twin) == 1 and twin.convs[0].edges.act is twin.convs[2].update.act
+
+
+def test_a_module_keeps_its_values_and_a_name_is_drawn_anew():
+    given, named = nn.PReLU(init=0.1), EGNN(2, 2, H, 2, act="prelu")
     with torch.no_grad():
         given.weight.fill_(7)
-    net.reset_parameters()
-    assert float(given.weight.detach()) == pytest.approx(0.1)
+        named.convs[1].edges.act.weight.fill_(7)
+    EGNN(2, 2, H, 2, act=given).reset_parameters()
+    named.reset_parameters()
+    assert float(given.weight.detach()) == 7
+    assert float(named.convs[1].edges.act.weight.detach()) == 0.25
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -266,6 +273,12 @@ def test_what_treats_exchanged_channels_apart_is_refused(cls):
 def test_activations_that_are_none(cls, act, error, message):
     with pytest.raises(error, match=message):
         cls(2, 2, 8, act=act)
+
+
+def test_running_statistics_do_not_see_the_trial():
+    norm = nn.BatchNorm1d(8)
+    EGNN(2, 2, 8, 2, act=nn.Sequential(norm, nn.ReLU()))
+    assert norm.num_batches_tracked == 0 and torch.equal(norm.running_var, torch.ones(8))
 
 
 def test_an_activation_is_tried_without_a_trace():

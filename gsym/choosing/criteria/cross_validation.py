@@ -68,8 +68,13 @@ def _cross_validate(
     block, blocks = left_out.block, len(left_out)
     owner = np.arange(len(x)) // block
     if blocks < folds:
-        of = "signals" if block == 1 else f"blocks of {block} signals"
-        raise SignalError(f"{folds} folds need at least as many {of}; got {blocks}")
+        if block == 1:
+            raise SignalError(f"{folds} folds need at least as many signals; got {blocks}")
+        raise SignalError(
+            f"{folds} folds need at least as many blocks of {block} signals, which are left out "
+            f"together (block=, found in the signals where it is 'auto'); got {blocks}; take "
+            "fewer folds or a smaller block"
+        )
     runs = _scorer(score)
     if left_out.gap:
         # Runs of blocks lose a gap at their two ends only.
