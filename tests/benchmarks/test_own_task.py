@@ -54,7 +54,7 @@ def test_the_task_of_the_page_runs_as_printed(folder, capsys):
     main(["report"])
     page = (folder / "results" / "report.md").read_text()
     (again,) = set(re.findall(r"Made with `gsym-bench (.*)`\.", page))
-    assert again == "run rooms --task my_task.py --profile quick --seeds 3"
+    assert again == "run rooms --task my_task.py --profile quick --seeds 5"
     forget(folder / "my_task.py")
     main([*shlex.split(again), "--device", "cpu"])
     assert read_rows(folder / "results") == rows
