@@ -130,7 +130,7 @@ def run_trial(truth: str, inputs: str, signals: int, seed: int, commit: str) -> 
     levels = chain(twin.partition, rng)
     x, y = twin.sample(signals)
     start = time.process_time()
-    choice = choose_group(levels, x, y)
+    choice = choose_group(levels, x, y, block=1)
     seconds = time.process_time() - start
     x_test, y_test = twin.sample(TEST_SIGNALS)
 
@@ -218,7 +218,7 @@ def run_real(task: str, data: Path, profile: str, seed: int, commit: str) -> lis
         targets = torch.where(mask, targets, targets[mask].mean())
     x, y = (_nodes_first(v, n) for v in (problem.train.inputs, targets))
     start = time.process_time()
-    choice = choose_group(groups, x, y, swaps=None)
+    choice = choose_group(groups, x, y, swaps=None, block=1)
     seconds = time.process_time() - start
     return [
         Real(
