@@ -19,8 +19,8 @@ from gsym.risk._terms import _chain_counts, read_terms, ward_chain
 OURS, LIKELIHOOD = "SymmetricCovariance", "its likelihood alone"
 TAUGHT, CHAINED = "SymmetricCovariance, transductive", "IterativeImputer, both"
 LEDOIT_WOLF, TWO_LEVEL, HARD = "Ledoit-Wolf", "two-level, kernel", "best hard group"
-COVERAGE = "coverage of 90 % intervals"
-
+# Of intervals with a factor for each coordinate; rows of others have another name.
+COVERAGE = "coverage of calibrated 90 % intervals"
 
 Filler = Callable[[NDArray, NDArray], tuple[NDArray, NDArray | None]]
 """From signals ``[h, n, c]`` and what is seen of them ``[h, n]`` to the signals filled and, where
