@@ -114,8 +114,8 @@ for axes, frame in zip(plots, range(4), strict=True):
 plt.show()
 
 # %%
-# Is it as sure as it says? Two deviations hold 95 % of a Gaussian. Walking is none, and what a few
-# walkers tell of the covariance is uncertain itself, which deviations leave out: expect fewer.
+# Is it as sure as it says? Two deviations hold 95 % of a Gaussian. Walking is none, and other
+# walkers move in other ways than those of the fit: expect a few per cent less.
 
 inside = (np.abs(mean - rest) < 2 * deviation)[:, lost].mean()
 print(f"{inside:.1%} of the lost coordinates lie within two deviations")

@@ -148,7 +148,7 @@ class Profile:
                     level, self.modules.index(lost), "o", markerfacecolor="white", color="black"
                 )
         bar = ax.figure.colorbar(image, ax=ax)
-        bar.set_label("relative error, power of ten; circles: lost here")
+        bar.set_label("relative error, power of ten\n(circles: lost here)")
         return ax
 
 

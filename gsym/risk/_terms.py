@@ -289,7 +289,8 @@ def _name(group: PermutationGroup, rep: Representation | None) -> str:
             k, n = group.partition.num_clusters, group.num_nodes
             return ("trivial" if k == n else f"S_{n}" if k == 1 else f"{k} clusters") + signs
         return f"{group.partition.num_clusters} clusters, swaps{signs}"
-    return f"group of {group.num_generators} generators{signs}"
+    number = group.num_generators
+    return f"group of {number} generator{'s' if number != 1 else ''}{signs}"
 
 
 def _check_channels(made: Sequence[GroupTerm], channels: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -220,11 +221,11 @@ def draw_graph(out: Path, table: Table, graph: dict[str, NDArray]) -> str:
     aspect = float(np.clip(tall / max(width, 1e-9), 0.25, 1.3))
     figure = Figure(figsize=(2.9 * columns, (2.9 * aspect + 0.6) * height + 0.3))
     figure.set_layout_engine("constrained")
-    figure.suptitle(
+    words = (
         "Candidate groups: one colour per cluster, whose nodes are exchanged at will; arcs of one "
-        "colour are one exchange of clusters as a whole",
-        fontsize=9,
+        "colour are one exchange of clusters as a whole"
     )
+    figure.suptitle(textwrap.fill(words, 40 * columns), fontsize=9)
     size = float(np.clip(2500 * aspect / len(positions), 3, 60))
     for number, (title, clusters, moves) in enumerate(panels):
         axes = figure.add_subplot(height, columns, number + 1)
