@@ -107,14 +107,23 @@ for line in table:
 print(next(line for line in text.splitlines() if line.startswith("Validation selects")))
 
 # %%
-# The report has pictures, too: the error of every group, and the groups on the graph.
+# The report has pictures, too. This is the error of every group:
 
-for picture in sorted(out.glob("*.png")):
+
+def show(picture):
     shown = plt.imread(picture)
     figure = plt.figure(figsize=(7, 7 * shown.shape[0] / shown.shape[1]))
     axes = figure.add_axes([0, 0, 1, 1])
     axes.imshow(shown)
     axes.axis("off")
     plt.show()
+
+
+show(next(out.glob("*_error.png")))
+
+# %%
+# And these are the groups, on the graph:
+
+show(next(out.glob("*_graph.png")))
 
 assert "Validation selects **floors**" in text
