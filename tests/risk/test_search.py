@@ -118,11 +118,13 @@ def test_of_imputation_too():
     assert fast.steps < 60
 
 
-def test_completion_of_all_patterns_at_once(monkeypatch):
+@pytest.mark.parametrize("alike", [1, 6], ids=["each its own pattern", "few patterns"])
+def test_completion_of_all_patterns_at_once(alike, monkeypatch):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((20, 6)) @ rng.standard_normal((6, 6))
-    seen = rng.uniform(size=x.shape) > 0.4
+    x = rng.standard_normal((20 * alike, 6)) @ rng.standard_normal((6, 6))
+    seen = rng.uniform(size=(20, 6)) > 0.4
     seen[:, 0] |= ~seen.any(1)
+    seen = np.tile(seen, (alike, 1))
     data, gaussian = Completed(x, seen), DenseGaussian(np.cov(x.T))
     fast = data.expected(x.mean(0), gaussian)
     monkeypatch.setattr(_em, "FEW", 0)
