@@ -109,7 +109,7 @@ def run(
         out: Folder of results.
     """
     from gsym_bench.suite import run as running
-    from gsym_bench.suite.forecast import share_cores
+    from gsym_bench.suite.cores import share_cores
     from gsym_bench.suite.processes import leads
     from gsym_bench.suite.report.markdown import write_report
     from gsym_bench.suite.report.tables import rich_tables
@@ -376,7 +376,7 @@ def motion(
         workers: Processes that run cells; by default one per core, with one thread each.
     """
     from gsym_bench.studies import bodies
-    from gsym_bench.suite.forecast import share_cores
+    from gsym_bench.suite.cores import share_cores
 
     workers = share_cores(workers)
     page = bodies.main(out, profile, _folder(data), seeds, Console(), workers)
@@ -521,7 +521,7 @@ def poses(
         workers: Processes that run cells; by default one per core, with one thread each.
     """
     from gsym_bench.studies import poses as study
-    from gsym_bench.suite.forecast import share_cores
+    from gsym_bench.suite.cores import share_cores
 
     workers, counts = share_cores(workers), counts or tuple(study.STEPS)
     page = study.main(out, _folder(data), counts, seeds, Console(), workers)

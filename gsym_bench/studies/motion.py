@@ -6,12 +6,13 @@ much Euclidean symmetry of the coordinates a network has.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,26 @@ class Setting:
     probe: Callable[[nn.Module, Part, Tensor], Mapping[str, float]]
     dataset: str = "simulated"
     source: str = "embedded"
+
+
+class Drawn:
+    """The parts of a seed, drawn when they are first asked for, in each process by itself.
+
+    Jobs that share them follow each other, so that a process keeps the last ones only.
+
+    Args:
+        load: Draws training, validation and test part.
+    """
+
+    _last: ClassVar[tuple[str, tuple[Part, Part, Part]] | None] = None
+
+    def __init__(self, load: Callable[[], tuple[Part, Part, Part]]) -> None:
+        self._load, self._token = load, uuid.uuid4().hex
+
+    def __call__(self) -> tuple[Part, Part, Part]:
+        if Drawn._last is None or Drawn._last[0] != self._token:
+            Drawn._last = self._token, self._load()
+        return Drawn._last[1]
 
 
 def error(net: nn.Module, part: Part, edge_index: Tensor) -> Tensor:
@@ -179,7 +200,7 @@ def jobs(settings: Sequence[Setting], profile: str, seeds: int) -> Iterator[Job]
     """Every model of every setting on every seed; those of a seed share its data."""
     for seed in range(seeds):
         for setting in settings:
-            load = cache(partial(setting.load, seed))
+            load = Drawn(partial(setting.load, seed))
             for title in setting.models:
                 yield _job(setting, title, profile, seed, load)
 
@@ -189,7 +210,7 @@ def _job(
     title: str,
     profile: str,
     seed: int,
-    load: Callable[[], tuple[Part, Part, Part]],
+    load: Drawn,
 ) -> Job:
     model = setting.models[title]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 
 from gsym_bench.data import replacing
+from gsym_bench.suite.cores import use_threads
 from gsym_bench.suite.engine import Job
 from gsym_bench.suite.forecast import KIND, Kind, kind_of, work
 from gsym_bench.suite.loaded import Loaded
@@ -131,7 +131,7 @@ def write_costs(path: Path, found: Sequence[tuple[Kind, float]]) -> None:
 
 def main(found: Costs, path: Path, console: Console) -> None:
     """Measure, tell and write."""
-    torch.set_num_threads(1)
+    use_threads(1)
     work()
     for kind, seconds in found:
         # As speed changes with what else the machine does, each cell has a measure of its own.

@@ -16,8 +16,8 @@ from typing import Any
 
 import cloudpickle
 import psutil
-import torch
 
+from gsym_bench.suite.cores import use_threads
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.memory import keep_freed_memory
 from gsym_bench.suite.results import Row
@@ -179,7 +179,7 @@ def pack(worker: Worker, unit: Unit) -> bytes:
 def work(packed: bytes) -> list[Row]:
     """Run a unit in the process that was sent it."""
     worker, unit = cloudpickle.loads(packed)
-    torch.set_num_threads(worker.threads)
+    use_threads(worker.threads)
     return worker.run(unit)
 
 

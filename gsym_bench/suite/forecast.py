@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
-import os
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
@@ -14,8 +13,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import psutil
 import torch
+
+from gsym_bench.suite.cores import use_threads
 
 TABLE = Path(__file__).with_name("costs.csv")
 KIND = ("task", "dataset", "profile", "model", "group")
@@ -26,8 +26,6 @@ LEAST, MOST = 0.8, 1.3
 # Share of a run until whose end the measured speed counts for as much as what was seen of cells.
 _TRUSTED = 0.1
 _REPEATS = 3
-# Bytes that the largest net needs while it is trained, with all that its process has loaded.
-_LARGEST_CELL = 3 * 2**30
 
 Kind = tuple[str, ...]
 
@@ -87,7 +85,7 @@ def seconds_of_work(workers: int, threads: int) -> float | None:
 
 
 def _tell(pipe: Any, threads: int) -> None:
-    torch.set_num_threads(threads)
+    use_threads(threads)
     pipe.send(_timed())
 
 
@@ -98,30 +96,6 @@ def _timed() -> float:
     for _ in range(_REPEATS):
         work()
     return (time.perf_counter() - start) / _REPEATS
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    process = psutil.Process()
-    cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count()
-    return cores or 1
-
-
-def share_cores(workers: int | None) -> int:
-    """Set the threads of this process and of its workers; say how many workers there are.
-
-    Cells are small, so that a second thread helps a cell less than a second cell helps a run: by
-    default every core has a worker of one thread, as far as memory goes. With a number of workers
-    they share the cores. ``OMP_NUM_THREADS`` comes first: it says how many threads a worker has.
-    """
-    cores = usable_cores()
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if not threads.isdecimal() or not int(threads):
-        torch.set_num_threads(1 if workers is None else max(1, cores // max(1, workers)))
-    if workers is not None:
-        return workers
-    most = psutil.virtual_memory().available // _LARGEST_CELL
-    return int(max(1, min(cores // torch.get_num_threads(), most)))
 
 
 @dataclass

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from gsym_bench.simulators.gait import JOINT_NAMES
 from gsym_bench.studies import bodies
+from gsym_bench.studies.motion import run
 from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.results import read_rows
 
@@ -74,3 +75,24 @@ def test_rows_make_a_page(tmp_path, monkeypatch):
     alphas = [penguin.value("test", f"{bodies.ALPHA}{name}") for name in JOINT_NAMES]
     assert all(0 <= alpha <= 1 for alpha in alphas)
     assert (tmp_path / bodies.PICTURE).exists()
+
+
+def test_workers_find_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setitem(bodies.SIZES, "quick", bodies.Size((20, 10, 10), 1))
+    found = []
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        settings = bodies.settings("quick", None)[-2:]
+        run(
+            settings,
+            out=out,
+            name="rows.csv",
+            profile="quick",
+            seeds=2,
+            console=None,
+            workers=workers,
+        )
+        rows = read_rows(out, "rows.csv")
+        assert len(rows) == 20 and {row.status for row in rows} == {"ok"}
+        found.append({row.key: row.values for row in rows})
+    assert found[0] == found[1]

@@ -8,10 +8,12 @@ import math
 import psutil
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from toy_task import ToyTask
 
-from gsym_bench.suite import costing, forecast
-from gsym_bench.suite.forecast import LEAST, MOST, Forecast, in_words, kind_of, share_cores
+from gsym_bench.suite import cores, costing, forecast
+from gsym_bench.suite.cores import share_cores, use_threads
+from gsym_bench.suite.forecast import LEAST, MOST, Forecast, in_words, kind_of
 from gsym_bench.suite.loaded import Loaded
 from gsym_bench.suite.run import Cells, run
 from gsym_bench.suite.task import Schedule
@@ -72,17 +74,25 @@ def test_a_span_is_told_in_minutes():
     [(None, "", 6, 1), (None, "2", 3, 2), (2, "", 2, 3), (2, "1", 2, 1), (9, "", 9, 1)],
 )
 def test_workers_share_the_cores(monkeypatch, asked, variable, workers, threads):
-    monkeypatch.setattr(forecast, "usable_cores", lambda: 6)
-    monkeypatch.setattr(forecast, "_LARGEST_CELL", 1)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 6)
+    monkeypatch.setattr(cores, "_LARGEST_CELL", 1)
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
     torch.set_num_threads(int(variable or 5))
     assert share_cores(asked) == workers
     assert torch.get_num_threads() == threads
 
 
+def test_threads_are_those_of_every_library():
+    """BLAS pools have a thread for each core of their own, which workers would all wait for."""
+    use_threads(2)
+    use_threads(1)
+    assert torch.get_num_threads() == 1
+    assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+
+
 def test_memory_bounds_the_workers(monkeypatch):
-    monkeypatch.setattr(forecast, "usable_cores", lambda: 6)
-    monkeypatch.setattr(forecast, "_LARGEST_CELL", psutil.virtual_memory().total)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 6)
+    monkeypatch.setattr(cores, "_LARGEST_CELL", psutil.virtual_memory().total)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert share_cores(None) == 1
 
