@@ -149,7 +149,9 @@ class Engine:
         cells = []
         for job in planned:
             place = _place(job.columns, job.facts)
-            same = {"fingerprint": job.columns.get("fingerprint", ""), **now}
+            # What has no checksum is run again for no other reason than its place.
+            known = bool(job.columns.get("checksum"))
+            same = {"fingerprint": job.columns.get("fingerprint", ""), **now} if known else {}
             row = rows.get(place)
             if row is None or any(getattr(row, name) != value for name, value in same.items()):
                 cells.append((place, job.columns))

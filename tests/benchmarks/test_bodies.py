@@ -77,6 +77,16 @@ def test_rows_make_a_page(tmp_path, monkeypatch):
     assert (tmp_path / bodies.PICTURE).exists()
 
 
+def test_other_threads_announce_no_cells(tmp_path, monkeypatch, capsys):
+    """The rows of these cells are found by settings alone."""
+    monkeypatch.setitem(bodies.SIZES, "quick", bodies.Size((20, 10, 10), 1))
+    settings = bodies.settings("quick", None)[:1]
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        run(settings, out=tmp_path, name="rows.csv", profile="quick", seeds=1, console=None)
+    assert capsys.readouterr().out.count("cells to run") == 1
+
+
 def test_workers_find_the_same_rows(tmp_path, monkeypatch):
     monkeypatch.setitem(bodies.SIZES, "quick", bodies.Size((20, 10, 10), 1))
     found = []

@@ -97,7 +97,9 @@ def test_bad_number_of_trials(tmp_path):
 
 
 def test_rows_with_commas_are_read_as_written(tmp_path):
-    rows = [Real("skeleton", "d", "p", 0, "mirror S_2, reflected", 0.1, 0.0, 0.0, 1, 0.5, "abc")]
+    rows = [
+        Real("skeleton", "d", "p", 0, "1f", "mirror S_2, reflected", 0.1, 0.0, 0.0, 1, 0.5, "abc")
+    ]
     write_records(tmp_path / "rows.csv", Real, rows, 6)
     assert read_records(tmp_path / "rows.csv", Real) == rows
 
@@ -115,14 +117,20 @@ def test_a_choice_stands_beside_one_model_and_one_number_of_signals(tmp_path):
     found = [Recovery("linear", "isotropic", 60, 4, 0, 0.9, 0.95, 0.0, 0.0, 0.0, "abc")]
     write_records(tmp_path / page.PARTITIONS, Recovery, found)
     groups = {"trivial": 2.0, "(S_2)^2": 1.0, "S_4": 4.0}
+    drawn = make_row().checksum
     write_records(
         tmp_path / page.REAL,
         Real,
         [
-            Real("toy", "noise", "quick", 0, g, 0.1, 0.0, 0.0, int(g == "(S_2)^2"), 0.5, "abc")
+            Real(
+                "toy", "noise", "quick", 0, drawn, g, 0.1, 0.0, 0.0, int(g == "(S_2)^2"), 0.5, "abc"
+            )
             for g in groups
         ]
-        + [Real("toy", "noise", "quick", 1, g, 0.1, 0.0, 0.0, 0, 99.0, "abc") for g in groups],
+        + [
+            Real("toy", "noise", "quick", 1, drawn, g, 0.1, 0.0, 0.0, 0, 99.0, "abc")
+            for g in groups
+        ],
         6,
     )
     fact = Value("train", SIGNALS, "1", 25)
@@ -144,3 +152,16 @@ def test_a_choice_stands_beside_one_model_and_one_number_of_signals(tmp_path):
     assert "chosen group: 1, on average 0.0% above" in plain
     assert "16.67% of the time" in plain and "chosen group: 8, on average 60.0% above" in filled
     assert "published" not in text and "matched" not in text
+
+
+def test_a_choice_on_other_draws_stands_beside_nothing(tmp_path):
+    write_records(tmp_path / page.LEVELS, Trial, rows(4))
+    groups = ("trivial", "S_4")
+    for group in groups:
+        append_row(tmp_path, make_row(key=group, group=group))
+    for drawn in (make_row().checksum, "f00d"):
+        real = [
+            Real("toy", "noise", "quick", 0, drawn, g, 0.1, 0.0, 0.0, 1, 0.5, "c") for g in groups
+        ]
+        write_records(tmp_path / page.REAL, Real, real, 6)
+        assert ("### toy" in page.report(tmp_path).read_text()) == (drawn != "f00d")

@@ -58,6 +58,13 @@ def test_no_win_that_may_be_chance():
     assert said(*made)[0].endswith("on none of the tasks below.**")
 
 
+def test_a_published_protocol_is_no_headline():
+    published = [change(r, profile="paper", key=f"p{r.key}") for r in rows(0.5, 8.0)]
+    win, _ = said(*published, *rows(2.0, 8.0))
+    assert "20.0% less" in win and "(S_2)^2; with no symmetry" in win
+    assert said(*published)[0].endswith("on none of the tasks below.**")
+
+
 def test_a_mixture_is_not_called_a_group():
     made = [change(r, group="mixture") if r.group == "(S_2)^2" else r for r in rows(2.0, 8.0)]
     win, _ = said(*(change(r, group_order_log=0.0) if r.group == "mixture" else r for r in made))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,10 +196,21 @@ def _real_lines(out: Path) -> list[str]:
         own = [r for r in rows if (r.task, r.dataset, r.profile) == (task, dataset, profile)]
         for table in tables:
             if (table.task, table.dataset, table.profile) == (task, dataset, profile):
-                for model in dict.fromkeys(line.model for line in table.candidates):
-                    trained = [line for line in table.candidates if line.model == model]
+                same = _of_same_data(own, table.candidates)
+                for model in dict.fromkeys(line.model for line in same):
+                    trained = [line for line in same if line.model == model]
                     lines += _beside_training(own, trained)
     return lines
+
+
+def _of_same_data(own: Sequence[Real], lines: Sequence[Line]) -> list[Line]:
+    """What was trained on the very draws that a choice was made on."""
+    drawn = {row.seed: row.checksum for row in own}
+    kept = (
+        replace(line, rows=tuple(r for r in line.rows if r.checksum == drawn.get(r.seed)))
+        for line in lines
+    )
+    return [line for line in kept if line.rows]
 
 
 def _beside_training(own: Sequence[Real], trained: Sequence[Line]) -> list[str]:

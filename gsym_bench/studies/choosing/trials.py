@@ -19,6 +19,7 @@ from gsym.choosing.choose import choose_group
 from gsym.coarsening import coarsen
 from gsym.risk.ridge import commutant_ridge
 from gsym_bench.studies.choosing.twins import INPUTS, TRUTHS, Twin, chain
+from gsym_bench.suite.loaded import Loaded
 from gsym_bench.tasks import TASKS
 
 NODES = (24, 200)
@@ -97,6 +98,7 @@ class Real:
     """One candidate of one seed of a benchmark task, chosen from its training data.
 
     Attributes:
+        checksum: Of the data, as rows of the suite have it.
         group: Name of the group in the suite.
         score: Left-out squared error, in squared units of the targets.
         gap: Score less that of the best.
@@ -109,6 +111,7 @@ class Real:
     dataset: str
     profile: str
     seed: int
+    checksum: str
     group: str
     score: float
     gap: float
@@ -204,9 +207,10 @@ def run_recovery(
     )
 
 
-def run_real(task: str, data: Path, profile: str, seed: int, commit: str) -> list[Real]:
+def run_real(task: str, data: Path | None, profile: str, seed: int, commit: str) -> list[Real]:
     """Choose among the groups of a task from its training split alone."""
-    problem = TASKS[task].load(data, profile, seed)
+    loaded = Loaded(TASKS[task], data, profile, seed)
+    problem = loaded.problem
     # A group that comes again with other representations is one candidate: only nodes move here.
     by_group = {group: name for name, group in reversed(list(problem.groups.items()))}
     groups = list(dict.fromkeys(problem.groups.values()))
@@ -226,6 +230,7 @@ def run_real(task: str, data: Path, profile: str, seed: int, commit: str) -> lis
             dataset=problem.dataset,
             profile=profile,
             seed=seed,
+            checksum=loaded.checksum,
             group=by_group[c.group],
             score=c.score,
             gap=c.gap,
