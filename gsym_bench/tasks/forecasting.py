@@ -153,6 +153,13 @@ class Forecast(Task):
         """Names of the levels of the soft chain."""
         return [name for name in problem.groups if name != SOFT and "directions" not in name]
 
+    def told(self, profile: str) -> str:
+        return (
+            "Nets see the last readings of a node and, where they are known, the time of day and "
+            "the day of the week, but no other node; the last value knows no time, and the time "
+            "of day no readings."
+        )
+
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:
         return _mean((prediction - batch.targets).abs(), batch.mask)
 
@@ -234,6 +241,9 @@ class TrafficHour(Forecast):
             "standard": Budget(32, 4096, 8, 6, 64),
             "paper": Budget(32, None, 4, 30, 64),
         }[profile]
+
+    def told(self, profile: str) -> str:
+        return f"{super().told(profile)} What is quoted learned from all training windows."
 
     def published(self, dataset: str) -> Mapping[str, Mapping[str, float]]:
         if dataset != "metr-la":

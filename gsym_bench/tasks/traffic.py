@@ -127,6 +127,13 @@ class Traffic(Task):
         forecaster = DiffusionForecaster(2, hidden_channels, HORIZON, tied, supports)
         return _InMph(forecaster, problem.extra["mean"], problem.extra["std"])
 
+    def told(self, profile: str) -> str:
+        return (
+            "Nets and ridge see the last three speeds at every detector, their graph and the time "
+            "of day, and ridge also which speeds are missing; the last value knows no time, and "
+            "the time of day no speeds."
+        )
+
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:
         return _masked_mean((prediction - batch.targets).abs(), batch.mask)
 
