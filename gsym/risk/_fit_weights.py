@@ -199,7 +199,9 @@ def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
                 R = errors[:, u] - errors[:, o] @ across
                 value += float((R**2).sum())
                 B[:, o], B[:, u] = R @ across.T, -R
-                moved = (fold.terms.reshape(-1, len(Sigma)) @ A.T).reshape(m, len(Sigma), -1)
+                # Only squares of A are asked for: as many rows as coordinates have the same ones.
+                few = A if len(A) <= len(Sigma) else np.linalg.qr(A, mode="r")
+                moved = (fold.terms.reshape(-1, len(Sigma)) @ few.T).reshape(m, len(Sigma), -1)
                 change = (across.T @ moved[:, o] - moved[:, u]).reshape(m, -1)
                 curvature += change @ change.T
             rows = left.reshape(-1, len(Sigma)), right.reshape(-1, len(Sigma))

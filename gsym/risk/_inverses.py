@@ -48,9 +48,13 @@ def padded_inverses(Sigma: NDArray, seen: NDArray) -> tuple[NDArray, NDArray]:
     try:
         L = np.linalg.cholesky(padded)
     except np.linalg.LinAlgError:
-        found = [inverse_and_log_det(each) for each in padded]
-        inverse = np.stack([each for each, _ in found])
-        return np.where(pair, inverse, 0.0), np.array([log_det for _, log_det in found])
+        # Without the padding, whose scale is not theirs.
+        inverse, log_det = np.zeros_like(padded), np.zeros(len(padded))
+        for p, own in enumerate(seen):
+            if own.any():
+                o = np.ix_(own, own)
+                inverse[p][o], log_det[p] = inverse_and_log_det(padded[p][o])
+        return inverse, log_det
     half = np.linalg.inv(L)
     log_det = 2 * np.log(np.diagonal(L, axis1=1, axis2=2)).sum(1)
     return np.where(pair, half.transpose(0, 2, 1) @ half, 0.0), log_det

@@ -8,6 +8,7 @@ from gsym.risk import _em, _fit_weights
 from gsym.risk._em import Completed
 from gsym.risk._fit_weights import Fold, fit_weights, imputation, lbfgs, likelihood
 from gsym.risk._gaussian import DenseGaussian
+from gsym.risk._inverses import inverse_and_log_det, padded_inverses
 
 CYCLE = PermutationGroup.from_cycles(6, [(0, 1, 2)])
 
@@ -41,6 +42,19 @@ def test_all_patterns_at_once_are_one_by_one(held, monkeypatch):
     np.testing.assert_allclose(fast.gradient, slow.gradient, rtol=1e-10)
     # The one takes squares that are expected, the other mixes them with those that are seen.
     assert fast.curvature.shape == slow.curvature.shape == (3, 3)
+
+
+def test_singular_patterns_are_inverted_on_their_own_scale():
+    """What hides the others must not decide how much is added to a singular covariance."""
+    Sigma = np.full((4, 4), 1e-8) + np.diag([0.0, 0.0, 1e-8, 1e-8])
+    seen = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=bool)
+    found, log_det = padded_inverses(Sigma, seen)
+    assert not found[2].any() and log_det[2] == 0
+    for p in (0, 1, 3):
+        o = np.ix_(seen[p], seen[p])
+        inverse, own = inverse_and_log_det(Sigma[o])
+        np.testing.assert_allclose(found[p][o], inverse, rtol=1e-9)
+        assert log_det[p] == pytest.approx(own) and np.count_nonzero(found[p]) <= inverse.size
 
 
 def second_derivatives(loss, weights):
@@ -77,8 +91,9 @@ def test_curvature_of_many_signals_is_expected(monkeypatch):
         np.testing.assert_allclose(found, expected(cases, weights), rtol=1e-9)
 
 
-def test_curvature_of_imputation_is_that_of_gauss_and_newton():
-    cases, weights = folds(), np.array([0.3, 0.2, 0.7])
+@pytest.mark.parametrize("held", [3, 12])
+def test_curvature_of_imputation_is_that_of_gauss_and_newton(held):
+    cases, weights = folds(held=held), np.array([0.3, 0.2, 0.7])
     patterns = [np.arange(6) % 3 > 0, np.arange(6) < 2]
 
     def gaps(weights):
