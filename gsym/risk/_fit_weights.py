@@ -200,7 +200,7 @@ def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
                 value += float((R**2).sum())
                 B[:, o], B[:, u] = R @ across.T, -R
                 # Only squares of A are asked for: as many rows as coordinates have the same ones.
-                few = A if len(A) <= len(Sigma) else np.linalg.qr(A, mode="r")
+                few = A if len(A) <= len(Sigma) else np.linalg.qr(A).R
                 moved = (fold.terms.reshape(-1, len(Sigma)) @ few.T).reshape(m, len(Sigma), -1)
                 change = (across.T @ moved[:, o] - moved[:, u]).reshape(m, -1)
                 curvature += change @ change.T
