@@ -159,6 +159,11 @@ def _of_many_patterns(folds: Sequence[Fold], entries: int) -> Loss:
     return loss
 
 
+def _factor(A: NDArray) -> NDArray:
+    """As many rows as columns, with the same squares and products of columns."""
+    return np.asarray(np.linalg.qr(A, mode="r"))
+
+
 def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
     """Squared error of the conditional mean of hidden entries, over their squares.
 
@@ -200,7 +205,7 @@ def imputation(folds: Sequence[Fold], patterns: Sequence[NDArray]) -> Loss:
                 value += float((R**2).sum())
                 B[:, o], B[:, u] = R @ across.T, -R
                 # Only squares of A are asked for: as many rows as coordinates have the same ones.
-                few = A if len(A) <= len(Sigma) else np.linalg.qr(A).R
+                few = A if len(A) <= len(Sigma) else _factor(A)
                 moved = (fold.terms.reshape(-1, len(Sigma)) @ few.T).reshape(m, len(Sigma), -1)
                 change = (across.T @ moved[:, o] - moved[:, u]).reshape(m, -1)
                 curvature += change @ change.T

@@ -14,7 +14,7 @@ _LARGEST_CELL = 3 * 2**30
 
 
 def use_threads(number: int) -> None:
-    """Give torch and every BLAS of this process so many threads.
+    """Give torch and every BLAS that this process has loaded so many threads.
 
     NumPy and SciPy bring pools of their own, of one thread per core. Workers that each wait for
     threads on every core take many times as long as with one thread each.
@@ -39,7 +39,9 @@ def share_cores(workers: int | None) -> int:
     """
     cores = usable_cores()
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if not threads.isdecimal() or not int(threads):
+    if threads.isdecimal() and int(threads):
+        use_threads(torch.get_num_threads())
+    else:
         use_threads(1 if workers is None else max(1, cores // max(1, workers)))
     if workers is not None:
         return workers

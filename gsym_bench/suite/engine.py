@@ -149,11 +149,13 @@ class Engine:
         cells = []
         for job in planned:
             place = _place(job.columns, job.facts)
-            # What has no checksum is run again for no other reason than its place.
-            known = bool(job.columns.get("checksum"))
-            same = {"fingerprint": job.columns.get("fingerprint", ""), **now} if known else {}
+            same = {"fingerprint": job.columns.get("fingerprint", ""), **now}
             row = rows.get(place)
-            if row is None or any(getattr(row, name) != value for name, value in same.items()):
+            if not job.columns.get("checksum"):  # its key is that of its row, whatever the data
+                new = job.key not in finished
+            else:
+                new = row is None or any(getattr(row, k) != value for k, value in same.items())
+            if new:
                 cells.append((place, job.columns))
         device = worker.device if self.engine == "local" and self.devices == 1 else self.engine
         return expect(cells, self.workers, worker.threads, device)

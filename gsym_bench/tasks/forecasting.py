@@ -243,7 +243,7 @@ class TrafficHour(Forecast):
         }[profile]
 
     def told(self, profile: str) -> str:
-        return f"{super().told(profile)} What is quoted learned from all training windows."
+        return f"{super().told(profile)} Models that are quoted learned from all training windows."
 
     def published(self, dataset: str) -> Mapping[str, Mapping[str, float]]:
         if dataset != "metr-la":

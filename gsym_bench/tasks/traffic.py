@@ -129,9 +129,9 @@ class Traffic(Task):
 
     def told(self, profile: str) -> str:
         return (
-            "Nets and ridge see the last three speeds at every detector, their graph and the time "
-            "of day, and ridge also which speeds are missing; the last value knows no time, and "
-            "the time of day no speeds."
+            "Nets and ridge see the last three speeds, along the roads also those of other "
+            "detectors, and the time of day, and ridge is told which speeds are missing; the last "
+            "value knows no time, and the time of day no speeds."
         )
 
     def loss(self, prediction: Tensor, batch: Split) -> Tensor:

@@ -164,4 +164,6 @@ def test_a_choice_on_other_draws_stands_beside_nothing(tmp_path):
             Real("toy", "noise", "quick", 0, drawn, g, 0.1, 0.0, 0.0, 1, 0.5, "c") for g in groups
         ]
         write_records(tmp_path / page.REAL, Real, real, 6)
-        assert ("### toy" in page.report(tmp_path).read_text()) == (drawn != "f00d")
+        text = page.report(tmp_path).read_text()
+        assert ("### toy" in text) == (drawn != "f00d")
+        assert ("no network was trained on these draws" in text) == (drawn == "f00d")

@@ -84,10 +84,10 @@ def test_workers_share_the_cores(monkeypatch, asked, variable, workers, threads)
 
 def test_threads_are_those_of_every_library():
     """BLAS pools have a thread for each core of their own, which workers would all wait for."""
-    use_threads(2)
-    use_threads(1)
-    assert torch.get_num_threads() == 1
-    assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+    for number in (2, 1):
+        use_threads(number)
+        assert torch.get_num_threads() == number
+        assert {pool["num_threads"] for pool in threadpool_info()} == {number}
 
 
 def test_memory_bounds_the_workers(monkeypatch):

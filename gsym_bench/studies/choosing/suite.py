@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from gsym_bench.studies.choosing.conditions import measure as measure_conditions
-from gsym_bench.studies.choosing.page import LEVELS, PARTITIONS, REAL, SIGNALS, report
+from gsym_bench.studies.choosing.page import CHOSEN, LEVELS, PARTITIONS, REAL, SIGNALS, report
 from gsym_bench.studies.choosing.trials import (
     Real,
     Recovery,
@@ -24,9 +24,6 @@ from gsym_bench.suite.results import read_rows
 from gsym_bench.suite.study_tables import write_records
 
 METR_LA = Path("traffic") / "metr_la.npz"
-# Tasks whose signals are few numbers at a node: an hour of traffic, 36 at each of 207, takes more
-# memory than a laptop has.
-CHOSEN = ("inpainting", "traffic", "skeleton")
 PARTS = ("levels", "partitions", "conditions", "real")
 RECOVERY = ((60, 4), (100, 10), (200, 5), (200, 20))
 RECOVERY_TRIALS = 10

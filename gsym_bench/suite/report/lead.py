@@ -53,6 +53,8 @@ def write_lead(out: Path, path: Path) -> None:
 def sentences(tables: Sequence[Table], titles: Mapping[str, str] | None = None) -> str:
     """Where a group between S_n and none wins by most, and where no choice of group helps.
 
+    Tables of the published protocol and of given numbers of signals are left out.
+
     Args:
         tables: Those of a folder of results.
         titles: What tasks are called, where that is not their name.
