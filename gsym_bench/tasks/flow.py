@@ -125,7 +125,7 @@ class FlowInpainting(Inpainting):
         column, row = grid_positions(SIZE).unbind(1)
         scale = 12 * samples.targets.square().sum(-1).mean().sqrt().item()
         for place, (name, values) in enumerate(panels.items()):
-            axes[0, place].set_title(fill(name, 16), fontsize=7)
+            axes[0, place].set_title(fill(name, 16, break_long_words=False), fontsize=7)
             for number, flow in enumerate(values):
                 hole = samples.aux["hole"][number, :, 0].tolist()
                 colors = ["#D55E00" if inside else "0.6" for inside in hole]
