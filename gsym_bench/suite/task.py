@@ -166,6 +166,8 @@ class Task(ABC):
             averaged with them.
         needs_data: Whether it has no embedded data; such a task runs only when it is named.
         profiles: The profiles it has.
+        superseded: Those that are kept to compare with what was published, though nobody would pose
+            the task so today; they make no headline.
         seeds: Number of seeds by profile, where a run is not told.
         shown: Test samples whose predictions a run keeps for `picture`.
         choosing: Further arguments of `gsym.choose_group` for its signals.
@@ -181,6 +183,7 @@ class Task(ABC):
     draws: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard")
+    superseded: ClassVar[tuple[str, ...]] = ()
     seeds: ClassVar[Mapping[str, int]] = {"quick": 5, "standard": 5, "paper": 3}
     shown: ClassVar[tuple[int, ...]] = ()
     choosing: ClassVar[Mapping[str, Any]] = {}

@@ -96,6 +96,7 @@ class Inpainting(Task):
     model_name: ClassVar[str] = "G-Net"
     draws: ClassVar[str] = "each part by itself"
     profiles: ClassVar[tuple[str, ...]] = ("quick", "standard", "paper")
+    superseded: ClassVar[tuple[str, ...]] = ("paper",)
     seeds: ClassVar[Mapping[str, int]] = {"quick": 10, "standard": 5, "paper": 5}
     shown: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4, 5)
     # Own values say nothing of a hole.

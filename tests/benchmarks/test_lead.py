@@ -9,6 +9,7 @@ from gsym_bench.suite.errors import BenchmarkError
 from gsym_bench.suite.report.lead import BEGIN, END, sentences, write_lead
 from gsym_bench.suite.report.tables import tabulate
 from gsym_bench.suite.results import append_row
+from gsym_bench.tasks import TASKS
 
 FULL = make_rows("S_4", 2, 3.178, val=[3.0, 3.2], test=[4.0, 4.0])
 TRIVIAL = make_rows("trivial", 16, 0.0, val=[2.0, 2.1], test=[2.5, 2.5])
@@ -59,10 +60,16 @@ def test_no_win_that_may_be_chance():
 
 
 def test_a_published_protocol_is_no_headline():
-    published = [change(r, profile="paper", key=f"p{r.key}") for r in rows(0.5, 8.0)]
+    published = [
+        change(r, task=TASKS["inpainting"].name, profile="paper", key=f"p{r.key}")
+        for r in rows(0.5, 8.0)
+    ]
     win, _ = said(*published, *rows(2.0, 8.0))
     assert "20.0% less" in win and "(S_2)^2; with no symmetry" in win
     assert said(*published)[0].endswith("on none of the tasks below.**")
+    # The long schedule of a task whose protocol is that of today does count.
+    long = [change(r, task="traffic-hour") for r in published]
+    assert "traffic-hour" in said(*long)[0]
 
 
 def test_a_mixture_is_not_called_a_group():

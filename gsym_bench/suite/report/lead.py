@@ -21,9 +21,8 @@ from gsym_bench.suite.report.tables import (
     tabulate,
 )
 from gsym_bench.suite.results import VARIANT, read_rows
+from gsym_bench.suite.task import TASKS
 
-# The published protocol is kept to compare with what was published; no one would pose it so today.
-PUBLISHED = "paper"
 BEGIN, END = "<!-- lead:begin -->", "<!-- lead:end -->"
 
 
@@ -53,7 +52,7 @@ def write_lead(out: Path, path: Path) -> None:
 def sentences(tables: Sequence[Table], titles: Mapping[str, str] | None = None) -> str:
     """Where a group between S_n and none wins by most, and where no choice of group helps.
 
-    Tables of the published protocol and of given numbers of signals are left out.
+    Tables of superseded protocols and of given numbers of signals are left out.
 
     Args:
         tables: Those of a folder of results.
@@ -62,7 +61,8 @@ def sentences(tables: Sequence[Table], titles: Mapping[str, str] | None = None) 
     wins, losses = [], []
     for table in tables:
         chosen, baseline = select(table), table.best_baseline
-        if table.signals is not None or table.profile == PUBLISHED:
+        task = TASKS.get(table.task)
+        if table.signals is not None or (task and table.profile in task.superseded):
             continue
         if chosen is None or baseline is None:
             continue
